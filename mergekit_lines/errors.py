@@ -1,0 +1,41 @@
+"""The one exception users see, and the nearest-name hint it often carries."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+import click
+
+
+class LinesError(click.ClickException):
+    """A problem with a recipe, a model or an option, said in full sentences.
+
+    As a :class:`click.ClickException` it ends the stock mergekit commands with one
+    message and exit status 1; raised from Python it carries the same text.
+    """
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__(_text(self.problems))
+
+
+def _text(problems: tuple[str, ...]) -> str:
+    if len(problems) == 1:
+        return f"[lines] {problems[0]}"
+    lines = [f"[lines] {len(problems)} problems; nothing was written."]
+    lines += [f"  {number}. {problem}" for number, problem in enumerate(problems, 1)]
+    return "\n".join(lines)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the known name nearest to ``name``, or ``""``."""
+    found = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.6)
+    return f" Did you mean {found[0]!r}?" if found else ""
+
+
+def some(names: Iterable[str], limit: int = 5) -> str:
+    """Join the first names of a long list, saying how many more there are."""
+    listed = sorted(names)
+    text = ", ".join(listed[:limit])
+    return text if len(listed) <= limit else f"{text} and {len(listed) - limit} more"
