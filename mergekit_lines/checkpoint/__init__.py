@@ -1,0 +1,1 @@
+"""Checkpoint folders: their headers, and the partial folder a merge is written to."""

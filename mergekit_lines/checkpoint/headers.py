@@ -1,0 +1,123 @@
+"""What a checkpoint folder holds, from its indexes and shard headers; no weight is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from safetensors import SafetensorError, safe_open
+
+from mergekit_lines.errors import some
+
+# What mergekit can load and torch can promote. fp8, fp4 and packed formats are none of it.
+FLOATS = {"F64", "F32", "F16", "BF16"}
+BUFFERS = {"I64", "I32", "I16", "I8", "U8", "U16", "U32", "U64", "BOOL"}
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """A tensor's header: its dtype as safetensors names it, its shape, and its file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+
+
+@dataclass
+class Headers:
+    """The tensors of a checkpoint folder by name, and what is wrong with the folder.
+
+    A pickled checkpoint (``.bin``) has names only from its index and no headers:
+    ``tensors`` is then None.
+    """
+
+    tensors: dict[str, TensorHeader] | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Return the names of the weight files and indexes in a folder."""
+    return sorted({path.name for pattern in WEIGHT_FILES for path in folder.glob(pattern)})
+
+
+def read_headers(folder: Path) -> Headers:
+    """Read the headers of every shard that mergekit would load from ``folder``."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    pickled = [folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"]
+    if single.exists() and index.exists():
+        return Headers(
+            problems=[
+                f"{folder}: found both model.safetensors and model.safetensors.index.json, of "
+                f"which mergekit reads the second and transformers the first. Remove the stale one."
+            ]
+        )
+    if index.exists():
+        return _read_indexed(folder, index)
+    if single.exists():
+        headers = Headers()
+        headers.tensors = _read_shard(folder, single.name, headers.problems)
+        return headers
+    if any(path.exists() for path in pickled):
+        return Headers()
+    return Headers(
+        problems=[
+            f"{folder}: found no model.safetensors, no pytorch_model.bin and no index of either, "
+            f"wanted a checkpoint in one of these forms. Check the path in the recipe."
+        ]
+    )
+
+
+def _read_indexed(folder: Path, index: Path) -> Headers:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(weight_map.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Headers(
+            problems=[
+                f"{index}: this index cannot be read ({type(error).__name__}: {error}), wanted a "
+                f"JSON object with a weight_map. Download it again."
+            ]
+        )
+    headers = Headers()
+    tensors: dict[str, TensorHeader] = {}
+    for shard in shards:
+        if not isinstance(shard, str) or PurePosixPath(shard).name != shard or "\\" in shard:
+            headers.problems.append(
+                f"{index}: found shard {shard!r}, wanted the name of a file beside the index. "
+                f"Do not use this checkpoint: its index points outside its folder."
+            )
+        elif not (folder / shard).is_file():
+            lost = [name for name, file in weight_map.items() if file == shard]
+            headers.problems.append(
+                f"{folder}: the index names {shard} (with {len(lost)} tensors: {some(lost, 2)}), "
+                f"which is not there. Download the missing shard."
+            )
+        else:
+            tensors |= _read_shard(folder, shard, headers.problems)
+    if not headers.problems:
+        absent = [name for name in weight_map if name not in tensors]
+        if absent:
+            headers.problems.append(
+                f"{index}: names {len(absent)} tensors that no shard holds: {some(absent)}. "
+                f"Index and shards are of different models; download both again."
+            )
+    # mergekit finds tensors through the index alone.
+    headers.tensors = {name: tensors[name] for name in weight_map if name in tensors}
+    return headers
+
+
+def _read_shard(folder: Path, file: str, problems: list[str]) -> dict[str, TensorHeader]:
+    tensors = {}
+    try:
+        with safe_open(folder / file, framework="pt") as shard:
+            for name in shard.keys():
+                piece = shard.get_slice(name)
+                shape = tuple(piece.get_shape())
+                tensors[name] = TensorHeader(piece.get_dtype(), shape, file)
+    except (SafetensorError, OSError, ValueError) as error:
+        problems.append(
+            f"{folder / file}: not a whole safetensors file ({error}). Download it again."
+        )
+    return tensors

@@ -1,0 +1,115 @@
+"""The partial folder: nothing looks like a model before it is one.
+
+A merge is written to a hidden sibling of OUT, which is renamed to OUT when it is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mergekit_lines.checkpoint.headers import weight_files
+from mergekit_lines.errors import LinesError, some
+
+# What a merge writes beside the weights; none of it is overwritten.
+OWN_FILES = ("config.json", "lines_report.json", "README.md", "mergekit_config.yml")
+MARK = "mergekit-lines.partial"
+
+
+def partial_path(out: Path) -> Path:
+    """Return the partial folder of ``out``: a hidden sibling, on the same file system."""
+    return out.parent / f".{out.name}.partial"
+
+
+def check_out(out: Path) -> list[str]:
+    """Return why nothing can be written to ``out``, or an empty list."""
+    if out.exists() and not out.is_dir():
+        return [f"OUT {out}: found a file, wanted a folder to make. Choose another OUT."]
+    if out.is_dir():
+        held = weight_files(out) + [name for name in OWN_FILES if (out / name).exists()]
+        if held:
+            return [
+                f"OUT {out}: already holds a model or parts of one ({some(held, 3)}), and a merge "
+                f"written over it could load old weights. Choose another OUT or remove it."
+            ]
+    partial = partial_path(out)
+    if partial.exists() and not (partial / MARK).exists() and any(partial.iterdir()):
+        return [f"{partial}: in the way of the partial folder and not ours. Remove or rename it."]
+    parent = out.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        return [f"OUT {out}: {parent} is not a folder that can be written to. Choose another OUT."]
+    return []
+
+
+@contextmanager
+def partial_folder(out: Path, say: Callable[[str], None]) -> Iterator[Path]:
+    """Yield an empty partial folder; it becomes ``out`` at the end, or vanishes on failure.
+
+    Raises:
+        LinesError: another merge is writing to the same OUT.
+    """
+    partial = partial_path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out.parent / f".{out.name}.partial.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LinesError(
+            f"OUT {out}: another merge is writing to it at this moment. Wait, or choose another OUT."
+        ) from None
+    try:
+        if partial.exists():
+            say(f"removing {partial}, left by a merge that was killed")
+            shutil.rmtree(partial)
+        partial.mkdir()
+        (partial / MARK).touch()
+        try:
+            yield partial
+            _publish(partial, out)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _publish(partial: Path, out: Path) -> None:
+    """Make the partial folder's files durable, then move them to ``out`` in one rename.
+
+    Into a folder that holds other things, files are moved one by one, config.json last:
+    nothing loads a model without it.
+    """
+    (partial / MARK).unlink()
+    for path in partial.rglob("*"):
+        _fsync(path)
+    _fsync(partial)
+    if out.is_dir() and any(out.iterdir()):
+        entries = sorted(partial.iterdir(), key=lambda path: (path.name == "config.json", path))
+        clash = [path.name for path in entries if (out / path.name).exists()]
+        if clash:
+            raise LinesError(f"OUT {out}: would overwrite {some(clash)}. Choose another OUT.")
+        for path in entries:
+            path.rename(out / path.name)
+        partial.rmdir()
+    else:
+        partial.rename(out)
+    _fsync(out)
+    _fsync(out.parent)
+
+
+def _fsync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,209 @@
+"""The words of a recipe: what each may be, how it is checked, and its default.
+
+mergekit resolves filters, gradients and overrides itself and calls the validator of the
+parameter on every scalar it meets; the validators here raise :class:`LinesError`, which
+passes through mergekit and pydantic untouched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from mergekit.merge_methods.base import ParameterScope, ParameterSpec
+from pydantic import PlainValidator, ValidationError
+
+from mergekit_lines.errors import LinesError, nearest
+from mergekit_lines.schedule import EXPONENTS
+
+# The paper's β, or the range it was tuned in, for the error that asks for one: Table 8 and
+# appendix B of arXiv 2410.17146.
+PAPER_BETA = {
+    "task_arithmetic": "0.3 for 8 vision models, tuned in 0.1 to 1.0 (uniform soups and rewarded "
+    "soups: alpha 1 with beta 0 to 1.0)",
+    "ties": "1.4 for 8 vision models, tuned in 0.1 to 1.5",
+    "consensus": "0.9 for 8 vision models, tuned in 0.1 to 1.0",
+}
+PAPER_BETA_ELSE = "not given in the paper for this wrap; 0.1 to 1.0 is where it tunes the others"
+
+
+def _word(name: str, check: Callable[[Any], Any], default: Any, meaning: str) -> ParameterSpec:
+    def validate(value: Any) -> Any:
+        # mergekit validates the default too; None stands for "not given".
+        return value if value is None else check(value)
+
+    return ParameterSpec(
+        name,
+        Annotated[Any, PlainValidator(validate)],
+        ParameterScope.SHARED,
+        default=default,
+        description=meaning,
+    )
+
+
+def _wrong(name: str, value: object, wanted: str) -> LinesError:
+    kind = " (a boolean)" if isinstance(value, bool) else ""
+    return LinesError(f"parameters.{name}: found {value!r}{kind}, wanted {wanted}.")
+
+
+def number(name: str, value: Any, wanted: str = "a finite number") -> float:
+    """Return ``value`` as a float; booleans, NaN, infinity and words are refused.
+
+    Text that is a number is taken as mergekit takes it (YAML reads ``1e-5`` as text).
+
+    Raises:
+        LinesError: it is not a finite number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise _wrong(name, value, wanted)
+    try:
+        result = float(value)
+    except ValueError:
+        raise _wrong(name, value, wanted) from None
+    if not math.isfinite(result):
+        raise _wrong(name, value, wanted)
+    return result
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    wanted = f"a whole number of at least {least}"
+    result = number(name, value, wanted)
+    if result != int(result) or result < least:
+        raise _wrong(name, value, wanted)
+    return int(result)
+
+
+def _alpha(value: Any) -> float | str:
+    if value == "auto":
+        return "auto"
+    hint = nearest(value, ["auto"]) if isinstance(value, str) else ""
+    try:
+        return number("alpha", value)
+    except LinesError:
+        raise _wrong("alpha", value, f"a finite number or `auto`{hint and '.' + hint}") from None
+
+
+def _alpha_postprocess(value: Any) -> float:
+    if value == "auto":
+        raise LinesError(
+            "parameters.alpha: found 'auto', wanted a finite number: lines_postprocess sees one "
+            "model, for which Eq. 2 says nothing. Write gamma (0 to 1), or alpha and beta."
+        )
+    return number("alpha", value)
+
+
+def _schedule(value: Any) -> float:
+    if isinstance(value, str) and value in EXPONENTS:
+        return EXPONENTS[value]
+    wanted = f"{', '.join(EXPONENTS)}, or an exponent above 0"
+    hint = nearest(value, EXPONENTS) if isinstance(value, str) else ""
+    try:
+        exponent = number("schedule", value)
+    except LinesError:
+        raise _wrong("schedule", value, f"{wanted}{hint and '.' + hint}") from None
+    if exponent <= 0:
+        raise _wrong("schedule", value, wanted)
+    return exponent
+
+
+def _outside(value: Any) -> float | str:
+    if value == "alpha":
+        return "alpha"
+    try:
+        return number("outside", value)
+    except LinesError:
+        raise _wrong("outside", value, "`alpha` or a finite number") from None
+
+
+def _blocks(value: Any) -> str:
+    entries = [entry.strip() for entry in value.split(",")] if isinstance(value, str) else []
+    if not entries or not all(entries):
+        raise _wrong(
+            "blocks",
+            value,
+            "ONE text of container names separated by commas, e.g. `decoder.block` "
+            "(a YAML list would be a gradient)",
+        )
+    return ",".join(entries)
+
+
+def _norm(value: Any) -> str:
+    if value not in ("l1", "l2"):
+        raise _wrong("norm", value, "`l1` (the authors' code) or `l2`")
+    return str(value)
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong("allow_nonfinite", value, "true or false")
+    return value
+
+
+def _wrap_name(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise _wrong("wrap", value, "the name of a mergekit merge method, e.g. `ties`")
+    return value
+
+
+_SCHEDULE_WORDS = (
+    _word("beta", lambda v: number("beta", v), None, "coefficient gained from first to last block"),
+    _word("schedule", _schedule, "linear", "linear, sqrt, quadratic, or an exponent above 0"),
+    _word("outside", _outside, "alpha", "coefficient of tensors outside the blocks"),
+    _word("blocks", _blocks, None, "containers that count as blocks, comma-separated"),
+    _word("num_blocks", lambda v: _whole("num_blocks", v, 1), None, "block count"),
+    _word("allow_nonfinite", _switch, False, "go on although an input holds NaN or infinity"),
+)
+
+LINES_WORDS = (
+    _word("wrap", _wrap_name, "task_arithmetic", "merge method whose task vector is scaled"),
+    _word("alpha", _alpha, "auto", "coefficient of the first block, or auto (Eq. 2)"),
+    *_SCHEDULE_WORDS,
+    _word("norm", _norm, "l1", "norm of Eq. 2 for alpha: auto"),
+    _word("seed", lambda v: _whole("seed", v, 0), None, "seed of wraps that draw at random"),
+)
+
+POSTPROCESS_WORDS = (
+    _word("alpha", _alpha_postprocess, None, "coefficient of the first block"),
+    _word("gamma", lambda v: number("gamma", v), None, "alpha = gamma, beta = 1 - gamma"),
+    *_SCHEDULE_WORDS,
+)
+
+# Words that hold for the whole recipe: a filter or a gradient over tensors has no meaning.
+WHOLE_RECIPE = ("blocks", "num_blocks", "norm", "seed")
+
+
+def strict(parameter: ParameterSpec, name: str) -> ParameterSpec:
+    """Return a wrapped method's parameter under the recipe's ``name``, strictly checked.
+
+    Booleans and non-finite numbers are refused where a number is wanted; a required
+    ``weight`` becomes 1.0.
+    """
+    numeric = _scalar(parameter.value_type) in (int, float)
+
+    def validate(value: Any) -> Any:
+        if numeric and value is not None:
+            number(name, value)
+        try:
+            return parameter.validate(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise LinesError(f"parameters.{name}: found {value!r}: {reason}.") from None
+
+    default = 1.0 if parameter.required and parameter.name == "weight" else parameter.default
+    return ParameterSpec(
+        name,
+        Annotated[Any, PlainValidator(validate)],
+        parameter.scope,
+        default=default,
+        description=parameter.description,
+    )
+
+
+def _scalar(value_type: Any) -> Any:
+    while get_origin(value_type) is Annotated:
+        value_type = get_args(value_type)[0]
+    if get_origin(value_type) is Union:
+        kinds = [kind for kind in get_args(value_type) if kind is not type(None)]
+        return _scalar(kinds[0]) if len(kinds) == 1 else None
+    return value_type

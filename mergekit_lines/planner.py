@@ -1,0 +1,348 @@
+"""mergekit's planner, extended: wrap, then depth, then one coefficient for every tensor.
+
+Recipes of mergekit's own methods pass through :class:`LinesPlanner` untouched.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from mergekit.architecture import WeightInfo
+from mergekit.common import ModelReference
+from mergekit.config import ConfigReader, MergeConfiguration, OutputModuleDefinition
+from mergekit.graph import Task
+from mergekit.io.tasks import ReturnTensor
+from mergekit.parameter_resolver import resolve_parameter
+from mergekit.plan import MergePlanner
+from pydantic import ValidationError
+
+from mergekit_lines.depth import BlockDepth, block_depths, natural_key
+from mergekit_lines.errors import LinesError, some
+from mergekit_lines.methods import method_for, postprocess_method
+from mergekit_lines.methods.words import LINES_WORDS, PAPER_BETA, PAPER_BETA_ELSE, WHOLE_RECIPE
+from mergekit_lines.schedule import Schedule
+from mergekit_lines.tasks import LinesTask
+from mergekit_lines.tokenizer import OrderedTokenizer
+
+WRAP = next(word for word in LINES_WORDS if word.name == "wrap")
+
+
+@dataclass
+class MergeRun:
+    """What one wrapped ``run_merge`` shares with its planner."""
+
+    seed: int = 0
+    seed_from_flag: bool = False
+    base_listed: dict[str | None, bool] = field(default_factory=dict)
+    summary: Summary | None = None
+    on_summary: Callable[[Summary], object] = lambda summary: None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished plan will do, for the report, the card and the console."""
+
+    wraps: tuple[str, ...]
+    seed: int
+    alpha: Any  # a Calibration, a number, or None where it differs between tensors
+    containers: dict[str, list[list[float]]]  # container -> per block, its distinct coefficients
+    outside: dict[str, float]
+
+
+ACTIVE: ContextVar[MergeRun | None] = ContextVar("mergekit_lines_run", default=None)
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One output tensor: the task that makes it, its place, and its schedule."""
+
+    weight: WeightInfo
+    task: LinesTask
+    wrap: str
+    depth: BlockDepth | None
+    values: dict[str, Any]
+
+    def coefficient(self, auto: float | None) -> float:
+        """Return λ, with ``auto`` in the place of ``alpha: auto``."""
+        alpha, beta = self.values["alpha"], self.values["beta"]
+        if self.values.get("gamma") is not None:
+            alpha, beta = self.values["gamma"], 1 - self.values["gamma"]
+        if alpha == "auto":
+            alpha = auto
+        if self.depth is None:
+            outside = self.values["outside"]
+            return float(alpha if outside == "alpha" else outside)
+        schedule = Schedule(alpha, beta, self.values["schedule"])
+        return schedule.coefficient(self.depth.index, self.depth.count)
+
+
+class LinesPlanner(MergePlanner):
+    """mergekit's planner, which for our methods gives each tensor its coefficient."""
+
+    def __init__(
+        self,
+        config: MergeConfiguration,
+        arch_info: Any,
+        options: Any,
+        out_model_config: Any,
+    ) -> None:
+        super().__init__(config, arch_info, options, out_model_config)
+        self._postprocess = config.merge_method == "lines_postprocess"
+        self._lines = self._postprocess or config.merge_method == "lines"
+        self._planned: list[PlannedTensor] | None = None
+        self._module: str | None = None
+        self._wraps: dict[str, str] = {}
+        self._problems: dict[str, list[str]] = defaultdict(list)
+        if not self._lines:
+            return
+        run = ACTIVE.get()
+        if run is None:
+            from mergekit_lines.plugin import REMEDY
+
+            raise LinesError(
+                f"merge_method {config.merge_method} was started by a run_merge that is not ours, "
+                f"so neither its checks nor its partial folder are in force: {REMEDY}."
+            )
+        self._run = run
+        if self._tokenizer_task is not None:
+            task = self._tokenizer_task
+            self._tokenizer_task = OrderedTokenizer(
+                base_model=task.base_model,
+                referenced_models=tuple(models_in_order(config)),
+                tokenizer_source=task.tokenizer_source,
+                trust_remote_code=task.trust_remote_code,
+                add_tokens=task.add_tokens,
+            )
+
+    def plan_module(self, module_name: str, definition: OutputModuleDefinition) -> None:
+        """Plan one module, remembering its name for the tensors in it."""
+        self._module = module_name
+        super().plan_module(module_name, definition)
+
+    def plan_tensor(
+        self,
+        weight: WeightInfo,
+        weights_in: list[WeightInfo],
+        models: list[ModelReference],
+        cfg_reader: ConfigReader,
+    ) -> None:
+        """Plan one tensor with the method that its ``wrap`` names."""
+        if not self._lines:
+            super().plan_tensor(weight, weights_in, models, cfg_reader)
+            return
+        recipe_method, planned = self._method, len(self._tensors)
+        try:
+            if self._postprocess:
+                wrap, self._method = "", postprocess_method()
+            else:
+                wrap = resolve_parameter(
+                    WRAP,
+                    tuple(cfg_reader.parameter_sources(None)),
+                    tensor_name=weight.name,
+                    t=cfg_reader.t,
+                )
+                self._method = method_for(wrap)
+            super().plan_tensor(weight, weights_in, models, cfg_reader)
+        except LinesError as error:
+            for problem in error.problems:
+                self._problems[problem].append(weight.name)
+        except ValidationError as error:
+            reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+            reason = reason.replace(f" for {weight.name}", "")
+            self._problems[f"{self._method.spec.name}: {reason}."].append(weight.name)
+        except RuntimeError as error:
+            reason = str(error).replace(f"{weight.name}", "a tensor")
+            self._problems[f"{self._method.spec.name}: {reason}."].append(weight.name)
+        finally:
+            self._method = recipe_method
+        if len(self._tensors) > planned:
+            self._wraps[weight.name] = wrap
+            self._replace_last_task()
+
+    def _replace_last_task(self) -> None:
+        weight, task = self._tensors[-1]
+        listed = self._run.base_listed
+        values = dict(task.parameters.items())
+        values["base_listed"] = listed.get(self._module, listed.get(None, True))
+        lines_task = LinesTask(
+            method_name=task.method_name,
+            gather_tensors=task.gather_tensors,
+            model_order=task.model_order,
+            base_model=task.base_model,
+            output_weight=task.output_weight,
+            parameters=values,
+            input_parameters=task.input_parameters,
+            dtype=task.dtype,
+            # One rounding: the method itself gives the dtype that will be stored.
+            out_dtype=weight.force_dtype or self.config.out_dtype,
+        )
+        self._tensors[-1] = (weight, lines_task)
+
+    def _plan(self) -> None:
+        if not self._lines:
+            super()._plan()
+            return
+        if self._planned is not None:
+            return
+        try:
+            super()._plan()
+        except LinesError:
+            raise
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise LinesError(f"mergekit cannot plan this recipe: {error}") from error
+        self._raise_problems()
+        # mergekit's order varies between processes for inferred architectures.
+        self._tensors.sort(key=lambda item: natural_key(item[0].name))
+        self._planned = self._place()
+        self._raise_problems()
+
+    def _place(self) -> list[PlannedTensor]:
+        """Give every planned tensor its depth, and check the words of its schedule."""
+        resolved = {w.name: dict(t.parameters.items()) for w, t in self._tensors}
+        for word in WHOLE_RECIPE:
+            found = {repr(values.get(word)) for values in resolved.values()}
+            if len(found) > 1:
+                self._problems[
+                    f"parameters.{word}: found {', '.join(sorted(found))} for different tensors, "
+                    f"wanted one value for the whole recipe. Give it without filter or gradient."
+                ] = []
+        self._raise_problems()
+        first = next(iter(resolved.values()), {})
+        blocks = first["blocks"].split(",") if first.get("blocks") else None
+        depths = block_depths(resolved, blocks=blocks, num_blocks=first.get("num_blocks"))
+        self._set_seed(first.get("seed"))
+        planned = []
+        for weight, task in self._tensors:
+            wrap, values = self._wraps[weight.name], resolved[weight.name]
+            self._check_schedule(weight.name, wrap, values)
+            planned.append(PlannedTensor(weight, task, wrap, depths[weight.name], values))
+        autos = {item.wrap for item in planned if item.values["alpha"] == "auto"}
+        if autos and len({item.wrap for item in planned}) > 1:
+            self._problems[
+                f"parameters.wrap: found {', '.join(sorted(set(self._wraps.values())))} in one "
+                f"recipe with alpha: auto, wanted one wrap: Eq. 2 compares the norms of one "
+                f"merge over the whole model. Give alpha as a number, or one wrap."
+            ] = []
+        return planned
+
+    def _check_schedule(self, name: str, wrap: str, values: dict[str, Any]) -> None:
+        if self._postprocess:
+            gamma, alpha, beta = values["gamma"], values["alpha"], values["beta"]
+            if gamma is not None and (alpha is not None or beta is not None):
+                self._problems[
+                    "parameters.gamma: found together with alpha or beta, wanted one way of "
+                    "saying it: gamma alone (alpha = gamma, beta = 1 - gamma), or alpha and beta."
+                ].append(name)
+            elif gamma is None and (alpha is None or beta is None):
+                self._problems[
+                    "parameters.gamma: found nothing, wanted gamma (0 to 1; the paper chooses it "
+                    "among 0, 0.1, …, 1 on validation data), or alpha and beta both."
+                ].append(name)
+        elif values["beta"] is None:
+            paper = PAPER_BETA.get(wrap, PAPER_BETA_ELSE)
+            self._problems[
+                f"parameters.beta: found nothing, wanted the coefficient gained from the first "
+                f"block to the last. The paper's value for {wrap}: {paper}."
+            ].append(name)
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is not None and self._run.seed_from_flag:
+            raise LinesError(
+                f"parameters.seed: found {seed} and --random-seed {self._run.seed} too, wanted one "
+                f"of them. Drop the flag or the parameter."
+            )
+        if seed is not None:
+            self._run.seed = seed
+
+    def _raise_problems(self) -> None:
+        if not self._problems:
+            return
+        total = len(self._tensors)
+        texts = []
+        for problem, names in self._problems.items():
+            partial = names and len(names) < max(total, len(names))
+            texts.append(f"{problem} (tensors: {some(names, 3)})" if partial else problem)
+        raise LinesError(texts)
+
+    def planned(self) -> list[PlannedTensor]:
+        """Return every output tensor with its place; no weight is read."""
+        self._plan()
+        return self._planned or []
+
+    def _finish(self) -> None:
+        """Find α where it is wanted, and write each tensor's coefficient into its task."""
+        from mergekit_lines.calibrate import calibrate
+
+        planned = self.planned()
+        found = calibrate(planned, self._run.seed, self.options, self.out_model_config)
+        tensors = []
+        containers: dict[str, dict[int, set[float]]] = defaultdict(lambda: defaultdict(set))
+        outside = {}
+        for item in planned:
+            coefficient = item.coefficient(found.alpha if found else None)
+            if item.depth is None:
+                outside[item.weight.name] = coefficient
+            else:
+                containers[item.depth.container][item.depth.index].add(coefficient)
+            values = {"coefficient": coefficient, "seed": self._run.seed}
+            tensors.append((item.weight, item.task.with_values(values)))
+        self._tensors = tensors
+        alphas = {item.values["gamma"] if self._postprocess and item.values["gamma"] is not None
+                  else item.values["alpha"] for item in planned}
+        self._run.summary = Summary(
+            wraps=tuple(sorted({item.wrap for item in planned if item.wrap})),
+            seed=self._run.seed,
+            alpha=found or (alphas.pop() if len(alphas) == 1 else None),
+            containers={
+                name: [sorted(blocks[index]) for index in sorted(blocks)]
+                for name, blocks in sorted(containers.items(), key=lambda i: natural_key(i[0]))
+            },
+            outside=outside,
+        )
+        self._run.on_summary(self._run.summary)
+
+    def plan_to_disk(self, out_path: str) -> list[Task]:
+        """Plan the merge to disk, reading weights first where ``alpha: auto`` needs them."""
+        if self._lines:
+            self._finish()
+        return super().plan_to_disk(out_path)
+
+    def plan_in_memory(self) -> list[ReturnTensor]:
+        """Plan the merge in memory, reading weights first where ``alpha: auto`` needs them."""
+        if self._lines:
+            self._finish()
+        return super().plan_in_memory()
+
+
+def models_in_order(config: MergeConfiguration) -> list[ModelReference]:
+    """Return the recipe's models, the base first, in the order it names them."""
+    models = [config.base_model] if config.base_model else []
+    definitions = [config, *(config.modules or {}).values()]
+    for definition in definitions:
+        for entry in definition.models or []:
+            models.append(entry.model)
+        for output_slice in definition.slices or []:
+            if output_slice.base_model:
+                models.append(output_slice.base_model)
+            models.extend(source.model for source in output_slice.sources)
+    return list(dict.fromkeys(models))
+
+
+def base_listed(config: MergeConfiguration) -> dict[str | None, bool]:
+    """Return, per module (None: all), whether the recipe itself lists the base as an input.
+
+    mergekit adds a base that ``models`` does not list; a wrap that ignores the base, such
+    as ``linear``, must not take it for one of the models.
+    """
+    base = config.base_model
+    if config.models is not None:
+        return {None: any(entry.model == base for entry in config.models)}
+    result: dict[str | None, bool] = {None: True}
+    for name, module in (config.modules or {}).items():
+        if module.models is not None:
+            result[name] = any(entry.model == base for entry in module.models)
+    return result

@@ -1,0 +1,115 @@
+"""Extend mergekit: our methods, our planner, and the wrapper around ``run_merge``."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from mergekit_lines import seams
+from mergekit_lines.errors import LinesError
+
+if TYPE_CHECKING:
+    from mergekit.config import MergeConfiguration
+    from mergekit.options import MergeOptions
+
+METHODS = ("lines", "lines_postprocess")
+REMEDY = (
+    "call `mergekit_lines.register()` before `from mergekit.merge import run_merge` "
+    "(stock commands: see that TORCH_DEVICE_BACKEND_AUTOLOAD and MERGEKIT_LINES_AUTOLOAD "
+    "are not 0)"
+)
+
+
+def register() -> None:
+    """Make mergekit know ``lines`` and ``lines_postprocess``, whatever autoload did.
+
+    Calling it again changes nothing. A ``run_merge`` that was imported by name before the
+    call is not ours; our methods then refuse to run and say so.
+
+    Raises:
+        LinesError: this mergekit is not one that the package works with.
+    """
+    seams.check_version()
+    for name in ("mergekit.merge_methods.registry", "mergekit.plan", "mergekit.merge"):
+        importlib.import_module(name)
+        extend(name)
+    seams.check()
+
+
+def extend(name: str) -> None:
+    """Extend one fully executed mergekit module; a second call changes nothing.
+
+    Raises:
+        LinesError: a seam of that module is not where it should be.
+    """
+    seams.check_version()
+    _EXTENSIONS[name](sys.modules[name])
+
+
+def _extend_registry(registry: Any) -> None:
+    # Runs in the middle of `import mergekit.merge_methods`: only its `base` can be imported.
+    from mergekit_lines.methods import RECIPE_METHODS
+
+    present = {method.spec.name for method in registry.registered_methods()}
+    for method in RECIPE_METHODS:
+        if method.spec.name not in present:
+            registry.register(method)
+
+
+def _extend_plan(plan: Any) -> None:
+    seams.check("mergekit.plan")
+    from mergekit_lines.planner import LinesPlanner
+
+    plan.MergePlanner = LinesPlanner
+
+
+def _extend_merge(merge: Any) -> None:
+    seams.check("mergekit.merge")
+    from mergekit_lines.planner import LinesPlanner
+
+    merge.MergePlanner = LinesPlanner
+    if getattr(merge.run_merge, "extended_by", None) != __name__:
+        merge.run_merge = _wrap(merge.run_merge)
+
+
+_EXTENSIONS = {
+    "mergekit.merge_methods.registry": _extend_registry,
+    "mergekit.plan": _extend_plan,
+    "mergekit.merge": _extend_merge,
+}
+
+
+def _wrap(run_merge: Any) -> Any:
+    @functools.wraps(run_merge)
+    def wrapped(
+        merge_config: MergeConfiguration,
+        out_path: str,
+        options: MergeOptions,
+        config_source: str | None = None,
+    ) -> None:
+        if merge_config.merge_method not in METHODS:
+            run_merge(merge_config, out_path, options, config_source)
+            return
+        from mergekit_lines.run import run_lines_merge
+
+        require_extended()
+        run_lines_merge(run_merge, merge_config, out_path, options, config_source)
+
+    wrapped.extended_by = __name__  # type: ignore[attr-defined]
+    return wrapped
+
+
+def require_extended() -> None:
+    """Check that every seam is ours, before a merge of ours begins.
+
+    Raises:
+        LinesError: a part of mergekit could not be extended.
+    """
+    from mergekit_lines.planner import LinesPlanner
+
+    for name in ("mergekit.plan", "mergekit.merge"):
+        if getattr(sys.modules.get(name), "MergePlanner", None) is not LinesPlanner:
+            raise LinesError(f"{name}.MergePlanner could not be extended: {REMEDY}.")
+    seams.check()

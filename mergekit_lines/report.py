@@ -1,0 +1,85 @@
+"""``lines_report.json``: what a merge did, for people, for the card and for later tools."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+from mergekit_lines import __version__
+from mergekit_lines.calibrate import Calibration
+from mergekit_lines.planner import Summary
+
+FORMAT = 1
+PACKAGES = ("mergekit", "torch", "transformers", "safetensors", "peft")
+
+
+def _one_or_all(values: list[float]) -> float | list[float]:
+    return values[0] if len(values) == 1 else values
+
+
+def report(summary: Summary, method: str, recipe: str) -> dict[str, Any]:
+    """Return the report of a merge; equal recipes and versions give equal reports."""
+    alpha: dict[str, Any] = {"value": summary.alpha, "source": "recipe"}
+    if isinstance(summary.alpha, Calibration):
+        found = summary.alpha
+        closed = found.tau_sum is None
+        alpha = {
+            "value": found.alpha,
+            "source": "Eq. 2, closed form 1/(N·|w|·|λ|)" if closed else "Eq. 2",
+            "models": found.models,
+            "norm": found.norm,
+            "tau_sum": found.tau_sum,
+            "tau_mtl": found.tau_mtl,
+        }
+    return {
+        "format": FORMAT,
+        "mergekit_lines": __version__,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+        "merge_method": method,
+        "wrap": list(summary.wraps),
+        "seed": summary.seed,
+        "alpha": alpha,
+        # Per block from the first to the last; a list where filters gave it several.
+        "containers": [
+            {"name": name, "coefficients": [_one_or_all(values) for values in blocks]}
+            for name, blocks in summary.containers.items()
+        ],
+        "outside": summary.outside,
+        "recipe": recipe,
+    }
+
+
+def to_json(content: dict[str, Any]) -> str:
+    """Return a report as the text of its file."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def describe(summary: Summary) -> list[str]:
+    """Return what the user is told before the merge: α, λ per container, what lies outside."""
+    lines = []
+    if isinstance(summary.alpha, Calibration):
+        found = summary.alpha
+        how = "closed form" if found.tau_sum is None else f"{found.norm.upper()} norms"
+        lines.append(f"alpha = {found.alpha!r} (auto: Eq. 2, {found.models} models, {how})")
+    for name, blocks in summary.containers.items():
+        first, last = _range(blocks[0]), _range(blocks[-1])
+        lines.append(f"{name}: {len(blocks)} blocks, coefficient {first} to {last}")
+    if not summary.containers:
+        lines.append(
+            "no residual blocks found in the tensor names: every tensor gets the coefficient "
+            "for outside, and beta has no effect"
+        )
+    if summary.outside:
+        values = sorted(set(summary.outside.values()))
+        lines.append(f"outside: {len(summary.outside)} tensors, coefficient {_range(values)}")
+    return lines
+
+
+def _range(values: list[float]) -> str:
+    low, high = f"{values[0]:.4g}", f"{values[-1]:.4g}"
+    return low if low == high else f"{low}…{high}"

@@ -1,0 +1,190 @@
+"""``run_merge`` for our methods: preflight, partial folder, mergekit's merge, report, card."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from mergekit import merge as mergekit_merge
+from mergekit.architecture import get_architecture_info
+from mergekit.architecture.auto import infer_architecture_info
+from mergekit.config import MergeConfiguration
+from mergekit.io.tasks import LoaderCache
+from mergekit.options import MergeOptions
+from safetensors import SafetensorError
+
+from mergekit_lines.card import card
+from mergekit_lines.checkpoint.partial import partial_folder
+from mergekit_lines.errors import LinesError
+from mergekit_lines.inputs import check_models, check_plan
+from mergekit_lines.planner import ACTIVE, LinesPlanner, MergeRun, base_listed, models_in_order
+from mergekit_lines.preflight import check_recipe
+from mergekit_lines.report import describe, report, to_json
+
+LOG = logging.getLogger(__name__)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
+
+
+def run_lines_merge(
+    run_merge: Callable[..., Any],
+    config: MergeConfiguration,
+    out_path: str,
+    options: MergeOptions,
+    source: str | None,
+) -> None:
+    """Merge as mergekit does, with our checks before and one rename at the end.
+
+    Args:
+        run_merge: mergekit's own, which does the merge itself.
+        config: the recipe; ``merge_method`` is one of ours.
+        out_path: the folder to make.
+        options: mergekit's flags.
+        source: the recipe's text, where the command had one.
+
+    Raises:
+        LinesError: the recipe, a model, an option or the disk is at fault; nothing is left.
+    """
+    out = Path(out_path).absolute()
+    recipe = source or config.to_yaml()
+    original = config.model_copy(deep=True)
+    say = _silent if options.quiet else _say
+    problems = check_recipe(config, out, options, source) + check_models(config, options)
+    if problems:
+        raise LinesError(list(dict.fromkeys(problems)))
+    run = MergeRun(
+        seed=options.random_seed or 0,
+        seed_from_flag=options.random_seed is not None,
+        base_listed=base_listed(config),
+        on_summary=lambda summary: [say(line) for line in describe(summary)],
+    )
+    with_card = options.write_model_card
+    token = ACTIVE.set(run)
+    try:
+        with _fresh_caches(), _plain_failures(out), _adapter_cache(config, options) as options:
+            options = _effective(config, options, say)
+            _check(original, options)
+            with partial_folder(out, say) as partial:
+                run_merge(config, str(partial), options, recipe)
+                _write_texts(partial, original, run, recipe, out.name if with_card else None)
+    finally:
+        ACTIVE.reset(token)
+    say(f"the merged model is in {out_path}")
+
+
+def _say(text: str) -> None:
+    click.echo(f"[lines] {text}", err=True)
+
+
+def _silent(text: str) -> None:
+    LOG.info(text)
+
+
+def _check(config: MergeConfiguration, options: MergeOptions) -> None:
+    """Plan once without writing, to name all that does not fit before anything is made."""
+    LoaderCache().setup(options=options)
+    try:
+        arch_info = get_architecture_info(config, options)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise LinesError(f"mergekit cannot tell the models' architecture: {error}") from error
+    for model in models_in_order(config):
+        LoaderCache().get(model)
+    copy = config.model_copy(deep=True)
+    out_config = mergekit_merge._model_out_config(copy, arch_info, options.trust_remote_code)
+    planned = LinesPlanner(copy, arch_info, options, out_config).planned()
+    problems = check_plan(planned, config, arch_info, options)
+    if problems:
+        raise LinesError(problems)
+
+
+def _effective(
+    config: MergeConfiguration, options: MergeOptions, say: Callable[[str], None]
+) -> MergeOptions:
+    """Return the options as our methods use them, telling what is not used as given."""
+    update: dict[str, Any] = {"write_model_card": False}  # ours is written without a network
+    if options.multi_gpu:
+        say("--multi-gpu is ignored: the merge runs on one device")
+        update["multi_gpu"] = False
+    donor = config.base_model or models_in_order(config)[0]
+    folder = Path(donor.model.path)
+    has_tokenizer = any((folder / name).exists() for name in TOKENIZER_FILES)
+    wants = options.copy_tokenizer and not (config.tokenizer or config.tokenizer_source)
+    if wants and folder.is_dir() and not has_tokenizer:
+        say(f"{folder} holds no tokenizer: none is copied")
+        update["copy_tokenizer"] = False
+    return options.model_copy(update=update)
+
+
+@contextmanager
+def _fresh_caches() -> Iterator[None]:
+    # mergekit keeps indexes and inferred layouts by path for the whole process, also when the
+    # files have changed since.
+    LoaderCache().loaders.clear()
+    infer_architecture_info.cache_clear()
+    try:
+        yield
+    finally:
+        LoaderCache().flush_all()
+        LoaderCache().loaders.clear()
+
+
+@contextmanager
+def _adapter_cache(config: MergeConfiguration, options: MergeOptions) -> Iterator[MergeOptions]:
+    """Merge adapters into a folder of this run alone.
+
+    mergekit reuses what lies in ``--lora-merge-cache`` by path: a retrained adapter would be
+    ignored, and a copy that was left half-made would be taken for whole.
+    """
+    if all(model.lora is None for model in models_in_order(config)):
+        yield options
+        return
+    parent = options.lora_merge_cache
+    if parent:
+        Path(parent).mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix="mergekit-lines-adapters-", dir=parent)
+    try:
+        yield options.model_copy(update={"lora_merge_cache": folder})
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _plain_failures(out: Path) -> Iterator[None]:
+    """Turn failures of disk and files into one sentence."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise LinesError(f"reading or writing a shard failed: {error}. OUT was not made.") from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise LinesError(
+                f"OUT {out}: the disk is full. Free some space; nothing was kept."
+            ) from error
+        where = f" ({error.filename})" if error.filename else ""
+        raise LinesError(
+            f"{error.strerror or str(error).splitlines()[0]}{where}. OUT was not made."
+        ) from error
+
+
+def _write_texts(
+    partial: Path,
+    config: MergeConfiguration,
+    run: MergeRun,
+    recipe: str,
+    card_name: str | None,
+) -> None:
+    summary = run.summary
+    if summary is None:
+        raise LinesError("mergekit merged without our planner; nothing was kept.")
+    texts = {"lines_report.json": to_json(report(summary, config.merge_method, recipe))}
+    if card_name is not None:
+        texts["README.md"] = card(config, summary, recipe, card_name)
+        texts["mergekit_config.yml"] = recipe
+    for file, text in texts.items():
+        (partial / file).write_text(text, encoding="utf-8")

@@ -1,0 +1,50 @@
+"""The schedule of LiNeS: from a block's depth to its coefficient."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+EXPONENTS = {"linear": 1.0, "sqrt": 0.5, "quadratic": 2.0}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """λ(ℓ) = α + β·x^p with x = (ℓ−1)/(L−1): LiNeS, Eq. 1, and its ablation C.3 (p ≠ 1).
+
+    Args:
+        alpha: coefficient of the first block.
+        beta: coefficient gained from the first block to the last.
+        exponent: p > 0; 1 is the paper's linear schedule.
+
+    Raises:
+        ValueError: a value is not finite, or the exponent is not positive.
+
+    Source: arXiv 2410.17146.
+    """
+
+    alpha: float
+    beta: float
+    exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta", "exponent"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not math.isfinite(value):
+                raise ValueError(f"{name}: found {value!r}, wanted a finite number")
+        if self.exponent <= 0:
+            raise ValueError(f"exponent: found {self.exponent!r}, wanted a number above 0")
+
+    def coefficient(self, index: int, count: int) -> float:
+        """Return λ of the block with 0-based ``index`` among ``count`` blocks.
+
+        A container of one block has x = 0, hence λ = α.
+
+        Raises:
+            ValueError: the index lies outside the container.
+        """
+        if not 0 <= index < count:
+            raise ValueError(f"block {index} is not one of {count} blocks")
+        if count == 1:
+            return self.alpha
+        return self.alpha + self.beta * (index / (count - 1)) ** self.exponent

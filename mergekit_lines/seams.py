@@ -1,0 +1,209 @@
+"""The seams of mergekit that this package stands on, by name, and the check of each.
+
+mergekit has no plugin interface for what LiNeS needs, so a release may move any of
+these. The check runs when a mergekit module is extended; ``tests/test_seams.py`` runs it
+over all of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+from dataclasses import dataclass
+
+from packaging.specifiers import SpecifierSet
+
+from mergekit_lines.errors import LinesError
+
+MERGEKIT = SpecifierSet(">=0.1.5,<0.2")
+
+
+@dataclass(frozen=True)
+class Seam:
+    """A name in a mergekit module: its parameters, or its fields if it is a model class."""
+
+    module: str
+    name: str
+    parameters: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+
+
+SEAMS = (
+    Seam("mergekit.merge", "run_merge", ("merge_config", "out_path", "options", "config_source")),
+    Seam("mergekit.merge", "MergePlanner"),
+    Seam("mergekit.plan", "MergePlanner", ("config", "arch_info", "options", "out_model_config")),
+    Seam(
+        "mergekit.plan",
+        "MergePlanner.plan_tensor",
+        ("self", "weight", "weights_in", "models", "cfg_reader"),
+    ),
+    Seam("mergekit.plan", "MergePlanner.plan_module", ("self", "module_name", "definition")),
+    Seam("mergekit.plan", "MergePlanner.plan_to_disk", ("self", "out_path")),
+    Seam("mergekit.plan", "MergePlanner.plan_in_memory", ("self",)),
+    Seam("mergekit.plan", "MergePlanner._plan", ("self",)),
+    Seam("mergekit.plan", "MergePlanner.normalize_config", ("self",)),
+    Seam("mergekit.merge_methods.registry", "register", ("method",)),
+    Seam("mergekit.merge_methods.registry", "get", ("name",)),
+    Seam("mergekit.merge_methods.registry", "registered_methods"),
+    Seam("mergekit.merge_methods.registry", "passthrough_merge_method"),
+    Seam(
+        "mergekit.merge_methods.base",
+        "MergeMethod._execute",
+        ("self", "groups", "parameters", "options", "input_dtypes", "out_dtype"),
+    ),
+    Seam(
+        "mergekit.merge_methods.base",
+        "MergeMethod._execute_resolved",
+        ("self", "groups", "parameters", "dtype", "out_dtype", "batch_options"),
+    ),
+    Seam(
+        "mergekit.merge_methods.base",
+        "MergeMethodSpec",
+        ("name", "parameters", "contract", "optional_tensor_policy", "uses_accelerator"),
+    ),
+    Seam(
+        "mergekit.merge_methods.base",
+        "ParameterSpec",
+        ("name", "value_type", "scope", "default", "description"),
+    ),
+    Seam("mergekit.merge_methods.base", "ParameterSpec.validate", ("self", "value")),
+    Seam(
+        "mergekit.merge_methods.base",
+        "InputContract",
+        ("base", "min_inputs", "max_inputs", "min_non_base", "max_non_base"),
+    ),
+    Seam("mergekit.merge_methods.base", "TensorGroup", ("entries", "metadata")),
+    Seam("mergekit.merge_methods.base", "TensorEntry", ("id", "tensor", "is_base")),
+    Seam(
+        "mergekit.merge_methods.task_adapter",
+        "ExecuteMergeMethodTask",
+        fields=(
+            "method_name",
+            "gather_tensors",
+            "model_order",
+            "base_model",
+            "output_weight",
+            "parameters",
+            "input_parameters",
+            "dtype",
+            "out_dtype",
+        ),
+    ),
+    Seam(
+        "mergekit.parameter_resolver",
+        "resolve_parameter",
+        ("parameter", "settings", "tensor_name", "t", "model"),
+    ),
+    Seam(
+        "mergekit.config",
+        "MergeConfiguration",
+        fields=(
+            "merge_method",
+            "base_model",
+            "models",
+            "slices",
+            "modules",
+            "parameters",
+            "dtype",
+            "out_dtype",
+            "tokenizer",
+            "tokenizer_source",
+        ),
+    ),
+    Seam("mergekit.config", "ConditionalParameter", fields=("value", "filter")),
+    Seam("mergekit.config", "ConfigReader.parameter_sources", ("self", "model")),
+    Seam("mergekit.common", "ModelReference", fields=("model", "lora", "override_architecture")),
+    Seam("mergekit.common", "ModelReference.config", ("self", "trust_remote_code")),
+    Seam("mergekit.common", "dtype_from_name", ("name",)),
+    Seam("mergekit.architecture", "get_architecture_info", ("config", "options")),
+    Seam("mergekit.architecture.auto", "infer_architecture_info.cache_clear"),
+    Seam("mergekit.architecture.base", "ModelArchitecture.all_weights", ("self", "config")),
+    Seam(
+        "mergekit.architecture.base",
+        "WeightInfo",
+        fields=("name", "vocabulary_axis", "optional", "aliases", "force_dtype", "tied_names"),
+    ),
+    Seam("mergekit.architecture.conversion", "can_convert_checkpoint_keys"),
+    Seam("mergekit.io.tasks", "LoaderCache.loaders"),
+    Seam("mergekit.io.tasks", "LoaderCache.setup", ("self", "options")),
+    Seam("mergekit.io.tasks", "LoaderCache.get", ("self", "model")),
+    Seam("mergekit.io.tasks", "GatherTensors", fields=("weight_info", "dtype", "device")),
+    Seam("mergekit.graph", "Executor", ("targets", "math_device", "storage_device")),
+    Seam("mergekit.graph", "Executor.run", ("self", "quiet", "desc")),
+    Seam(
+        "mergekit.tokenizer.build",
+        "BuildTokenizer",
+        fields=("base_model", "referenced_models", "tokenizer_source", "add_tokens"),
+    ),
+    Seam(
+        "mergekit.options",
+        "MergeOptions",
+        fields=(
+            "allow_crimes",
+            "unsafe_truncate_embeddings",
+            "lora_merge_cache",
+            "device",
+            "low_cpu_memory",
+            "copy_tokenizer",
+            "random_seed",
+            "write_model_card",
+            "safe_serialization",
+            "quiet",
+            "multi_gpu",
+            "trust_remote_code",
+        ),
+    ),
+)
+
+
+def check_version() -> str:
+    """Return mergekit's version.
+
+    Raises:
+        LinesError: it is not one this package was written for.
+    """
+    version = importlib.metadata.version("mergekit")
+    if not MERGEKIT.contains(version, prereleases=True):
+        raise LinesError(
+            f"mergekit {version} is installed, this mergekit-lines works with mergekit "
+            f"{MERGEKIT}: run `pip install 'mergekit{MERGEKIT}'` or a newer mergekit-lines."
+        )
+    return version
+
+
+def check(*modules: str) -> None:
+    """Check the version of mergekit and every seam in ``modules`` (none named: all).
+
+    Raises:
+        LinesError: the version does not fit, or a seam is gone or has another shape.
+    """
+    version = check_version()
+    moved = [
+        text
+        for seam in SEAMS
+        if (not modules or seam.module in modules) and (text := _difference(seam))
+    ]
+    if moved:
+        raise LinesError(
+            f"mergekit {version} is not as this mergekit-lines knows it ({'; '.join(moved)}): "
+            f"install another release of one of the two."
+        )
+
+
+def _difference(seam: Seam) -> str | None:
+    place = f"{seam.module}.{seam.name}"
+    found: object = importlib.import_module(seam.module)
+    for part in seam.name.split("."):
+        if not hasattr(found, part):
+            return f"{place} is gone"
+        found = getattr(found, part)
+    if seam.fields:
+        present = set(getattr(found, "model_fields", {}))
+        missing = [name for name in seam.fields if name not in present]
+    elif seam.parameters:
+        present = set(inspect.signature(found).parameters)  # type: ignore[arg-type]
+        missing = [name for name in seam.parameters if name not in present]
+    else:
+        missing = []
+    return f"{place} lacks {', '.join(missing)}" if missing else None

@@ -1,0 +1,46 @@
+"""Which output tensors are one parameter under two names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import transformers
+
+
+def model_class(config: Any) -> Any:
+    """Return the transformers class a config names, or None when there is none."""
+    names = getattr(config, "architectures", None) or []
+    return getattr(transformers, names[0], None) if names else None
+
+
+def tied_names(config: Any, names: Iterable[str]) -> set[str]:
+    """Return those of ``names`` that are tied to another name, by the config and its class.
+
+    Only declared ties count: ``tie_word_embeddings`` with the class's own table. Two
+    tensors that happen to be equal are two tensors.
+    """
+    declared = getattr(model_class(config), "_tied_weights_keys", None) or {}
+    text = getattr(config, "get_text_config", lambda: config)()
+    head_tied = bool(
+        getattr(config, "tie_word_embeddings", False) or getattr(text, "tie_word_embeddings", False)
+    )
+    known = set(names)
+    tied = set()
+    for name in known:
+        for pattern, source in _pairs(declared):
+            if not re.fullmatch(pattern, name):
+                continue
+            # T5 and BART always share their input embeddings; a head only where the config says.
+            if not head_tied and not name.endswith("embed_tokens.weight"):
+                continue
+            if source is None or source in known:
+                tied.add(name)
+    return tied
+
+
+def _pairs(declared: Any) -> list[tuple[str, str | None]]:
+    if isinstance(declared, dict):
+        return [(str(key), str(value)) for key, value in declared.items()]
+    return [(str(key), None) for key in declared]

@@ -1,0 +1,65 @@
+"""Fixtures every test may use: tiny LLaMA checkpoints, made once a session. Read, never write."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports huggingface_hub, which reads it once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import models
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that holds the session's checkpoints."""
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="session")
+def llama_base(checkpoints: Path) -> Path:
+    """A LLaMA of four blocks in fp32, with its tokenizer."""
+    return models.llama(checkpoints / "llama_base", seed=1)
+
+
+@pytest.fixture(scope="session")
+def llama_a(checkpoints: Path, llama_base: Path) -> Path:
+    """``llama_base`` fine-tuned (fp32)."""
+    return models.finetuned(llama_base, checkpoints / "llama_a", seed=2)
+
+
+@pytest.fixture(scope="session")
+def llama_b(checkpoints: Path, llama_base: Path) -> Path:
+    """``llama_base`` fine-tuned otherwise (fp32)."""
+    return models.finetuned(llama_base, checkpoints / "llama_b", seed=3)
+
+
+@pytest.fixture(scope="session")
+def llama_bf16_base(checkpoints: Path) -> Path:
+    """A LLaMA of four blocks in bf16, with its tokenizer."""
+    return models.llama(checkpoints / "llama_bf16_base", seed=1, dtype=torch.bfloat16)
+
+
+@pytest.fixture(scope="session")
+def llama_bf16_a(checkpoints: Path, llama_bf16_base: Path) -> Path:
+    """``llama_bf16_base`` fine-tuned (bf16)."""
+    # Enough noise that most entries move by more than one bf16 step.
+    return models.finetuned(llama_bf16_base, checkpoints / "llama_bf16_a", seed=2, scale=0.05)
+
+
+@pytest.fixture(scope="session")
+def llama_bf16_b(checkpoints: Path, llama_bf16_base: Path) -> Path:
+    """``llama_bf16_base`` fine-tuned otherwise (bf16)."""
+    return models.finetuned(llama_bf16_base, checkpoints / "llama_bf16_b", seed=3, scale=0.05)
+
+
+@pytest.fixture(scope="session")
+def adapter(checkpoints: Path, llama_base: Path) -> Path:
+    """A LoRA adapter of ``llama_base`` on q_proj and v_proj."""
+    return models.lora(llama_base, checkpoints / "adapter", seed=4)

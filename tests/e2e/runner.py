@@ -1,0 +1,228 @@
+"""Running mergekit in tests: its real commands in a subprocess, or ``run_merge`` in place.
+
+As a script (``python runner.py JOBS REPORT``) it does a list of merges in one process, for
+:func:`merge_many`. It imports nothing from ``tests``, so that only the installed package
+counts there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_BAR = re.compile(r"\d+%\||\d+it \[")
+BIN = Path(sys.executable).parent
+Recipe = str | Mapping[str, Any]
+Environment = Mapping[str, str | None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended."""
+
+    command: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def last_line(self) -> str:
+        """The last line of :attr:`messages`, or an empty text."""
+        return self.messages[-1] if self.messages else ""
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """The lines on stderr, but for empty ones and progress bars."""
+        lines = (line.rstrip() for line in self.stderr.splitlines())
+        return tuple(line for line in lines if line and not _BAR.search(line))
+
+    def succeeded(self) -> Result:
+        """Return self where the exit status is 0; else raise with all that was printed."""
+        assert self.returncode == 0, (
+            f"{' '.join(self.command)}: exit status {self.returncode}\n{self.stdout}{self.stderr}"
+        )
+        return self
+
+
+def environment(changes: Environment | None = None) -> dict[str, str]:
+    """Return this process's environment made offline and plain, then changed.
+
+    A value of None removes a name. Whatever was set outside, a subprocess starts with the
+    package on and Python's own warning filters.
+    """
+    dropped = {"MERGEKIT_LINES_AUTOLOAD", "PYTHONWARNINGS", "FORCE_COLOR", "CLICOLOR_FORCE"}
+    result = {name: value for name, value in os.environ.items() if name not in dropped}
+    result |= {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "NO_COLOR": "1",
+        "TERM": "dumb",
+        "COLUMNS": "200",
+        "PYTHONIOENCODING": "utf-8",
+    }
+    for name, value in (changes or {}).items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = value
+    return result
+
+
+def run(
+    command: Sequence[str | Path],
+    cwd: Path | str,
+    env: Environment | None = None,
+    timeout: float = 300,
+) -> Result:
+    """Run a command and return how it ended. A bare name of the venv's scripts is found there."""
+    words = [str(word) for word in command]
+    if os.sep not in words[0] and (BIN / words[0]).exists():
+        words[0] = str(BIN / words[0])
+    done = subprocess.run(
+        words,
+        cwd=cwd,
+        env=environment(env),
+        timeout=timeout,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        encoding="utf-8",
+        errors="replace",
+    )
+    return Result(tuple(words), done.returncode, done.stdout, done.stderr)
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """Return a recipe as YAML text; a text is returned as it is, a Path becomes its string."""
+    if isinstance(recipe, str):
+        return recipe
+    return yaml.safe_dump(_plain(recipe), sort_keys=False)
+
+
+def mergekit_yaml(
+    recipe: Recipe,
+    out: Path | str,
+    *flags: str,
+    cwd: Path | str,
+    env: Environment | None = None,
+    timeout: float = 300,
+) -> Result:
+    """Write the recipe to ``cwd/recipe.yml`` and run ``mergekit-yaml recipe.yml OUT FLAGS``."""
+    (Path(cwd) / "recipe.yml").write_text(recipe_text(recipe), encoding="utf-8")
+    return run(["mergekit-yaml", "recipe.yml", out, *flags], cwd, env, timeout)
+
+
+def mergekit_multi(
+    recipe: str | Sequence[Mapping[str, Any]],
+    out: Path | str | None,
+    *flags: str,
+    cwd: Path | str,
+    intermediate: Path | str = "./merges/steps",
+    env: Environment | None = None,
+    timeout: float = 300,
+) -> Result:
+    """Write the documents to ``cwd/recipe.yml`` and run ``mergekit-multi`` on them.
+
+    ``out`` is where a document without a name goes; the others go below ``intermediate``.
+    """
+    if not isinstance(recipe, str):
+        recipe = "---\n".join(recipe_text(document) for document in recipe)
+    (Path(cwd) / "recipe.yml").write_text(recipe, encoding="utf-8")
+    places: list[str | Path] = ["--intermediate-dir", intermediate]
+    places += [] if out is None else ["--out-path", out]
+    return run(["mergekit-multi", "recipe.yml", *places, *flags], cwd, env, timeout)
+
+
+def in_process(recipe: Recipe, out: Path | str, **options: Any) -> Path:
+    """Merge in this process as ``mergekit-yaml`` would, and return the output folder.
+
+    ``options`` are fields of mergekit's ``MergeOptions``. What the merge raises is raised.
+    """
+    import mergekit.merge
+    from mergekit.architecture.auto import infer_architecture_info
+    from mergekit.config import MergeConfiguration
+    from mergekit.io.tasks import LoaderCache
+    from mergekit.options import MergeOptions
+
+    # Both outlive a merge and are keyed by path: they would hold what an earlier test's files
+    # held.
+    LoaderCache().loaders.clear()
+    infer_architecture_info.cache_clear()
+    text = recipe_text(recipe)
+    mergekit.merge.run_merge(
+        MergeConfiguration.model_validate(yaml.safe_load(text)),
+        str(out),
+        options=MergeOptions(**{"quiet": True, **options}),
+        config_source=text,
+    )
+    return Path(out)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`merge_many` saw."""
+
+    methods: frozenset[str]
+    """Names of the registered merge methods."""
+    modules: frozenset[str]
+    """Names of all modules imported at the end."""
+    errors: dict[str, str | None]
+    """For every output folder ``Type: text`` of what its merge raised, or None."""
+
+
+def merge_many(
+    recipes: Mapping[str, tuple[Recipe, Mapping[str, Any]]],
+    *,
+    cwd: Path | str,
+    env: Environment | None = None,
+    timeout: float = 300,
+) -> Report:
+    """Do many merges in one subprocess, so that imports are paid once.
+
+    ``recipes`` maps each output folder (relative to ``cwd``) to a recipe and its merge options.
+    """
+    cwd = Path(cwd)
+    jobs = [
+        {"out": out, "recipe": recipe_text(recipe), "options": dict(options)}
+        for out, (recipe, options) in recipes.items()
+    ]
+    (cwd / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    script = [sys.executable, str(Path(__file__).resolve()), "jobs.json", "report.json"]
+    run(script, cwd, env, timeout).succeeded()
+    report = json.loads((cwd / "report.json").read_text(encoding="utf-8"))
+    return Report(frozenset(report["methods"]), frozenset(report["modules"]), report["errors"])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _main(jobs_file: str, report_file: str) -> None:
+    errors: dict[str, str | None] = {}
+    for job in json.loads(Path(jobs_file).read_text(encoding="utf-8")):
+        try:
+            in_process(job["recipe"], job["out"], **job["options"])
+            errors[job["out"]] = None
+        except Exception as error:
+            errors[job["out"]] = f"{type(error).__name__}: {error}"
+    import mergekit.merge_methods
+
+    methods = [method.spec.name for method in mergekit.merge_methods.registered_methods()]
+    report = {"methods": methods, "modules": sorted(sys.modules), "errors": errors}
+    Path(report_file).write_text(json.dumps(report), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
