@@ -787,6 +787,20 @@ def test_every_expert_is_in_the_block_of_its_layer() -> None:
             assert depth == BlockDepth("model.layers", int(name.split(".")[2]), 9)
 
 
+@pytest.mark.parametrize(
+    ("beside", "expert"),
+    [
+        (["norm.weight", "gate.weight"], GLU),
+        ([*ATTENTION, *NORMS, "gate.weight"], ["norm.weight", *GLU]),
+    ],
+    ids=["no attention beside the experts", "a norm in each expert"],
+)
+def test_unusual_experts_are_not_blocks(beside: list[str], expert: list[str]) -> None:
+    """MoE blocks are no stages, be they without attention or their experts with a norm."""
+    names = listed("model.layers", 3, [*beside, *listed("experts", 8, expert)])
+    assert containers(block_depths([*names, *ENDS])) == {"model.layers": 3}
+
+
 def test_sublayers_of_t5_are_not_blocks() -> None:
     """Every tensor of T5 has the number of its block, not that of its sublayer."""
     depths = block_depths(build("T5ForConditionalGeneration", t5(12, 7).to_dict()))
