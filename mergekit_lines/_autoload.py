@@ -46,7 +46,7 @@ def _extend(name: str) -> None:
         from mergekit_lines import plugin
 
         plugin.extend(name)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, `import torch` must go on
         warnings.warn(
             f"mergekit-lines could not extend {name}, so `merge_method: lines` does not work "
             f"here: {error} (torch and mergekit itself are not affected; "

@@ -68,9 +68,7 @@ def calibrate(
         return Calibration(alpha=1 / (count * closed), models=count, norm=norm)
     collector = NormCollector(power=1 if norm == "l1" else 2)
     tied = tied_names(out_model_config, [item.weight.name for item in planned])
-    tasks = [
-        _norm_task(item, collector, seed) for item in planned if item.weight.name not in tied
-    ]
+    tasks = [_norm_task(item, collector, seed) for item in planned if item.weight.name not in tied]
     executor = Executor(
         tasks,
         math_device=options.device,

@@ -234,7 +234,8 @@ def _container(path: Path, items: Items) -> _Container:
                 index = start + int(tensor[len(inner)])
             else:
                 index = made.count if tensor[0] in lacking_last else start
-            made.index[(*path, str(stage), *tensor)] = index
+            name = (*path, str(stage), *tensor)
+            made.index[name] = index
     return made
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
 from mergekit.architecture import WeightInfo
 from mergekit.architecture.conversion import can_convert_checkpoint_keys
 from mergekit.common import ModelPath, ModelReference
@@ -70,14 +70,13 @@ def _check_config(folder: Path) -> Iterator[str]:
     if not isinstance(config, dict) or not config.get("architectures"):
         yield (
             f"{path}: names no architectures, by which mergekit knows the layout. Save the model "
-            f"with transformers' save_pretrained, or add e.g. \"architectures\": "
-            f"[\"LlamaForCausalLM\"]."
+            f'with save_pretrained, or add e.g. "architectures": ["LlamaForCausalLM"].'
         )
     elif config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "quantised")
         yield (
-            f"{folder}: a quantised checkpoint ({method}), wanted plain fp16, bf16 or fp32 weights: "
-            f"task vectors cannot be formed from packed ones. Use the unquantised model."
+            f"{folder}: a quantised checkpoint ({method}), wanted plain fp16, bf16 or fp32 "
+            f"weights: packed ones have no task vectors. Use the unquantised model."
         )
 
 
@@ -100,13 +99,13 @@ def _check_hub(model: ModelReference, options: MergeOptions) -> str | None:
         return f"model {path}: there is no such folder. Check the path{_sibling(path)}."
     try:
         config = model.config(trust_remote_code=options.trust_remote_code)
-    except Exception as error:  # transformers and the Hub client raise a dozen kinds here
+    except Exception as error:  # noqa: BLE001 - the Hub's clients raise a dozen kinds
         cause = error.__cause__ or error
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
         return (
             f"model {path}: there is no such folder, and the Hub gave no config for it "
-            f"({type(cause).__name__}: {reason[:160]}). Check the name{_sibling(path)}, the network, "
-            f"and, for a gated or private model, `hf auth login`."
+            f"({type(cause).__name__}: {reason[:160]}). Check the name{_sibling(path)}, the "
+            f"network, and, for a gated or private model, `hf auth login`."
         )
     if getattr(config, "quantization_config", None):
         return f"model {path}: a quantised checkpoint, wanted plain fp16, bf16 or fp32 weights."
@@ -286,9 +285,7 @@ def _converted(model_type: str, name: str, taken: set[str]) -> bool:
     return name in taken
 
 
-def _check_filters(
-    planned: Sequence[PlannedTensor], config: MergeConfiguration
-) -> Iterator[str]:
+def _check_filters(planned: Sequence[PlannedTensor], config: MergeConfiguration) -> Iterator[str]:
     names = {item.weight.name for item in planned}
     for item in planned:
         gather: Any = item.task.gather_tensors

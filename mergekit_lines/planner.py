@@ -39,7 +39,7 @@ class MergeRun:
     seed_from_flag: bool = False
     base_listed: dict[str | None, bool] = field(default_factory=dict)
     summary: Summary | None = None
-    on_summary: Callable[[Summary], object] = lambda summary: None
+    on_summary: Callable[[Summary], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class LinesPlanner(MergePlanner):
         out_model_config: Any,
     ) -> None:
         super().__init__(config, arch_info, options, out_model_config)
+        self._method: Any
+        self._tokenizer_task: Any
         self._postprocess = config.merge_method == "lines_postprocess"
         self._lines = self._postprocess or config.merge_method == "lines"
         self._planned: list[PlannedTensor] | None = None
@@ -291,8 +293,12 @@ class LinesPlanner(MergePlanner):
             values = {"coefficient": coefficient, "seed": self._run.seed}
             tensors.append((item.weight, item.task.with_values(values)))
         self._tensors = tensors
-        alphas = {item.values["gamma"] if self._postprocess and item.values["gamma"] is not None
-                  else item.values["alpha"] for item in planned}
+        alphas = {
+            item.values["gamma"]
+            if self._postprocess and item.values["gamma"] is not None
+            else item.values["alpha"]
+            for item in planned
+        }
         self._run.summary = Summary(
             wraps=tuple(sorted({item.wrap for item in planned if item.wrap})),
             seed=self._run.seed,
@@ -303,7 +309,8 @@ class LinesPlanner(MergePlanner):
             },
             outside=outside,
         )
-        self._run.on_summary(self._run.summary)
+        if self._run.on_summary:
+            self._run.on_summary(self._run.summary)
 
     def plan_to_disk(self, out_path: str) -> list[Task]:
         """Plan the merge to disk, reading weights first where ``alpha: auto`` needs them."""

@@ -122,8 +122,8 @@ _INNER = _inner_models()
 def _check_options(options: MergeOptions) -> Iterator[str]:
     if not options.safe_serialization:
         yield (
-            "--no-safe-serialization: lines writes safetensors only. Drop the flag, and convert the "
-            "result if a pickled checkpoint is really wanted."
+            "--no-safe-serialization: lines writes safetensors only. Drop the flag, and convert "
+            "the result if a pickled checkpoint is really wanted."
         )
     if options.unsafe_truncate_embeddings:
         yield (
@@ -239,9 +239,7 @@ def _hint(name: str, known: dict[str, Any], postprocess: bool) -> str:
     return nearest(name, known) or f" (known: {', '.join(sorted(known))})"
 
 
-def _check_values(
-    place: str, setting: Any, specs: list[ParameterSpec], name: str
-) -> Iterator[str]:
+def _check_values(place: str, setting: Any, specs: list[ParameterSpec], name: str) -> Iterator[str]:
     values = list(_leaves(setting))
     if not values:
         yield f"{place}: found an empty list, wanted a value."
@@ -252,7 +250,7 @@ def _check_values(
         )
         return
     for value in values:
-        failures = []
+        failures: list[str] = []
         for spec in specs:
             try:
                 spec.validate(value)
@@ -262,9 +260,7 @@ def _check_values(
             yield failures[0].replace(f"parameters.{name}", place, 1)
 
 
-def _check_counts(
-    config: MergeConfiguration, wraps: list[str], postprocess: bool
-) -> Iterator[str]:
+def _check_counts(config: MergeConfiguration, wraps: list[str], postprocess: bool) -> Iterator[str]:
     """Check how many models the method takes, for recipes that list them in one place."""
     if config.models is None or config.base_model is None:
         return
@@ -279,12 +275,10 @@ def _check_counts(
         return
     for wrap in wraps:
         contract = method_for(wrap).spec.contract
-        ranges = (
-            (contract.min_inputs - 1, None if contract.max_inputs is None else contract.max_inputs - 1),
-            (contract.min_non_base or 0, contract.max_non_base),
-        )
-        least = max(low for low, _ in ranges)
-        most = min((high for _, high in ranges if high is not None), default=None)
+        # The base is one of the inputs.
+        least = max(contract.min_inputs - 1, contract.min_non_base or 0)
+        limits = [contract.max_inputs and contract.max_inputs - 1, contract.max_non_base]
+        most = min((limit for limit in limits if limit is not None), default=None)
         if count and (count < least or (most is not None and count > most)):
             wanted = f"{least}" if least == most else f"at least {least}"
             wanted = wanted if most is None or least == most else f"{least} to {most}"

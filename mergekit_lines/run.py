@@ -67,11 +67,11 @@ def run_lines_merge(
     with_card = options.write_model_card
     token = ACTIVE.set(run)
     try:
-        with _fresh_caches(), _plain_failures(out), _adapter_cache(config, options) as options:
-            options = _effective(config, options, say)
-            _check(original, options)
+        with _fresh_caches(), _plain_failures(out), _adapter_cache(config, options) as cached:
+            effective = _effective(config, cached, say)
+            _check(original, effective)
             with partial_folder(out, say) as partial:
-                run_merge(config, str(partial), options, recipe)
+                run_merge(config, str(partial), effective, recipe)
                 _write_texts(partial, original, run, recipe, out.name if with_card else None)
     finally:
         ACTIVE.reset(token)
@@ -160,7 +160,7 @@ def _plain_failures(out: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise LinesError(f"reading or writing a shard failed: {error}. OUT was not made.") from error
+        raise LinesError(f"a shard could not be read or written: {error}.") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise LinesError(

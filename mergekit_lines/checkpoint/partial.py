@@ -62,7 +62,7 @@ def partial_folder(out: Path, say: Callable[[str], None]) -> Iterator[Path]:
         lock.acquire()
     except Timeout:
         raise LinesError(
-            f"OUT {out}: another merge is writing to it at this moment. Wait, or choose another OUT."
+            f"OUT {out}: another merge is writing to it right now. Wait, or choose another OUT."
         ) from None
     try:
         if partial.exists():

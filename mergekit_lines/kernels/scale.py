@@ -10,9 +10,7 @@ def work_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def scale_task_vector(
-    base: torch.Tensor, merged: torch.Tensor, coefficient: float
-) -> torch.Tensor:
+def scale_task_vector(base: torch.Tensor, merged: torch.Tensor, coefficient: float) -> torch.Tensor:
     """Return θ_0 + λ·(M − θ_0), Eq. 1 of arXiv 2410.17146 for one tensor.
 
     Args:

@@ -87,21 +87,22 @@ class LinesMethod(MergeMethod):
         out_dtype: torch.dtype | None = None,
     ) -> tuple[torch.Tensor, ...]:
         results = []
-        for group, values, dtype in zip(groups, parameters, input_dtypes, strict=True):
+        for group, values, input_dtype in zip(groups, parameters, input_dtypes, strict=True):
             if group.base is None:
                 raise LinesError(f"tensor {group.metadata.name}: the base has no such tensor.")
             base = group.base.tensor
+            dtype = out_dtype or input_dtype or base.dtype
             collector = values.get("collector")
             if not group.non_base or not base.numel():
                 result = base
             elif collector is None:
-                result = self._merge(group, values, out_dtype or dtype)
+                result = self._merge(group, values, dtype)
             else:
                 # A calibration wants the norm terms; what it returns is thrown away.
                 terms = self._norms(group, values, collector.power)
                 collector.terms[group.metadata.name] = terms
                 result = base
-            results.append(result.to(out_dtype or dtype))
+            results.append(result.to(dtype))
         return tuple(results)
 
     def _merge(

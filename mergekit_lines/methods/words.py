@@ -152,7 +152,12 @@ _SCHEDULE_WORDS = (
     _word("outside", _outside, "alpha", "coefficient of tensors outside the blocks"),
     _word("blocks", _blocks, None, "containers that count as blocks, comma-separated"),
     _word("num_blocks", lambda v: _whole("num_blocks", v, 1), None, "block count"),
-    _word("allow_nonfinite", _switch, False, "go on although an input holds NaN or infinity"),
+    _word(
+        "allow_nonfinite",
+        _switch,
+        default=False,
+        meaning="go on although an input holds NaN or infinity",
+    ),
 )
 
 LINES_WORDS = (
