@@ -57,7 +57,7 @@ SYSTEM = "You give short advice."
 PROMPTS = ("How do I keep a houseplant healthy?", "What is the best way to learn to cook?")
 ANSWER_TOKENS = 40
 
-SEED, STEPS, BATCH, LEARNING_RATE = 0, 20, 4, 3e-5
+SEED, STEPS, BATCH, LEARNING_RATE = 0, 20, 4, 4e-5
 
 Batch = dict[str, torch.Tensor]
 
@@ -424,7 +424,8 @@ def show_models(coefficient: float) -> None:
             lines = [part for line in body for part in textwrap.wrap(line, 80)] or ["(nothing)"]
             for row, line in enumerate(lines):
                 print(f"   {name if row == 0 else '':9} | {line}")
-    print("\n   loss per token on answers that no model was trained on (lower is better)")
+    print("\n   loss per token on answers that no model was trained on (lower is better):")
+    print("   a policy knows its own style only, the merge is to know both")
     print(f"   {'':9} | " + " ".join(f"{style:>9}" for style in STYLES) + "      mean")
     for name, row in found.items():
         losses = [*row["losses"], sum(row["losses"]) / len(STYLES)]
