@@ -501,7 +501,8 @@ def _decoder(layers: int, hidden: int, vocab: int = 128, heads: int = 4) -> dict
 
 def _noise(seed: int, name: str, shape: Iterable[int]) -> torch.Tensor:
     """Return N(0, 1) in fp32 that hangs on seed, name and shape only, not on any order."""
-    generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
+    # A hash of both: torch's CPU generator looks at the low 32 bits of its seed only.
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
     return torch.randn(tuple(shape), generator=generator)
 
 

@@ -1,0 +1,233 @@
+"""What lies on disk afterwards: the output folder, its texts, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import models
+from tests.e2e.runner import BIN, environment, in_process, mergekit_multi, mergekit_yaml, recipe_text
+
+
+def recipe(base: Path | str, *others: Path | str, **parameters: Any) -> dict[str, Any]:
+    return {
+        "merge_method": "lines",
+        "base_model": str(base),
+        "models": [{"model": str(other)} for other in others],
+        "parameters": {"beta": 0.5, **parameters},
+    }
+
+
+def test_relative_paths_with_spaces_and_other_letters(tmp_path: Path) -> None:
+    """Offline, short relative paths with blanks and non-ASCII letters merge, card and all."""
+    place = tmp_path / "mes modèles 模型"
+    place.mkdir()
+    models.llama(place / "base modèle")
+    models.finetuned(place / "base modèle", place / "affiné", seed=1)
+    done = mergekit_yaml(recipe("base modèle", "./affiné"), "sortie é", cwd=place).succeeded()
+    out = place / "sortie é"
+    assert "Traceback" not in done.stderr
+    assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= {
+        path.name for path in out.iterdir()
+    }
+    assert [path.name for path in place.iterdir() if "partial" in path.name] == []
+    assert out.name in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_card_reads_back(llama_base: Path, llama_a: Path, tmp_path: Path) -> None:
+    """The front matter passes huggingface_hub's own classes; the recipe stands in the card."""
+    from huggingface_hub import ModelCard
+
+    text = recipe_text(recipe(llama_base, llama_a))
+    out = in_process(text, tmp_path / "out")
+    card = ModelCard.load(out / "README.md")
+    assert card.data.tags == ["mergekit", "merge", "lines"]
+    assert card.data.library_name == "transformers"
+    # Local folders are no Hub ids.
+    assert card.data.base_model is None
+    assert text.strip() in card.text
+    assert "| block 4 | 1.5 |" in card.text
+    assert (out / "mergekit_config.yml").read_text(encoding="utf-8") == text
+
+
+def test_the_report_holds_what_was_done(llama_base: Path, llama_a: Path, tmp_path: Path) -> None:
+    """Recipe, versions, α, and λ of every block and outside tensor."""
+    text = recipe_text(recipe(llama_base, llama_a, wrap="ties", alpha=0.25, seed=4))
+    report = json.loads((in_process(text, tmp_path / "out") / "lines_report.json").read_text())
+    assert report["recipe"] == text
+    assert report["wrap"] == ["ties"]
+    assert report["seed"] == 4
+    assert report["alpha"] == {"value": 0.25, "source": "recipe"}
+    (container,) = report["containers"]
+    assert container["name"] == "model.layers"
+    assert container["coefficients"] == pytest.approx([0.25, 0.25 + 0.5 / 3, 0.25 + 1 / 3, 0.75])
+    assert report["outside"] == {
+        "lm_head.weight": 0.25,
+        "model.embed_tokens.weight": 0.25,
+        "model.norm.weight": 0.25,
+    }
+    assert report["versions"]["torch"] == torch.__version__
+
+
+def test_no_blocks_is_told(
+    tmp_path: Path, llama_base: Path, llama_a: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model without residual blocks gets α everywhere, and the user is told."""
+    from mergekit_lines.planner import Summary
+    from mergekit_lines.report import describe
+
+    summary = Summary((), 0, 0.5, {}, {"classifier.weight": 0.5})
+    told = describe(summary)
+    assert "no residual blocks found" in told[0]
+    assert "beta has no effect" in told[0]
+
+
+def test_a_chain_of_merges(llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: Path) -> None:
+    """``lines_postprocess`` ends a mergekit-multi chain: TIES by mergekit, then the edit."""
+    documents = [
+        {
+            "name": "merged",
+            "merge_method": "ties",
+            "base_model": str(llama_base),
+            "models": [
+                {"model": str(path), "parameters": {"weight": 1.0, "density": 0.5}}
+                for path in (llama_a, llama_b)
+            ],
+            "dtype": "float32",
+        },
+        {
+            "merge_method": "lines_postprocess",
+            "base_model": str(llama_base),
+            "models": [{"model": "merged"}],
+            "parameters": {"gamma": 0.0},
+            "dtype": "float32",
+        },
+    ]
+    mergekit_multi(documents, "out", cwd=tmp_path).succeeded()
+    zero, out = models.read(llama_base), models.read(tmp_path / "out")
+    middle = models.read(tmp_path / "merges" / "steps" / "merged")
+    for number in range(4):
+        name = f"model.layers.{number}.mlp.up_proj.weight"
+        start = zero[name].double()
+        want = start + number / 3 * (middle[name].double() - start)
+        assert models.max_error_ratio(out[name], want) <= 1e-6
+    assert out["model.embed_tokens.weight"].equal(zero["model.embed_tokens.weight"])
+    assert (tmp_path / "out" / "lines_report.json").exists()
+
+
+def test_out_may_exist_empty_or_hold_other_things(
+    llama_base: Path, llama_a: Path, tmp_path: Path
+) -> None:
+    """An empty OUT is filled; a note or a .git in it stays."""
+    (tmp_path / "empty").mkdir()
+    in_process(recipe(llama_base, llama_a), tmp_path / "empty")
+    held = tmp_path / "held"
+    (held / ".git").mkdir(parents=True)
+    (held / "notes.txt").write_text("mine")
+    in_process(recipe(llama_base, llama_a), held)
+    assert (held / "notes.txt").read_text() == "mine"
+    assert (held / ".git").is_dir()
+    names = {path.name for path in (tmp_path / "empty").iterdir()}
+    assert {path.name for path in held.iterdir()} == names | {".git", "notes.txt"}
+    assert models.weights_digest(tmp_path / "empty") == models.weights_digest(held)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base, a fine-tuned model and a recipe that takes some seconds."""
+    folder = tmp_path_factory.mktemp("slow")
+    base = models.llama(folder / "base", hidden=256, vocab=4_000, layers=4)
+    models.finetuned(base, folder / "a", seed=1)
+    models.finetuned(base, folder / "b", seed=2)
+    parameters = {"wrap": "ties", "density": 0.5, "alpha": 0.5}
+    text = recipe_text(recipe("base", "a", "b", **parameters))
+    (folder / "recipe.yml").write_text(text)
+    return folder
+
+
+def start(folder: Path, out: str, **options: Any) -> subprocess.Popen[str]:
+    command = [BIN / "mergekit-yaml", "recipe.yml", out, "--out-shard-size", "1M"]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def wait_for_first_shard(process: subprocess.Popen[str], partial: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not list(partial.glob("*.safetensors")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_merge_leaves_no_model(number: signal.Signals, slow: Path) -> None:
+    """Ctrl-C or a kill after the first shard: no OUT; the next run starts anew and finishes."""
+    out = f"out{number.value}"
+    partial = slow / f".{out}.partial"
+    process = start(slow, out)
+    wait_for_first_shard(process, partial)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode != 0
+    assert not (slow / out).exists()
+    assert not (partial / "config.json").exists()
+    if number == signal.SIGINT:
+        assert not partial.exists()
+        assert "Aborted!" in output
+    again = start(slow, out)
+    output = again.communicate(timeout=120)[0]
+    assert again.returncode == 0, output
+    if number == signal.SIGKILL:
+        assert "left by a merge that was killed" in output
+    assert [path.name for path in slow.iterdir() if path.name.startswith(".")] == []
+    assert "lm_head.weight" in models.read(slow / out)
+
+
+def test_a_write_that_fails_leaves_nothing(slow: Path) -> None:
+    """Where the disk refuses a write, the merge ends with a sentence and nothing is kept."""
+
+    def small_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+    process = start(slow, "full", preexec_fn=small_files)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 1
+    assert "Error: [lines]" in output
+    assert "Traceback" not in output
+    assert not (slow / "full").exists()
+    assert not (slow / ".full.partial").exists()
+
+
+def test_two_merges_to_one_out(slow: Path) -> None:
+    """The second of two merges to the same OUT is refused while the first one runs."""
+    first = start(slow, "twice")
+    wait_for_first_shard(first, slow / ".twice.partial")
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        second = start(slow, "twice")
+        output = second.communicate(timeout=120)[0]
+        assert second.returncode == 1
+        assert "another merge is writing to it" in output
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    first.communicate(timeout=120)
+    assert first.returncode == 0
+    assert (slow / "twice" / "config.json").exists()
