@@ -18,6 +18,8 @@ export PYTHONNOUSERSITE=1
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 export PIP_CACHE_DIR="${PIP_CACHE_DIR:-$work/pip-cache}"
 export HF_HOME="$work/hf"
+# torch's threads spin while they wait; beside another busy program that slows both many times.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 
 fail() {
   printf '\nquickstart: %s\n' "$1" >&2

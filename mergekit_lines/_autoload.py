@@ -84,6 +84,8 @@ class _Watcher(MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
+            if module.__name__ not in self.waiting:  # a loader that many modules share
+                return
             # Disarmed here and not in find_spec: a mere probe must not use it up.
             self.waiting.discard(module.__name__)
             if not self.waiting and self in sys.meta_path:

@@ -11,19 +11,19 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from mergekit import plan
 from mergekit.architecture import WeightInfo
 from mergekit.common import ModelReference
 from mergekit.config import ConfigReader, MergeConfiguration, OutputModuleDefinition
 from mergekit.graph import Task
 from mergekit.io.tasks import ReturnTensor
 from mergekit.parameter_resolver import resolve_parameter
-from mergekit.plan import MergePlanner
 from pydantic import ValidationError
 
 from mergekit_lines.depth import BlockDepth, block_depths, natural_key
 from mergekit_lines.errors import LinesError, some
-from mergekit_lines.methods import method_for, postprocess_method
 from mergekit_lines.methods.words import LINES_WORDS, PAPER_BETA, PAPER_BETA_ELSE, WHOLE_RECIPE
+from mergekit_lines.methods.wrap import method_for, postprocess_method
 from mergekit_lines.schedule import Schedule
 from mergekit_lines.tasks import LinesTask
 from mergekit_lines.tokenizer import OrderedTokenizer
@@ -80,7 +80,7 @@ class PlannedTensor:
         return schedule.coefficient(self.depth.index, self.depth.count)
 
 
-class LinesPlanner(MergePlanner):
+class LinesPlanner(plan.MergePlanner):
     """mergekit's planner, which for our methods gives each tensor its coefficient."""
 
     def __init__(
@@ -353,3 +353,7 @@ def base_listed(config: MergeConfiguration) -> dict[str | None, bool]:
         if module.models is not None:
             result[name] = any(entry.model == base for entry in module.models)
     return result
+
+
+# Here and not in the plugin: whoever imports this module, mergekit's own name leads to it.
+plan.MergePlanner = LinesPlanner

@@ -50,7 +50,7 @@ def extend(name: str) -> None:
 
 def _extend_registry(registry: Any) -> None:
     # Runs in the middle of `import mergekit.merge_methods`: only its `base` can be imported.
-    from mergekit_lines.methods import RECIPE_METHODS
+    from mergekit_lines.methods.recipe import RECIPE_METHODS
 
     present = {method.spec.name for method in registry.registered_methods()}
     for method in RECIPE_METHODS:
@@ -58,11 +58,10 @@ def _extend_registry(registry: Any) -> None:
             registry.register(method)
 
 
-def _extend_plan(plan: Any) -> None:
+def _extend_plan(_plan: Any) -> None:
     seams.check("mergekit.plan")
-    from mergekit_lines.planner import LinesPlanner
-
-    plan.MergePlanner = LinesPlanner
+    # Puts itself in the place of mergekit's; it may be what imported mergekit.plan.
+    importlib.import_module("mergekit_lines.planner")
 
 
 def _extend_merge(merge: Any) -> None:
@@ -92,9 +91,9 @@ def _wrap(run_merge: Any) -> Any:
         if merge_config.merge_method not in METHODS:
             run_merge(merge_config, out_path, options, config_source)
             return
+        require_extended()
         from mergekit_lines.run import run_lines_merge
 
-        require_extended()
         run_lines_merge(run_merge, merge_config, out_path, options, config_source)
 
     wrapped.extended_by = __name__  # type: ignore[attr-defined]
@@ -107,9 +106,9 @@ def require_extended() -> None:
     Raises:
         LinesError: a part of mergekit could not be extended.
     """
+    seams.check()  # first: where a seam is gone, the planner may not even be importable
     from mergekit_lines.planner import LinesPlanner
 
     for name in ("mergekit.plan", "mergekit.merge"):
         if getattr(sys.modules.get(name), "MergePlanner", None) is not LinesPlanner:
             raise LinesError(f"{name}.MergePlanner could not be extended: {REMEDY}.")
-    seams.check()

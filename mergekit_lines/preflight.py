@@ -16,8 +16,8 @@ from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.partial import check_out
 from mergekit_lines.errors import LinesError, nearest
-from mergekit_lines.methods import check_wrap, method_for, postprocess_method
 from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS
+from mergekit_lines.methods.wrap import check_wrap, method_for, postprocess_method
 from mergekit_lines.planner import models_in_order
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")

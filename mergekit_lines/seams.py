@@ -32,6 +32,7 @@ class Seam:
 SEAMS = (
     Seam("mergekit.merge", "run_merge", ("merge_config", "out_path", "options", "config_source")),
     Seam("mergekit.merge", "MergePlanner"),
+    Seam("mergekit.merge", "_model_out_config", ("config", "arch_info", "trust_remote_code")),
     Seam("mergekit.plan", "MergePlanner", ("config", "arch_info", "options", "out_model_config")),
     Seam(
         "mergekit.plan",
@@ -73,7 +74,19 @@ SEAMS = (
         "InputContract",
         ("base", "min_inputs", "max_inputs", "min_non_base", "max_non_base"),
     ),
+    Seam("mergekit.merge_methods.base", "BasePolicy.FORBIDDEN"),
+    Seam("mergekit.merge_methods.base", "BasePolicy.IGNORED"),
+    Seam("mergekit.merge_methods.base", "BasePolicy.OPTIONAL"),
+    Seam("mergekit.merge_methods.base", "BasePolicy.REQUIRED"),
+    Seam("mergekit.merge_methods.base", "BatchOptions"),
+    Seam("mergekit.merge_methods.base", "ParameterScope.INPUT"),
+    Seam("mergekit.merge_methods.base", "ParameterScope.NON_BASE"),
+    Seam("mergekit.merge_methods.base", "ParameterScope.SHARED"),
+    Seam("mergekit.merge_methods.base", "ParameterSpec.required"),
+    Seam("mergekit.merge_methods.base", "PerInputValues", ("items",)),
     Seam("mergekit.merge_methods.base", "TensorGroup", ("entries", "metadata")),
+    Seam("mergekit.merge_methods.base", "TensorGroup.base"),
+    Seam("mergekit.merge_methods.base", "TensorGroup.non_base"),
     Seam("mergekit.merge_methods.base", "TensorEntry", ("id", "tensor", "is_base")),
     Seam(
         "mergekit.merge_methods.task_adapter",
@@ -112,10 +125,20 @@ SEAMS = (
         ),
     ),
     Seam("mergekit.config", "ConditionalParameter", fields=("value", "filter")),
+    Seam("mergekit.config", "MergeConfiguration.to_yaml", ("self",)),
+    Seam("mergekit.config", "InputModelDefinition", fields=("model", "parameters")),
+    Seam("mergekit.config", "InputSliceDefinition", fields=("model", "parameters")),
+    Seam(
+        "mergekit.config", "OutputSliceDefinition", fields=("sources", "base_model", "parameters")
+    ),
+    Seam("mergekit.config", "OutputModuleDefinition", fields=("slices", "models", "parameters")),
+    Seam("mergekit.config", "ConfigReader", fields=("t",)),
     Seam("mergekit.config", "ConfigReader.parameter_sources", ("self", "model")),
+    Seam("mergekit.common", "ModelPath", fields=("path",)),
     Seam("mergekit.common", "ModelReference", fields=("model", "lora", "override_architecture")),
     Seam("mergekit.common", "ModelReference.config", ("self", "trust_remote_code")),
     Seam("mergekit.common", "dtype_from_name", ("name",)),
+    Seam("mergekit.architecture", "WeightInfo"),
     Seam("mergekit.architecture", "get_architecture_info", ("config", "options")),
     Seam("mergekit.architecture.auto", "infer_architecture_info.cache_clear"),
     Seam("mergekit.architecture.base", "ModelArchitecture.all_weights", ("self", "config")),
@@ -129,6 +152,8 @@ SEAMS = (
     Seam("mergekit.io.tasks", "LoaderCache.setup", ("self", "options")),
     Seam("mergekit.io.tasks", "LoaderCache.get", ("self", "model")),
     Seam("mergekit.io.tasks", "GatherTensors", fields=("weight_info", "dtype", "device")),
+    Seam("mergekit.io.tasks", "ReturnTensor"),
+    Seam("mergekit.graph", "Task"),
     Seam("mergekit.graph", "Executor", ("targets", "math_device", "storage_device")),
     Seam("mergekit.graph", "Executor.run", ("self", "quiet", "desc")),
     Seam(
@@ -136,6 +161,7 @@ SEAMS = (
         "BuildTokenizer",
         fields=("base_model", "referenced_models", "tokenizer_source", "add_tokens"),
     ),
+    Seam("mergekit.tokenizer.build", "TokenizerInfo"),
     Seam(
         "mergekit.options",
         "MergeOptions",
@@ -149,6 +175,7 @@ SEAMS = (
             "random_seed",
             "write_model_card",
             "safe_serialization",
+            "out_shard_size",
             "quiet",
             "multi_gpu",
             "trust_remote_code",
@@ -193,7 +220,10 @@ def check(*modules: str) -> None:
 
 def _difference(seam: Seam) -> str | None:
     place = f"{seam.module}.{seam.name}"
-    found: object = importlib.import_module(seam.module)
+    try:
+        found: object = importlib.import_module(seam.module)
+    except ModuleNotFoundError:
+        return f"{place} is gone"
     for part in seam.name.split("."):
         if not hasattr(found, part):
             return f"{place} is gone"

@@ -1,17 +1,25 @@
 """Running mergekit in tests: its real commands in a subprocess, or ``run_merge`` in place.
 
-As a script (``python runner.py JOBS REPORT``) it does a list of merges in one process, for
-:func:`merge_many`. It imports nothing from ``tests``, so that only the installed package
+As a script it does a list of merges in one process (``python runner.py JOBS REPORT``, for
+:func:`merge_many`), or forks a process per command (``python runner.py serve``, for
+:class:`ForkServer`). It imports nothing from ``tests``, so that only the installed package
 counts there.
 """
 
 from __future__ import annotations
 
+import atexit
+import importlib
 import json
 import os
 import re
+import select
+import signal
 import subprocess
 import sys
+import tempfile
+import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,6 +209,139 @@ def merge_many(
     return Report(frozenset(report["methods"]), frozenset(report["modules"]), report["errors"])
 
 
+class ForkServer:
+    """Many of mergekit's commands, each a process of its own, for one start of mergekit.
+
+    One parent process imports mergekit, which takes seconds; every command is a fork of it
+    that calls the command's own ``main``. The parent itself merges nothing, so no thread
+    of torch is alive when it forks.
+
+    Args:
+        log: where the parent's own stderr goes.
+        env: changes to the environment of all commands.
+    """
+
+    def __init__(self, log: Path, env: Environment | None = None) -> None:
+        changes = {"OMP_NUM_THREADS": "1", **(env or {})}
+        self._log = log
+        with log.open("wb") as stderr:
+            self._parent = subprocess.Popen(
+                [sys.executable, str(Path(__file__).resolve()), "serve"],
+                cwd=log.parent,
+                env=environment(changes),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                encoding="utf-8",
+            )
+
+    def __enter__(self) -> ForkServer:
+        assert self._answer(120) == {"ready": True}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._parent:  # closes the pipes, which ends the parent, and waits
+            assert self._parent.stdin is not None
+            self._parent.stdin.close()
+            try:
+                self._parent.wait(20)
+            except subprocess.TimeoutExpired:
+                self._parent.kill()
+
+    def run(
+        self,
+        command: Sequence[str | Path],
+        cwd: Path | str,
+        scratch: Path | str,
+        timeout: float = 60,
+    ) -> Result:
+        """Do as :func:`run` for a command in ``_MAINS``; ``scratch`` is for temporary files."""
+        words = [str(word) for word in command]
+        with tempfile.TemporaryDirectory() as logs:
+            files = {name: str(Path(logs) / name) for name in ("stdout", "stderr")}
+            job = {"words": words, "cwd": str(cwd), "scratch": str(scratch), **files}
+            assert self._parent.stdin is not None
+            self._parent.stdin.write(json.dumps({**job, "timeout": timeout}) + "\n")
+            self._parent.stdin.flush()
+            answer = self._answer(timeout + 20)
+            texts = {
+                name: Path(file).read_text(encoding="utf-8", errors="replace")
+                for name, file in files.items()
+            }
+        if answer["returncode"] is None:
+            raise TimeoutError(f"{' '.join(words)}: killed after {timeout} s\n{texts['stderr']}")
+        return Result(tuple(words), answer["returncode"], **texts)
+
+    def _answer(self, timeout: float) -> dict[str, Any]:
+        # The parent answers with one short line per job, so a readable pipe holds a whole line.
+        assert self._parent.stdout is not None
+        readable, _, _ = select.select([self._parent.stdout], [], [], timeout)
+        line = self._parent.stdout.readline() if readable else ""
+        if not line:
+            self._parent.kill()
+            raise RuntimeError(f"the fork server is gone or stuck\n{self._log.read_text()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+_MAINS = {
+    "mergekit-yaml": "mergekit.scripts.run_yaml",
+    "mergekit-multi": "mergekit.scripts.multimerge",
+}
+
+
+def _serve() -> None:
+    """Answer every job on stdin with the exit status of its command."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever prints must not get between the answers
+    mains = {name: importlib.import_module(module).main for name, module in _MAINS.items()}
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            _become(job, mains[job["words"][0]])
+        print(json.dumps({"returncode": _wait(child, job["timeout"])}), file=answers, flush=True)
+
+
+def _become(job: Mapping[str, Any], main: Any) -> None:
+    """Turn this forked process into the job's command, and end as Python would end it."""
+    os.setsid()  # so that a kill reaches what the command itself started
+    status = 1
+    try:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number, name in enumerate(("stdout", "stderr"), 1):
+            os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT, 0o600), number)
+        os.chdir(job["cwd"])
+        os.environ["TMPDIR"] = job["scratch"]
+        tempfile.tempdir = None  # else the parent's answer is kept
+        sys.argv = list(job["words"])
+        main(prog_name=sys.argv[0])
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # noqa: BLE001  as at Python's own top level
+        traceback.print_exc()
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _wait(child: int, timeout: float) -> int | None:
+    """Return the exit status of a child as ``subprocess`` would, or None where it was killed."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
@@ -225,4 +366,7 @@ def _main(jobs_file: str, report_file: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    if sys.argv[1:] == ["serve"]:
+        _serve()
+    else:
+        _main(*sys.argv[1:])

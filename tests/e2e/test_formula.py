@@ -15,7 +15,8 @@ import torch
 from mergekit.merge_methods import get, registered_methods
 from mergekit.merge_methods.base import BasePolicy, PerInputValues, TensorGroup
 
-from mergekit_lines.methods import LinesMethod, method_for
+from mergekit_lines.methods.lines import LinesMethod
+from mergekit_lines.methods.wrap import method_for
 from tests import models
 from tests.e2e.runner import in_process
 

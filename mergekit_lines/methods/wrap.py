@@ -1,0 +1,71 @@
+"""From the name in ``wrap`` to the method ``lines[name]``, or the reason why there is none."""
+
+from __future__ import annotations
+
+from mergekit.merge_methods import registry
+from mergekit.merge_methods.base import BasePolicy, MergeMethod
+
+from mergekit_lines.errors import LinesError, nearest
+from mergekit_lines.methods.lines import LinesMethod
+from mergekit_lines.methods.recipe import RECIPE_METHODS, RecipeMethod
+from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS
+
+
+def check_wrap(name: str) -> str | None:
+    """Return why ``name`` cannot be wrapped, or None when it can."""
+    methods = {
+        method.spec.name: method
+        for method in registry.registered_methods()
+        if not isinstance(method, (RecipeMethod, LinesMethod))
+    }
+    if name == "dare":
+        return "parameters.wrap: found 'dare', wanted `dare_linear` or `dare_ties`."
+    if name in {method.spec.name for method in RECIPE_METHODS}:
+        return f"parameters.wrap: found {name!r}, which cannot wrap itself; name the merge inside."
+    if name not in methods:
+        return (
+            f"parameters.wrap: found {name!r}, wanted a registered mergekit method."
+            f"{nearest(name, methods)} (known: {', '.join(sorted(methods))})"
+        )
+    if name == "passthrough":
+        return (
+            "parameters.wrap: found 'passthrough', which merges nothing and has no base to measure "
+            "from; for one model write merge_method: lines_postprocess."
+        )
+    if methods[name].spec.contract.base == BasePolicy.FORBIDDEN:
+        return (
+            f"parameters.wrap: found {name!r}, which accepts no base, and LiNeS scales the change "
+            f"from a base."
+        )
+    return None
+
+
+def method_for(wrap: str) -> LinesMethod:
+    """Return the method ``lines[wrap]``, registering it when it is first asked for.
+
+    Raises:
+        LinesError: ``wrap`` is not registered, or cannot have a base.
+    """
+    problem = check_wrap(wrap)
+    if problem:
+        raise LinesError(problem)
+    return _registered(f"lines[{wrap}]", registry.get(wrap))
+
+
+def postprocess_method() -> LinesMethod:
+    """Return the method that edits one model: M is that model itself."""
+    return _registered("lines_postprocess[model]", registry.passthrough_merge_method)
+
+
+def _registered(name: str, wrapped: MergeMethod) -> LinesMethod:
+    known = {method.spec.name: method for method in registry.registered_methods()}
+    if name not in known:
+        postprocess = name.startswith("lines_postprocess")
+        words = POSTPROCESS_WORDS if postprocess else LINES_WORDS
+        method = LinesMethod(name, wrapped, words, pass_parameters=not postprocess)
+        registry.register(method)
+        return method
+    found = known[name]
+    if not isinstance(found, LinesMethod):
+        raise LinesError(f"the merge method name {name!r} is taken by another package.")
+    return found

@@ -1,0 +1,123 @@
+"""What the README says is so: its recipes run, its words and errors are the real ones."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mergekit_lines.errors import LinesError
+from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS
+from mergekit_lines.schedule import EXPONENTS
+from tests import models
+from tests.e2e.runner import in_process
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def section(title: str) -> str:
+    return README.split(f"## {title}")[1].split("\n## ")[0]
+
+
+def localised(text: str, base: Path, *others: Path) -> dict[str, Any]:
+    """A recipe of the README with its models replaced by local ones."""
+    recipe = yaml.safe_load(text)
+    recipe["base_model"] = str(base)
+    for entry, path in zip(recipe["models"], others, strict=False):
+        entry["model"] = str(path)
+    return recipe
+
+
+def test_recipes_run(llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: Path) -> None:
+    """Every recipe shown merges, and gives the coefficients its comments name."""
+    lines, postprocess = blocks("yaml")
+    assert lines.startswith("merge_method: lines\n")
+    in_process(localised(lines, llama_base, llama_a, llama_b), tmp_path / "lines")
+    edit = localised(postprocess, llama_base, llama_a)
+    edit["out_dtype"] = "float32"
+    out = models.read(in_process(edit, tmp_path / "edit"))
+    zero, tuned = models.read(llama_base), models.read(llama_a)
+    for block, kept in ((0, 0.3), (3, 1.0)):
+        name = f"model.layers.{block}.self_attn.v_proj.weight"
+        want = zero[name].double() + kept * (tuned[name].double() - zero[name].double())
+        assert models.max_error_ratio(out[name], want) <= 1e-6
+
+
+def test_table_of_words() -> None:
+    """The table names every word with its default, and says which method lacks it."""
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", section("The words"), re.MULTILINE)
+    ours = {word.name: word for word in (*POSTPROCESS_WORDS, *LINES_WORDS)}
+    in_lines = {word.name for word in LINES_WORDS}
+    in_postprocess = {word.name for word in POSTPROCESS_WORDS}
+    assert {name for name, _, _ in rows} == set(ours)
+    defaults = {
+        "beta": "to be given",
+        "gamma": "",
+        "blocks": "all found",
+        "num_blocks": "from the names",
+        "seed": "0",
+        "allow_nonfinite": "`false`",
+    }
+    for name, meaning, default in rows:
+        assert ("`lines` only" in meaning) == (name not in in_postprocess), name
+        assert ("`lines_postprocess` only" in meaning) == (name not in in_lines), name
+        assert default.strip() == defaults.get(name, f"`{ours[name].default}`"), name
+    for word in EXPONENTS:
+        assert f"`{word}`" in section("The words")
+
+
+SHOWN = {
+    "parameters.bta": {"bta": 0.5, "beta": 0.5},
+    "parameters.wrap": {"wrap": "dare", "beta": 0.5},
+    "parameters.beta": {"wrap": "ties"},
+}
+
+
+@pytest.mark.parametrize("place", SHOWN)
+def test_errors_shown(place: str, llama_base: Path, llama_a: Path, tmp_path: Path) -> None:
+    """Each message in the README is the one the recipe gets."""
+    (listing,) = blocks("")
+    (shown,) = [line for line in listing.splitlines() if f" {place}:" in line]
+    recipe = {
+        "merge_method": "lines",
+        "base_model": llama_base,
+        "models": [{"model": llama_a}],
+        "parameters": SHOWN[place],
+    }
+    with pytest.raises(LinesError) as caught:
+        in_process(recipe, tmp_path / "out")
+    assert f"Error: {caught.value.format_message()}" == shown
+
+
+def test_phrases_of_errors_are_in_the_package() -> None:
+    """The messages that the README explains are messages of the package."""
+    source = "".join(path.read_text() for path in (ROOT / "mergekit_lines").rglob("*.py")) or None
+    if source is None:
+        import mergekit_lines
+
+        folder = Path(mergekit_lines.__file__).parent
+        source = "".join(path.read_text() for path in folder.rglob("*.py"))
+    plain = re.sub(r'"\s*\n\s*f?"', "", source)
+    for phrase in ("would be lost, for mergekit's layout", "the vocabulary sizes of", "already holds a model"):
+        assert phrase.replace("'", "'") in plain.replace("{len(lost)} of its {len(index)} tensors ", "")
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link of the README is a file of the repository."""
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http") and target not in ("CONTRIBUTING.md", "CHANGELOG.md"):
+            assert (ROOT / target).exists(), target
+
+
+def test_commands_exist() -> None:
+    """The scripts that the README calls are there."""
+    for script in re.findall(r"(?:bash|python) ((?:examples|tests)/[\w.]+)", README):
+        assert (ROOT / script).is_file(), script
