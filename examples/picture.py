@@ -1,6 +1,6 @@
 """Draw the README's picture: the coefficient of every block in four settings of the paper.
 
-    python examples/picture.py [FILE.png]
+python examples/picture.py [FILE.png]
 """
 
 from __future__ import annotations

@@ -33,10 +33,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import transformers
+from _styles import STYLES, conversations
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from _styles import STYLES, conversations
 
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HUB_FILES = (

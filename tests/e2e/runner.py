@@ -320,7 +320,7 @@ def _become(job: Mapping[str, Any], main: Any) -> None:
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:  # noqa: BLE001  as at Python's own top level
+    except BaseException:
         traceback.print_exc()
     finally:
         atexit._run_exitfuncs()

@@ -15,7 +15,14 @@ import pytest
 import torch
 
 from tests import models
-from tests.e2e.runner import BIN, environment, in_process, mergekit_multi, mergekit_yaml, recipe_text
+from tests.e2e.runner import (
+    BIN,
+    environment,
+    in_process,
+    mergekit_multi,
+    mergekit_yaml,
+    recipe_text,
+)
 
 
 def recipe(base: Path | str, *others: Path | str, **parameters: Any) -> dict[str, Any]:
@@ -78,9 +85,7 @@ def test_the_report_holds_what_was_done(llama_base: Path, llama_a: Path, tmp_pat
     assert report["versions"]["torch"] == torch.__version__
 
 
-def test_no_blocks_is_told(
-    tmp_path: Path, llama_base: Path, llama_a: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_blocks_is_told() -> None:
     """A model without residual blocks gets α everywhere, and the user is told."""
     from mergekit_lines.planner import Summary
     from mergekit_lines.report import describe

@@ -64,7 +64,9 @@ def test_outside_and_blocks(zeros: Path, ones: Path, tmp_path: Path) -> None:
     got = merge({**plain, "parameters": {"alpha": 0.25, "beta": 0.75}}, tmp_path / "a")
     assert [got[layer(n)] for n in range(4)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert {got[n] for n in got if ".layers." not in n} == {0.25}
-    got = merge({**plain, "parameters": {"alpha": 0.25, "beta": 0.75, "outside": 0}}, tmp_path / "b")
+    got = merge(
+        {**plain, "parameters": {"alpha": 0.25, "beta": 0.75, "outside": 0}}, tmp_path / "b"
+    )
     assert {got[n] for n in got if ".layers." not in n} == {0.0}
 
 
