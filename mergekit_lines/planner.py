@@ -16,7 +16,7 @@ from mergekit.architecture import WeightInfo
 from mergekit.common import ModelReference
 from mergekit.config import ConfigReader, MergeConfiguration, OutputModuleDefinition
 from mergekit.graph import Task
-from mergekit.io.tasks import ReturnTensor
+from mergekit.io.tasks import GatherTensors, ReturnTensor
 from mergekit.parameter_resolver import resolve_parameter
 from pydantic import ValidationError
 
@@ -24,6 +24,7 @@ from mergekit_lines.depth import BlockDepth, block_depths, natural_key
 from mergekit_lines.errors import LinesError, some
 from mergekit_lines.methods.words import LINES_WORDS, PAPER_BETA, PAPER_BETA_ELSE, WHOLE_RECIPE
 from mergekit_lines.methods.wrap import method_for, postprocess_method
+from mergekit_lines.parameters import check_filters
 from mergekit_lines.schedule import Schedule
 from mergekit_lines.tasks import LinesTask
 from mergekit_lines.tokenizer import OrderedTokenizer
@@ -40,6 +41,7 @@ class MergeRun:
     base_listed: dict[str | None, bool] = field(default_factory=dict)
     summary: Summary | None = None
     on_summary: Callable[[Summary], object] | None = None
+    tokenizer: OrderedTokenizer | None = None  # built once, by the check before the merge
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,14 @@ class LinesPlanner(plan.MergePlanner):
     ) -> None:
         super().__init__(config, arch_info, options, out_model_config)
         self._method: Any
+        self.config: Any
         self._tokenizer_task: Any
         self._postprocess = config.merge_method == "lines_postprocess"
         self._lines = self._postprocess or config.merge_method == "lines"
         self._planned: list[PlannedTensor] | None = None
         self._module: str | None = None
         self._wraps: dict[str, str] = {}
+        self._names: set[str] = set()
         self._problems: dict[str, list[str]] = defaultdict(list)
         if not self._lines:
             return
@@ -110,15 +114,17 @@ class LinesPlanner(plan.MergePlanner):
                 f"so neither its checks nor its partial folder are in force: {REMEDY}."
             )
         self._run = run
+        self._recipe = config.model_copy(deep=True)  # mergekit rewrites the other one
         if self._tokenizer_task is not None:
             task = self._tokenizer_task
-            self._tokenizer_task = OrderedTokenizer(
+            run.tokenizer = run.tokenizer or OrderedTokenizer(
                 base_model=task.base_model,
                 referenced_models=tuple(models_in_order(config)),
                 tokenizer_source=task.tokenizer_source,
                 trust_remote_code=task.trust_remote_code,
                 add_tokens=task.add_tokens,
             )
+            self._tokenizer_task = run.tokenizer
 
     def plan_module(self, module_name: str, definition: OutputModuleDefinition) -> None:
         """Plan one module, remembering its name for the tensors in it."""
@@ -136,6 +142,7 @@ class LinesPlanner(plan.MergePlanner):
         if not self._lines:
             super().plan_tensor(weight, weights_in, models, cfg_reader)
             return
+        self._names.update({weight.name, *(source.name for source in weights_in)})
         recipe_method, planned = self._method, len(self._tensors)
         try:
             if self._postprocess:
@@ -170,15 +177,20 @@ class LinesPlanner(plan.MergePlanner):
         listed = self._run.base_listed
         values = dict(task.parameters.items())
         values["base_listed"] = listed.get(self._module, listed.get(None, True))
+        gather, dtype = task.gather_tensors, task.dtype
+        if isinstance(gather, GatherTensors):
+            # The recipe's dtype is for weights: the method casts them, and buffers stay.
+            gather = gather.model_copy(update={"dtype": None})
+            dtype = weight.force_dtype or self.config.dtype
         lines_task = LinesTask(
             method_name=task.method_name,
-            gather_tensors=task.gather_tensors,
+            gather_tensors=gather,
             model_order=task.model_order,
             base_model=task.base_model,
             output_weight=task.output_weight,
             parameters=values,
             input_parameters=task.input_parameters,
-            dtype=task.dtype,
+            dtype=dtype,
             # One rounding: the method itself gives the dtype that will be stored.
             out_dtype=weight.force_dtype or self.config.out_dtype,
         )
@@ -196,6 +208,7 @@ class LinesPlanner(plan.MergePlanner):
             raise
         except (ValueError, RuntimeError, KeyError) as error:
             raise LinesError(f"mergekit cannot plan this recipe: {error}") from error
+        self._check_filters()
         self._raise_problems()
         # mergekit's order varies between processes for inferred architectures.
         self._tensors.sort(key=lambda item: natural_key(item[0].name))
@@ -250,6 +263,12 @@ class LinesPlanner(plan.MergePlanner):
                 f"parameters.beta: found nothing, wanted the coefficient gained from the first "
                 f"block to the last. The paper's value for {wrap}: {paper}."
             ].append(name)
+
+    def _check_filters(self) -> None:
+        # First: a filter that matches nothing leaves its word without a value.
+        unmatched = list(check_filters(self._recipe, self._names))
+        if unmatched:
+            raise LinesError(unmatched)
 
     def _set_seed(self, seed: int | None) -> None:
         if seed is not None and self._run.seed_from_flag:
@@ -316,6 +335,8 @@ class LinesPlanner(plan.MergePlanner):
         """Plan the merge to disk, reading weights first where ``alpha: auto`` needs them."""
         if self._lines:
             self._finish()
+            # The tasks give the output's dtype already; casting again would reach buffers.
+            self.config = self.config.model_copy(update={"out_dtype": None})
         return super().plan_to_disk(out_path)
 
     def plan_in_memory(self) -> list[ReturnTensor]:

@@ -15,6 +15,7 @@ import click
 from mergekit import merge as mergekit_merge
 from mergekit.architecture import get_architecture_info
 from mergekit.architecture.auto import infer_architecture_info
+from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
@@ -22,11 +23,13 @@ from safetensors import SafetensorError
 
 from mergekit_lines.card import card
 from mergekit_lines.checkpoint.partial import partial_folder
-from mergekit_lines.errors import LinesError
-from mergekit_lines.inputs import check_models, check_plan
+from mergekit_lines.errors import LinesError, some
+from mergekit_lines.fit import check_layers, check_plan, dropped_tensors
+from mergekit_lines.inputs import check_models
 from mergekit_lines.planner import ACTIVE, LinesPlanner, MergeRun, base_listed, models_in_order
 from mergekit_lines.preflight import check_recipe
 from mergekit_lines.report import describe, report, to_json
+from mergekit_lines.tokenizer import OrderedTokenizer
 
 LOG = logging.getLogger(__name__)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
@@ -65,14 +68,18 @@ def run_lines_merge(
         on_summary=lambda summary: [say(line) for line in describe(summary)],
     )
     with_card = options.write_model_card
+    effective = _effective(config, options, say)
     token = ACTIVE.set(run)
     try:
-        with _fresh_caches(), _plain_failures(out), _adapter_cache(config, options) as cached:
-            effective = _effective(config, cached, say)
-            _check(original, effective)
-            with partial_folder(out, say) as partial:
-                run_merge(config, str(partial), effective, recipe)
-                _write_texts(partial, original, run, recipe, out.name if with_card else None)
+        with (
+            _fresh_caches(),
+            _plain_failures(out),
+            partial_folder(out, say) as partial,
+            _adapter_cache(config, effective, partial) as with_cache,
+        ):
+            _check(original, with_cache, run, say)
+            run_merge(config, str(partial), with_cache, recipe)
+            _write_texts(partial, original, run, recipe, out.name if with_card else None)
     finally:
         ACTIVE.reset(token)
     say(f"the merged model is in {out_path}")
@@ -86,21 +93,57 @@ def _silent(text: str) -> None:
     LOG.info(text)
 
 
-def _check(config: MergeConfiguration, options: MergeOptions) -> None:
-    """Plan once without writing, to name all that does not fit before anything is made."""
+def _check(
+    config: MergeConfiguration, options: MergeOptions, run: MergeRun, say: Callable[[str], None]
+) -> None:
+    """Plan once without writing, to name all that does not fit before any tensor is merged."""
     LoaderCache().setup(options=options)
+    for model in models_in_order(config):
+        _open(model)
     try:
         arch_info = get_architecture_info(config, options)
     except (RuntimeError, ValueError, TypeError) as error:
         raise LinesError(f"mergekit cannot tell the models' architecture: {error}") from error
-    for model in models_in_order(config):
-        LoaderCache().get(model)
+    problems = list(check_layers(config, arch_info, options))
+    if problems:
+        raise LinesError(problems)
     copy = config.model_copy(deep=True)
     out_config = mergekit_merge._model_out_config(copy, arch_info, options.trust_remote_code)
     planned = LinesPlanner(copy, arch_info, options, out_config).planned()
     problems = check_plan(planned, config, arch_info, options)
     if problems:
         raise LinesError(problems)
+    for model, names in dropped_tensors(planned, config).items():
+        say(f"{model}: {len(names)} tensors that the base has not are dropped: {some(names, 3)}")
+    if run.tokenizer is not None:
+        _build_tokenizer(run.tokenizer)
+
+
+def _open(model: ModelReference) -> None:
+    """Download a model, merge its adapter, and read its index, as mergekit does."""
+    try:
+        LoaderCache().get(model)
+    except (LinesError, OSError):
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        fits = " Was the adapter made for this base?" if model.lora else ""
+        raise LinesError(
+            f"model {model}: cannot be opened ({type(error).__name__}: {reason[:200]}). Check that "
+            f"its files are whole.{fits}"
+        ) from error
+
+
+def _build_tokenizer(tokenizer: OrderedTokenizer) -> None:
+    try:
+        tokenizer.execute()
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise LinesError(
+            f"tokenizer.source {tokenizer.tokenizer_source}: the output tokenizer cannot be built "
+            f"({type(error).__name__}: {reason[:200]}). Check the tokenizer files of base and "
+            f"models, or leave `tokenizer` out."
+        ) from error
 
 
 def _effective(
@@ -135,7 +178,9 @@ def _fresh_caches() -> Iterator[None]:
 
 
 @contextmanager
-def _adapter_cache(config: MergeConfiguration, options: MergeOptions) -> Iterator[MergeOptions]:
+def _adapter_cache(
+    config: MergeConfiguration, options: MergeOptions, partial: Path
+) -> Iterator[MergeOptions]:
     """Merge adapters into a folder of this run alone.
 
     mergekit reuses what lies in ``--lora-merge-cache`` by path: a retrained adapter would be
@@ -144,14 +189,16 @@ def _adapter_cache(config: MergeConfiguration, options: MergeOptions) -> Iterato
     if all(model.lora is None for model in models_in_order(config)):
         yield options
         return
-    parent = options.lora_merge_cache
-    if parent:
-        Path(parent).mkdir(parents=True, exist_ok=True)
+    parent = Path(options.lora_merge_cache or partial)
+    made = not parent.exists()
+    parent.mkdir(parents=True, exist_ok=True)
     folder = tempfile.mkdtemp(prefix="mergekit-lines-adapters-", dir=parent)
     try:
         yield options.model_copy(update={"lora_merge_cache": folder})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if made:
+            parent.rmdir()
 
 
 @contextmanager

@@ -228,6 +228,8 @@ def _difference(seam: Seam) -> str | None:
         if not hasattr(found, part):
             return f"{place} is gone"
         found = getattr(found, part)
+        if isinstance(found, type) and found.__module__.startswith("mergekit_lines."):
+            found = found.__base__  # ours has taken its place, and would hide what is gone
     if seam.fields:
         present = set(getattr(found, "model_fields", {}))
         missing = [name for name in seam.fields if name not in present]

@@ -28,8 +28,9 @@ def partial_path(out: Path) -> Path:
 
 def check_out(out: Path) -> list[str]:
     """Return why nothing can be written to ``out``, or an empty list."""
-    if out.exists() and not out.is_dir():
-        return [f"OUT {out}: found a file, wanted a folder to make. Choose another OUT."]
+    if (out.exists() or out.is_symlink()) and not out.is_dir():
+        kind = "a file" if out.exists() else "a link that leads nowhere"
+        return [f"OUT {out}: found {kind}, wanted a folder to make. Choose another OUT."]
     if out.is_dir():
         held = weight_files(out) + [name for name in OWN_FILES if (out / name).exists()]
         if held:
@@ -56,6 +57,7 @@ def partial_folder(out: Path, say: Callable[[str], None]) -> Iterator[Path]:
         LinesError: another merge is writing to the same OUT.
     """
     partial = partial_path(out)
+    made = [parent for parent in out.parents if not parent.exists()]
     out.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out.parent / f".{out.name}.partial.lock", timeout=0)
     try:
@@ -79,6 +81,9 @@ def partial_folder(out: Path, say: Callable[[str], None]) -> Iterator[Path]:
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+        for parent in made:
+            if not any(parent.iterdir()):
+                parent.rmdir()
 
 
 def _publish(partial: Path, out: Path) -> None:

@@ -20,6 +20,7 @@ from mergekit.merge_methods.base import (
     PerInputValues,
     TensorGroup,
 )
+from mergekit.merge_methods.dtype import align_dtype
 
 from mergekit_lines.errors import LinesError
 from mergekit_lines.kernels.scale import norm_terms, scale_task_vector, work_dtype
@@ -87,11 +88,13 @@ class LinesMethod(MergeMethod):
         out_dtype: torch.dtype | None = None,
     ) -> tuple[torch.Tensor, ...]:
         results = []
-        for group, values, input_dtype in zip(groups, parameters, input_dtypes, strict=True):
-            if group.base is None:
-                raise LinesError(f"tensor {group.metadata.name}: the base has no such tensor.")
-            base = group.base.tensor
-            dtype = out_dtype or input_dtype or base.dtype
+        for given, values, input_dtype in zip(groups, parameters, input_dtypes, strict=True):
+            if given.base is None:
+                raise LinesError(f"tensor {given.metadata.name}: the base has no such tensor.")
+            # The recipe's dtype comes first, as in mergekit; then the arithmetic's.
+            group = align_dtype(given, input_dtype)
+            base = next(entry.tensor for entry in group.entries if entry.is_base)
+            dtype = out_dtype or base.dtype
             collector = values.get("collector")
             if not group.non_base or not base.numel():
                 result = base
@@ -125,10 +128,10 @@ class LinesMethod(MergeMethod):
     def _prepared(
         self, group: TensorGroup, values: dict[str, Any]
     ) -> tuple[TensorGroup, torch.Tensor]:
-        """Return the group in the dtype of the arithmetic, finite, and its base tensor."""
-        promoted = group.entries[0].tensor.dtype
-        for entry in group.entries[1:]:
-            promoted = torch.promote_types(promoted, entry.tensor.dtype)
+        """Return the group in the dtype of the arithmetic, finite, and its base tensor.
+
+        Its entries are of one dtype already.
+        """
         if not values["allow_nonfinite"]:
             for entry in group.entries:
                 if not torch.isfinite(entry.tensor).all():
@@ -137,10 +140,9 @@ class LinesMethod(MergeMethod):
                         f"wanted finite weights. Repair or replace the model, or set "
                         f"parameters.allow_nonfinite: true to carry them into the merge."
                     )
-        work = work_dtype(promoted)
-        entries = tuple(replace(entry, tensor=entry.tensor.to(work)) for entry in group.entries)
-        base = next(entry.tensor for entry in entries if entry.is_base)
-        return replace(group, entries=entries), base
+        group = align_dtype(group, work_dtype(group.entries[0].tensor.dtype))
+        base = next(entry.tensor for entry in group.entries if entry.is_base)
+        return group, base
 
     def _wrapped_merge(self, group: TensorGroup, values: dict[str, Any]) -> torch.Tensor:
         """Return M of a prepared group, from the wrapped method itself."""

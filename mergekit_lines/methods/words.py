@@ -25,6 +25,7 @@ PAPER_BETA = {
     "ties": "1.4 for 8 vision models, tuned in 0.1 to 1.5",
     "consensus": "0.9 for 8 vision models, tuned in 0.1 to 1.0",
 }
+FP32_MAX = 3.4e38
 PAPER_BETA_ELSE = "not given in the paper for this wrap; 0.1 to 1.0 is where it tunes the others"
 
 
@@ -59,9 +60,10 @@ def number(name: str, value: Any, wanted: str = "a finite number") -> float:
         raise _wrong(name, value, wanted)
     try:
         result = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise _wrong(name, value, wanted) from None
-    if not math.isfinite(result):
+    # The arithmetic is in fp32.
+    if not math.isfinite(result) or abs(result) > FP32_MAX:
         raise _wrong(name, value, wanted)
     return result
 

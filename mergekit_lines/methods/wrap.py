@@ -18,26 +18,31 @@ def check_wrap(name: str) -> str | None:
         for method in registry.registered_methods()
         if not isinstance(method, (RecipeMethod, LinesMethod))
     }
+    place = f"parameters.wrap: found {name!r}"
     if name == "dare":
-        return "parameters.wrap: found 'dare', wanted `dare_linear` or `dare_ties`."
-    if name in {method.spec.name for method in RECIPE_METHODS}:
-        return f"parameters.wrap: found {name!r}, which cannot wrap itself; name the merge inside."
-    if name not in methods:
-        return (
-            f"parameters.wrap: found {name!r}, wanted a registered mergekit method."
-            f"{nearest(name, methods)} (known: {', '.join(sorted(methods))})"
+        reason = ", wanted `dare_linear` or `dare_ties`."
+    elif name in {method.spec.name for method in RECIPE_METHODS}:
+        reason = ", which cannot wrap itself. Name the merge inside, e.g. `ties`."
+    elif "/" in name and name.rsplit("/", 1)[1] in methods:
+        reason = (
+            ", a path: mergekit-multi replaces the names of its documents everywhere. Give the "
+            "document another name than a method's."
         )
-    if name == "passthrough":
-        return (
-            "parameters.wrap: found 'passthrough', which merges nothing and has no base to measure "
-            "from; for one model write merge_method: lines_postprocess."
+    elif name not in methods:
+        reason = (
+            f", wanted a registered mergekit method.{nearest(name, methods)} "
+            f"(known: {', '.join(sorted(methods))})"
         )
-    if methods[name].spec.contract.base == BasePolicy.FORBIDDEN:
-        return (
-            f"parameters.wrap: found {name!r}, which accepts no base, and LiNeS scales the change "
-            f"from a base."
+    elif name == "passthrough":
+        reason = (
+            ", which merges nothing and has no base to measure from. For one model write "
+            "merge_method: lines_postprocess."
         )
-    return None
+    elif methods[name].spec.contract.base == BasePolicy.FORBIDDEN:
+        reason = ", which accepts no base, and LiNeS scales the change from a base."
+    else:
+        return None
+    return place + reason
 
 
 def method_for(wrap: str) -> LinesMethod:
