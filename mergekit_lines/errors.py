@@ -39,3 +39,11 @@ def some(names: Iterable[str], limit: int = 5) -> str:
     listed = sorted(names)
     text = ", ".join(listed[:limit])
     return text if len(listed) <= limit else f"{text} and {len(listed) - limit} more"
+
+
+def reason(error: BaseException) -> str:
+    """Return what a library's exception says, in one line of bounded length."""
+    cause = error.__cause__ or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    text = " ".join(lines)
+    return f"{type(cause).__name__}: {text[:197] + '...' if len(text) > 200 else text}"

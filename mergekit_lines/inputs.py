@@ -15,7 +15,7 @@ from mergekit.options import MergeOptions
 from safetensors import SafetensorError, safe_open
 
 from mergekit_lines.checkpoint.headers import read_headers
-from mergekit_lines.errors import nearest
+from mergekit_lines.errors import nearest, reason
 from mergekit_lines.planner import models_in_order
 
 
@@ -57,15 +57,9 @@ def _check_loading(model: ModelReference, options: MergeOptions) -> Iterator[str
         model.config(trust_remote_code=options.trust_remote_code)
     except Exception as error:  # noqa: BLE001 - transformers validates with a dozen kinds
         yield (
-            f"{model.model.path}/config.json: transformers refuses it ({_first_line(error)}). "
+            f"{model.model.path}/config.json: transformers refuses it ({reason(error)}). "
             f"Save the model with save_pretrained, or upgrade transformers."
         )
-
-
-def _first_line(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {' '.join(lines)[:200]}"
 
 
 def _check_config(folder: Path) -> Iterator[str]:
@@ -112,7 +106,9 @@ def _check_adapter(adapter: ModelPath) -> Iterator[str]:
         return
     weights = folder / "adapter_model.safetensors"
     if not weights.exists() and not (folder / "adapter_model.bin").exists():
-        yield f"{folder}: found no adapter_model.safetensors. Save the adapter again."
+        yield (
+            f"{folder}: found no adapter_model.safetensors, wanted a whole adapter. Save it again."
+        )
     elif weights.exists():
         try:
             with safe_open(weights, framework="pt"):
@@ -132,7 +128,7 @@ def _check_hub_adapter(adapter: ModelPath) -> Iterator[str]:
     except Exception as error:  # noqa: BLE001 - the Hub's clients raise a dozen kinds
         yield (
             f"adapter {adapter.path}: there is no such folder, and the Hub gave no adapter for it "
-            f"({_first_line(error)}). Check the name and the network."
+            f"({reason(error)}). Check the name and the network."
         )
 
 
@@ -149,7 +145,7 @@ def _check_hub(model: ModelReference, options: MergeOptions) -> Iterator[str]:
     except Exception as error:  # noqa: BLE001 - the Hub's clients raise a dozen kinds
         yield (
             f"model {path}: there is no such folder, and the Hub gave no config for it "
-            f"({_first_line(error)}). Check the name{_sibling(path)}, the network, and, for a "
+            f"({reason(error)}). Check the name{_sibling(path)}, the network, and, for a "
             f"gated or private model, `hf auth login`."
         )
         return

@@ -174,8 +174,8 @@ def _check_values(place: str, setting: Any, specs: list[ParameterSpec], name: st
     ours = any(name == word.name for word in (*LINES_WORDS, *POSTPROCESS_WORDS))
     if ours and any(_is_word_gradient(part) for part in _parts(setting)):
         yield (
-            f"{place}: found a list of words, of which mergekit would take one by the place in the "
-            f"slice; wanted one value, filters, or a gradient of numbers."
+            f"{place}: found {setting!r}, a list of which mergekit would take one word by the "
+            f"place in the slice; wanted one value, filters, or a gradient of numbers."
         )
         return
     for value in values:

@@ -14,11 +14,12 @@ from mergekit import config as schema
 from mergekit._data import chat_templates
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
+from mergekit.merge_methods import registered_methods
 from mergekit.options import MergeOptions
 from mergekit.tokenizer.config import TokenEmbeddingConfig, TokenizerConfig
 
 from mergekit_lines.checkpoint.partial import check_out
-from mergekit_lines.errors import nearest
+from mergekit_lines.errors import nearest, reason
 from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS
 from mergekit_lines.parameters import check_parameters
 from mergekit_lines.planner import models_in_order
@@ -63,7 +64,7 @@ def _unknown_keys(
 ) -> Iterator[str]:
     known = set(model.model_fields) | extra
     for key, value in document.items():
-        if key in WORDS and key not in known:
+        if key not in known and "parameters" in known and key in _parameter_names():
             yield f"{place}{key}: found outside of parameters. Move it to {place}parameters.{key}."
         elif key not in known:
             yield f"{place}{key}: nobody declares this key.{nearest(str(key), known)}"
@@ -71,6 +72,11 @@ def _unknown_keys(
             for where, entry in _entries(f"{place}{key}", key, value):
                 if isinstance(entry, dict):
                     yield from _unknown_keys(where, entry, _INNER[key], set())
+
+
+def _parameter_names() -> set[str]:
+    names = {p.name for method in registered_methods() for p in method.spec.parameters}
+    return names | WORDS
 
 
 def _entries(place: str, key: str, value: Any) -> list[tuple[str, Any]]:
@@ -114,10 +120,10 @@ def _check_device(name: str) -> Iterator[str]:
         torch.zeros(1, device=torch.device(name)).item()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         flag = "--device cuda (or --cuda)" if name == "cuda" else f"--device {name}"
-        cuda = "sees no CUDA device" if name.startswith("cuda") else "cannot compute on it"
+        lacks = "sees no CUDA device" if name.startswith("cuda") else "cannot compute on it"
         yield (
-            f"{flag}: this torch ({torch.__version__}) {cuda} "
-            f"({str(error).splitlines()[0][:100]}). Drop the flag to merge on the CPU."
+            f"{flag}: this torch ({torch.__version__}) {lacks} ({reason(error)[:100]}), wanted a "
+            f"device that it can compute on. Drop the flag to merge on the CPU."
         )
 
 
@@ -185,8 +191,8 @@ def _check_twice(
         first = seen.setdefault(_identity(model), model)
         if first is not model and first == base and model != base:
             yield (
-                f"{place}: {model} is base_model {base} under another name, wanted one spelling "
-                f"of it. Write {base} here, or leave it out."
+                f"{place}: {model} is base_model {base} under another name, wanted it once. Write "
+                f"{base} here, or leave it out."
             )
         elif first is not model:
             also = f" ({first} is the same folder)" if first != model else ""

@@ -20,10 +20,12 @@ from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 from safetensors import SafetensorError
+from transformers import AutoTokenizer
 
 from mergekit_lines.card import card
+from mergekit_lines.checkpoint.headers import weight_files
 from mergekit_lines.checkpoint.partial import partial_folder
-from mergekit_lines.errors import LinesError, some
+from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.fit import check_layers, check_plan, dropped_tensors
 from mergekit_lines.inputs import check_models
 from mergekit_lines.planner import ACTIVE, LinesPlanner, MergeRun, base_listed, models_in_order
@@ -126,23 +128,35 @@ def _open(model: ModelReference) -> None:
     except (LinesError, OSError):
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        fits = " Was the adapter made for this base?" if model.lora else ""
+        files = some(weight_files(Path(model.model.path)), 3)
+        made_for = " Was the adapter made for this base?" if model.lora else ""
         raise LinesError(
-            f"model {model}: cannot be opened ({type(error).__name__}: {reason[:200]}). Check that "
-            f"its files are whole.{fits}"
+            f"model {model}: its files ({files or 'on the Hub'}) cannot be opened "
+            f"({reason(error)}). Download or save it again.{made_for}"
         ) from error
 
 
 def _build_tokenizer(tokenizer: OrderedTokenizer) -> None:
+    # mergekit takes a model's tokenizer that it cannot load for the same as the base's.
+    for model in tokenizer.referenced_models:
+        path = model.model
+        try:
+            AutoTokenizer.from_pretrained(
+                path.path,
+                revision=path.revision,
+                trust_remote_code=tokenizer.trust_remote_code,
+            )
+        except Exception as error:
+            raise LinesError(
+                f"tokenizer: found none that loads in model {model} ({reason(error)}), wanted one "
+                f"in every model to align them. Save it there again, or leave `tokenizer` out."
+            ) from error
     try:
         tokenizer.execute()
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise LinesError(
             f"tokenizer.source {tokenizer.tokenizer_source}: the output tokenizer cannot be built "
-            f"({type(error).__name__}: {reason[:200]}). Check the tokenizer files of base and "
-            f"models, or leave `tokenizer` out."
+            f"({reason(error)}). Check the source, or leave `tokenizer` out."
         ) from error
 
 

@@ -10,7 +10,7 @@ from mergekit.common import ModelReference
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 from safetensors import SafetensorError
 
-from mergekit_lines.errors import LinesError
+from mergekit_lines.errors import LinesError, reason
 
 
 class LinesTask(ExecuteMergeMethodTask):
@@ -33,9 +33,26 @@ class LinesTask(ExecuteMergeMethodTask):
         try:
             result: torch.Tensor | None = super().execute(tensors)
         except (ValueError, RuntimeError, IndexError, SafetensorError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise LinesError(f"tensor {self.output_weight.name}: {reason}") from error
+            name = self.output_weight.name
+            found = {str(t.dtype) for t in tensors.values() if not t.is_floating_point()}
+            if found:
+                raise LinesError(
+                    f"tensor {name}: found {', '.join(sorted(found))} that differs between the "
+                    f"models, wanted the same integers in all or floating-point weights."
+                ) from error
+            raise LinesError(
+                f"tensor {name}: {self.method_name} failed with {self._values()}: "
+                f"{reason(error)}. Check these values and the models' tensors of that name."
+            ) from error
         return result
+
+    def _values(self) -> str:
+        """Tell the numbers that the wrapped method was given."""
+        given = {**dict(self.parameters.items())}
+        for values in self.input_parameters.values():
+            given |= dict(values.items())
+        numbers = {k: v for k, v in given.items() if isinstance(v, (int, float)) and k != "seed"}
+        return ", ".join(f"{key} {value:g}" for key, value in sorted(numbers.items()))
 
 
 class NormTask(LinesTask):

@@ -1286,13 +1286,6 @@ FITTING = [
         fault="models",
     ),
     Case(
-        "tensor-of-a-model-without-a-place",
-        "A tensor of a fine-tuned model that the base and the output lack is refused, not lost.",
-        model(with_tensor("model.layers.1.extra.weight")),
-        ("broken", "model.layers.1.extra.weight"),
-        fault="models",
-    ),
-    Case(
         "shapes-differ",
         "A model of another width is refused with both shapes.",
         other(lambda path: make.llama(path, hidden=64, seed=2)),
@@ -1359,7 +1352,7 @@ FITTING = [
         "integers-everywhere",
         "Integer weights in all models are refused: a task vector of integers is rounded away.",
         integers_everywhere,
-        ("I32", UP, "wanted"),
+        ("int32", UP, "wanted"),
         fault="models",
     ),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -94,6 +95,38 @@ def test_no_blocks_is_told() -> None:
     told = describe(summary)
     assert "no residual blocks found" in told[0]
     assert "beta has no effect" in told[0]
+
+
+def test_a_tensor_that_the_base_has_not_is_told(
+    llama_base: Path, llama_a: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A value head of a fine-tuned model has no place in the base's architecture: dropped, told."""
+    policy = tmp_path / "policy"
+    shutil.copytree(llama_a, policy)
+
+    def add_head(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["v_head.weight"] = torch.ones(1, 32)
+
+    models.rewrite(policy, add_head)
+    out = in_process(recipe(llama_base, policy), tmp_path / "out", quiet=False)
+    told = capsys.readouterr().err
+    assert "1 tensors that the base has not are dropped: v_head.weight" in told
+    assert "v_head.weight" not in models.read(out)
+
+
+def test_integer_buffers_keep_their_dtype(tmp_path: Path) -> None:
+    """``dtype`` and ``out_dtype`` are for weights; an integer tensor is written as it was."""
+    base = models.llama(tmp_path / "base")
+
+    def count(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"] = torch.arange(32)
+
+    models.rewrite(base, count)
+    tuned = models.finetuned(base, tmp_path / "tuned", seed=1)
+    made = recipe(base, tuned) | {"dtype": "float32", "out_dtype": "bfloat16"}
+    out = models.read(in_process(made, tmp_path / "out"))
+    assert out["model.norm.weight"].equal(torch.arange(32))
+    assert out["lm_head.weight"].dtype == torch.bfloat16
 
 
 def test_a_chain_of_merges(llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: Path) -> None:
