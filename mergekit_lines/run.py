@@ -19,7 +19,6 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
-from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from mergekit_lines.card import card
@@ -220,8 +219,8 @@ def _plain_failures(out: Path) -> Iterator[None]:
     """Turn failures of disk and files into one sentence."""
     try:
         yield
-    except SafetensorError as error:
-        raise LinesError(f"a shard could not be read or written: {error}.") from error
+    except (KeyboardInterrupt, click.ClickException):
+        raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise LinesError(
@@ -229,7 +228,12 @@ def _plain_failures(out: Path) -> Iterator[None]:
             ) from error
         where = f" ({error.filename})" if error.filename else ""
         raise LinesError(
-            f"{error.strerror or str(error).splitlines()[0]}{where}. OUT was not made."
+            f"{error.strerror or reason(error)}{where}. Check the place; OUT was not made."
+        ) from error
+    except Exception as error:
+        LOG.debug("the merge failed", exc_info=error)
+        raise LinesError(
+            f"the merge failed ({reason(error)}). OUT was not made; -vv shows where it happened."
         ) from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from packaging.version import Version
 
 from mergekit_lines.depth import BlockDepth, block_depths, containers, natural_key
 from mergekit_lines.errors import LinesError
@@ -475,6 +476,18 @@ MODELS: list[Row] = [
 ]
 
 
+# transformers renamed parameters of these after 5.0, or changed what their configs take.
+RENAMED = {
+    "Gemma3ForConditionalGeneration",
+    "NemotronHForCausalLM",
+    "ViTForImageClassification",
+    "SwinForImageClassification",
+    "SegformerForSemanticSegmentation",
+    "LlavaForConditionalGeneration",
+}
+OLDER = Version(hf.__version__) < Version("5.23")
+
+
 def build(kind: str, config: dict[str, Any]) -> list[str]:
     model_class = getattr(hf, kind)
     with torch.device("meta"):
@@ -490,6 +503,8 @@ def test_models_of_transformers(
     kind: str, config: dict[str, Any], counts: dict[str, int], places: dict[str, Place]
 ) -> None:
     """The names of a transformers model give its containers, counts and blocks."""
+    if OLDER and kind in RENAMED:
+        pytest.skip("the names in the table are those of transformers 5.23")
     depths = block_depths(build(kind, config))
     assert containers(depths) == counts
     assert {name: place(depths, name) for name in places} == places

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from mergekit.merge_methods import get, registered_methods
 from mergekit.merge_methods.base import BasePolicy, PerInputValues, TensorGroup
+from packaging.version import Version
 
 from mergekit_lines.methods.lines import LinesMethod
 from mergekit_lines.methods.wrap import method_for
@@ -80,8 +82,6 @@ def line_scaling(
 
 def loaded(path: Path) -> dict[str, torch.Tensor]:
     """A checkpoint's state as transformers loads it (it fuses the experts of a Mixtral)."""
-    import transformers
-
     name = transformers.AutoConfig.from_pretrained(path).architectures[0]
     model, problems = getattr(transformers, name).from_pretrained(path, output_loading_info=True)
     assert not problems["missing_keys"]
@@ -92,6 +92,8 @@ def loaded(path: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("architecture", PAPER_BLOCKS)
 def test_paper_pseudo_code_in_float64(architecture: str, tmp_path: Path) -> None:
     """The merge of two models equals the paper's pseudo-code in float64."""
+    if architecture == "mixtral" and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("mergekit 0.1.5 cannot convert the experts of older transformers")
     base = models.ARCHITECTURES[architecture](tmp_path / "base")
     a = models.finetuned(base, tmp_path / "a", seed=1)
     b = models.finetuned(base, tmp_path / "b", seed=2)
