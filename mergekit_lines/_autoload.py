@@ -47,13 +47,16 @@ def _extend(name: str) -> None:
 
         plugin.extend(name)
     except Exception as error:  # noqa: BLE001 - whatever it is, `import torch` must go on
-        warnings.warn(
-            f"mergekit-lines could not extend {name}, so `merge_method: lines` does not work "
-            f"here: {error} (torch and mergekit itself are not affected; "
-            f"{OFF}=0 silences this message)",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        with warnings.catch_warnings():
+            # Shown under `-W error` too: mergekit's own import must go on.
+            warnings.simplefilter("always")
+            warnings.warn(
+                f"mergekit-lines could not extend {name}, so `merge_method: lines` does not work "
+                f"here: {error} (torch and mergekit itself are not affected; "
+                f"{OFF}=0 silences this message)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 class _Watcher(MetaPathFinder):

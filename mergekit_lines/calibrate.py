@@ -68,7 +68,10 @@ def calibrate(
         return Calibration(alpha=1 / (count * closed), models=count, norm=norm)
     collector = NormCollector(power=1 if norm == "l1" else 2)
     tied = tied_names(out_model_config, [item.weight.name for item in planned])
-    tasks = [_norm_task(item, collector, seed) for item in planned if item.weight.name not in tied]
+    values = {"coefficient": 1.0, "seed": seed, "collector": collector}
+    tasks = [
+        item.task.with_values(values, NormTask) for item in planned if item.weight.name not in tied
+    ]
     executor = Executor(
         tasks,
         math_device=options.device,
@@ -92,13 +95,6 @@ def calibrate(
                 f"infinity. Give alpha as a number, or repair the model."
             )
     return Calibration(tau_sum / tau_mtl / count, count, norm, tau_sum, tau_mtl)
-
-
-def _norm_task(item: PlannedTensor, collector: NormCollector, seed: int) -> NormTask:
-    fields = {name: getattr(item.task, name) for name in type(item.task).model_fields}
-    values = {"coefficient": 1.0, "seed": seed, "collector": collector}
-    fields["parameters"] = {**dict(item.task.parameters.items()), **values}
-    return NormTask(**fields)
 
 
 def _count_models(planned: Sequence[PlannedTensor]) -> int:

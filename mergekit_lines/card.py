@@ -36,9 +36,9 @@ learnt.
 
 Run it with `mergekit-yaml` where mergekit-lines {version} is installed.
 
-```yaml
+{fence}yaml
 {recipe}
-```
+{fence}
 
 ## Citation
 
@@ -74,6 +74,7 @@ def card(config: MergeConfiguration, summary: Summary, recipe: str, name: str) -
         tables=_tables(content),
         version=content["mergekit_lines"],
         recipe=recipe.rstrip(),
+        fence="````" if "```" in recipe else "```",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +14,14 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
+from safetensors import safe_open
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
-from mergekit_lines.checkpoint.headers import BUFFERS, FLOATS, Headers, TensorHeader, read_headers
+from mergekit_lines.checkpoint.headers import BUFFERS, FLOATS, Headers, TensorHeader
 from mergekit_lines.errors import some
 from mergekit_lines.planner import PlannedTensor, models_in_order
-from mergekit_lines.ties import model_class
+from mergekit_lines.ties import model_class, tied_names
 
 # Buffers that old checkpoints hold and every architecture recomputes.
 RECOMPUTED = (r"rotary_emb\.inv_freq$", r"\.position_ids$", r"\.masked_bias$", r"\.attn\.bias$")
@@ -79,6 +80,7 @@ def _check_slice(place: str, output_slice: Any, layers: Any) -> Iterator[str]:
 
 def check_plan(
     planned: Sequence[PlannedTensor],
+    headers: Mapping[ModelReference, Headers],
     config: MergeConfiguration,
     arch_info: Any,
     options: MergeOptions,
@@ -86,15 +88,9 @@ def check_plan(
     """Return what does not fit between the plan and the checkpoints' headers.
 
     Tensors that are missing, of different shapes or of a dtype that cannot be merged;
-    tensors of the base that no output tensor takes.
+    tensors of the base that no output tensor takes; heads that only the base ties.
     """
-    headers: dict[ModelReference, Headers] = {}
-    for model in models_in_order(config):
-        folder = Path(LoaderCache().get(model).index.base_path)
-        headers[model] = read_headers(folder)
-    problems = [problem for found in headers.values() for problem in found.problems]
-    if problems:
-        return list(dict.fromkeys(problems))
+    problems: list[str] = []
     grouped: dict[str, list[Trouble]] = defaultdict(list)
     for item in planned:
         for trouble in _check_tensor(item, headers, options):
@@ -103,7 +99,41 @@ def check_plan(
         named = f"{some((trouble.tensor for trouble in troubles), 3)}{troubles[0].example}"
         problems.append(text.replace("TENSORS", named))
     problems += _check_lost(planned, config, arch_info, options)
+    problems += _check_ties(planned, config, options)
     return problems
+
+
+def check_adapters(headers: Mapping[ModelReference, Headers]) -> list[str]:
+    """Return the adapters that were made for another model than the base they are added to."""
+    problems = []
+    for model, found in headers.items():
+        folder = Path(model.lora.path) if model.lora else None
+        if folder is None or found.tensors is None:
+            continue
+        file = folder / "adapter_model.safetensors"
+        if file.exists():
+            problems += list(_check_adapter(model, file, found.tensors))[:1]
+    return problems
+
+
+def _check_adapter(
+    model: ModelReference, file: Path, tensors: Mapping[str, TensorHeader]
+) -> Iterator[str]:
+    with safe_open(file, framework="pt") as adapter:
+        for name in adapter.keys():  # noqa: SIM118 - a shard is no mapping
+            match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
+            if not match:
+                continue
+            layer, side = match.groups()
+            shape = adapter.get_slice(name).get_shape()
+            size = shape[1] if side == "A" else shape[0]
+            target = tensors.get(f"{layer}.weight")
+            if target is None or size not in target.shape:
+                has = f"the shape {target.shape}" if target else "no such layer"
+                yield (
+                    f"{file}: {name} has the shape {tuple(shape)}, and {model.model} has "
+                    f"{has} for {layer}.weight. Use the base that the adapter was made for."
+                )
 
 
 def dropped_tensors(
@@ -136,7 +166,7 @@ def _names(weight: WeightInfo) -> list[str]:
 
 
 def _check_tensor(
-    item: PlannedTensor, headers: dict[ModelReference, Headers], options: MergeOptions
+    item: PlannedTensor, headers: Mapping[ModelReference, Headers], options: MergeOptions
 ) -> Iterator[Trouble]:
     gather: Any = item.task.gather_tensors
     aligned = hasattr(gather, "tokenizer_task")
@@ -227,14 +257,14 @@ def _check_lost(
             taken.update(_names(weight))
     cls = model_class(model_config)
     declared = getattr(cls, "_keys_to_ignore_on_load_unexpected", None) or []
-    tied = getattr(cls, "_tied_weights_keys", None) or {}
     index = LoaderCache().get(base).index.tensor_paths
+    tied = tied_names(model_config, taken | set(index))
     lost = [
         name
         for name in index
         if name not in taken
         and not _recomputed(name, declared)
-        and not (name in tied and isinstance(tied, dict) and tied[name] in taken)
+        and name not in tied
         and not _converted(model_config.model_type, name, taken)
     ]
     if lost:
@@ -243,6 +273,27 @@ def _check_lost(
             f"mergekit's layout of {', '.join(model_config.architectures or ['this model'])} has "
             f"no place for them: {some(lost)}. This architecture cannot be merged by mergekit yet."
         )
+
+
+def _check_ties(
+    planned: Sequence[PlannedTensor], config: MergeConfiguration, options: MergeOptions
+) -> Iterator[str]:
+    """Check that no model unties what the output's config will tie again on loading."""
+    if config.base_model is None:
+        return
+    base_config = config.base_model.config(trust_remote_code=options.trust_remote_code)
+    names = [item.weight.name for item in planned]
+    tied = tied_names(base_config, names)
+    for model in models_in_order(config):
+        own = model.config(trust_remote_code=options.trust_remote_code)
+        untied = tied - tied_names(own, names)
+        held = sorted(untied & set(LoaderCache().get(model).index.tensor_paths))
+        if held:
+            yield (
+                f"model {model}: unties {some(held)}, which base_model {config.base_model} ties to "
+                f"its embedding, so that the merged tensor would be ignored on loading. Use models "
+                f"that agree on tie_word_embeddings."
+            )
 
 
 def _recomputed(name: str, declared: Sequence[str] = ()) -> bool:

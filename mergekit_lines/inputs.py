@@ -76,7 +76,8 @@ def _check_config(folder: Path) -> Iterator[str]:
         yield f"{path}: cannot be read ({error}), wanted a JSON object. Download it again."
         return
     architectures = config.get("architectures") if isinstance(config, dict) else None
-    if not (isinstance(architectures, list) and len(architectures) == 1):
+    names = architectures if isinstance(architectures, list) else []
+    if len(names) != 1 or not isinstance(names[0], str):
         yield (
             f"{path}: found {architectures!r} for architectures, wanted a list of one name, by "
             f"which mergekit knows the layout. Save the model "

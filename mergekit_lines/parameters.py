@@ -11,7 +11,12 @@ from mergekit.config import ConditionalParameter, MergeConfiguration
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
 from mergekit_lines.errors import LinesError, nearest
-from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS
+from mergekit_lines.methods.words import (
+    LINES_WORDS,
+    MISSING_GAMMA,
+    POSTPROCESS_WORDS,
+    missing_beta,
+)
 from mergekit_lines.methods.wrap import check_wrap, method_for, postprocess_method
 
 
@@ -47,13 +52,19 @@ def sections(config: MergeConfiguration) -> Iterator[Section]:
         yield from inputs(f"modules.{name}.", module)
 
 
-def check_parameters(config: MergeConfiguration) -> list[str]:
-    """Return every problem of the recipe's parameters, and of the number of models for them."""
+def check_parameters(config: MergeConfiguration, *, names_known: bool = True) -> list[str]:
+    """Return every problem of the recipe's parameters, and of the number of models for them.
+
+    Where a name is wrong (``names_known``: not even elsewhere in the recipe), what is missing
+    is not told: it is most often the very thing that was misspelt.
+    """
     postprocess = config.merge_method == "lines_postprocess"
     problems: list[str] = []
     wraps = [] if postprocess else _wraps(config, problems)
-    problems += _check_sections(config, wraps, postprocess)
-    problems += _check_required(config, wraps)
+    found = list(_check_sections(config, wraps, postprocess))
+    problems += found
+    if names_known and not found:
+        problems += _check_required(config, wraps, postprocess)
     problems += _check_counts(config, wraps, postprocess)
     return problems
 
@@ -189,8 +200,22 @@ def _check_values(place: str, setting: Any, specs: list[ParameterSpec], name: st
             yield failures[0].replace(f"parameters.{name}", place, 1)
 
 
-def _check_required(config: MergeConfiguration, wraps: list[str]) -> Iterator[str]:
+def _check_required(
+    config: MergeConfiguration, wraps: list[str], postprocess: bool
+) -> Iterator[str]:
     given = {name for section in sections(config) for name in section.parameters}
+    if postprocess and "gamma" not in given and not {"alpha", "beta"} <= given:
+        yield MISSING_GAMMA
+    if not postprocess and "beta" not in given:
+        yield missing_beta(wraps[0] if wraps else "task_arithmetic")
+    sliced = config.slices or any(module.slices for module in (config.modules or {}).values())
+    for wrap in wraps:
+        if sliced and method_for(wrap).ignores_base:
+            yield (
+                f"parameters.wrap: {wrap} ignores the base, and slices list the base among their "
+                f"sources to measure from it, so it cannot be told whether it is one of the models "
+                f"too. Use `models:`, or a wrap that knows the base."
+            )
     for wrap in wraps:
         for parameter in method_for(wrap).spec.parameters:
             if parameter.required and parameter.name not in given:

@@ -21,8 +21,8 @@ from mergekit.parameter_resolver import resolve_parameter
 from pydantic import ValidationError
 
 from mergekit_lines.depth import BlockDepth, block_depths, natural_key
-from mergekit_lines.errors import LinesError, some
-from mergekit_lines.methods.words import LINES_WORDS, PAPER_BETA, PAPER_BETA_ELSE, WHOLE_RECIPE
+from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.methods.words import LINES_WORDS, MISSING_GAMMA, WHOLE_RECIPE, missing_beta
 from mergekit_lines.methods.wrap import method_for, postprocess_method
 from mergekit_lines.parameters import check_filters
 from mergekit_lines.schedule import Schedule
@@ -142,6 +142,9 @@ class LinesPlanner(plan.MergePlanner):
         if not self._lines:
             super().plan_tensor(weight, weights_in, models, cfg_reader)
             return
+        if len(weights_in) != len(models):
+            # mergekit counts the sources of the first slice for tensors after the last one.
+            weights_in = [weights_in[0]] * len(models)
         self._names.update({weight.name, *(source.name for source in weights_in)})
         recipe_method, planned = self._method, len(self._tensors)
         try:
@@ -160,12 +163,12 @@ class LinesPlanner(plan.MergePlanner):
             for problem in error.problems:
                 self._problems[problem].append(weight.name)
         except ValidationError as error:
-            reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-            reason = reason.replace(f" for {weight.name}", "")
-            self._problems[f"{self._method.spec.name}: {reason}."].append(weight.name)
+            text = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+            text = text.replace(f" for {weight.name}", "")
+            self._problems[f"{self._method.spec.name}: {text}."].append(weight.name)
         except RuntimeError as error:
-            reason = str(error).replace(f"{weight.name}", "a tensor")
-            self._problems[f"{self._method.spec.name}: {reason}."].append(weight.name)
+            text = str(error).replace(f"{weight.name}", "a tensor")
+            self._problems[f"{self._method.spec.name}: {text}."].append(weight.name)
         finally:
             self._method = recipe_method
         if len(self._tensors) > planned:
@@ -206,8 +209,11 @@ class LinesPlanner(plan.MergePlanner):
             super()._plan()
         except LinesError:
             raise
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise LinesError(f"mergekit cannot plan this recipe: {error}") from error
+        except Exception as error:
+            raise LinesError(
+                f"mergekit cannot plan this recipe ({reason(error)}). Is the architecture one "
+                f"that mergekit merges?"
+            ) from error
         self._check_filters()
         self._raise_problems()
         # mergekit's order varies between processes for inferred architectures.
@@ -253,16 +259,9 @@ class LinesPlanner(plan.MergePlanner):
                     "saying it: gamma alone (alpha = gamma, beta = 1 - gamma), or alpha and beta."
                 ].append(name)
             elif gamma is None and (alpha is None or beta is None):
-                self._problems[
-                    "parameters.gamma: found nothing, wanted gamma (0 to 1; the paper chooses it "
-                    "among 0, 0.1, …, 1 on validation data), or alpha and beta both."
-                ].append(name)
+                self._problems[MISSING_GAMMA].append(name)
         elif values["beta"] is None:
-            paper = PAPER_BETA.get(wrap, PAPER_BETA_ELSE)
-            self._problems[
-                f"parameters.beta: found nothing, wanted the coefficient gained from the first "
-                f"block to the last. The paper's value for {wrap}: {paper}."
-            ].append(name)
+            self._problems[missing_beta(wrap)].append(name)
 
     def _check_filters(self) -> None:
         # First: a filter that matches nothing leaves its word without a value.
@@ -369,7 +368,8 @@ def base_listed(config: MergeConfiguration) -> dict[str | None, bool]:
     base = config.base_model
     if config.models is not None:
         return {None: any(entry.model == base for entry in config.models)}
-    result: dict[str | None, bool] = {None: True}
+    # In slices the base has to be listed to be measured from; see preflight for those wraps.
+    result: dict[str | None, bool] = {None: False}
     for name, module in (config.modules or {}).items():
         if module.models is not None:
             result[name] = any(entry.model == base for entry in module.models)

@@ -58,10 +58,11 @@ def _extend_registry(registry: Any) -> None:
             registry.register(method)
 
 
-def _extend_plan(_plan: Any) -> None:
+def _extend_plan(plan: Any) -> None:
     seams.check("mergekit.plan")
-    # Puts itself in the place of mergekit's; it may be what imported mergekit.plan.
-    importlib.import_module("mergekit_lines.planner")
+    planner = importlib.import_module("mergekit_lines.planner")
+    # Half imported where it is itself what imported mergekit.plan: it then does this at its end.
+    plan.MergePlanner = getattr(planner, "LinesPlanner", plan.MergePlanner)
 
 
 def _extend_merge(merge: Any) -> None:

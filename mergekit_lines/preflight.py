@@ -42,10 +42,11 @@ def check_recipe(
     config: MergeConfiguration, out: Path, options: MergeOptions, source: str | None
 ) -> list[str]:
     """Return every problem of the recipe, its options and OUT; no file of a model is opened."""
-    problems = [*_check_keys(source), *check_out(out), *_check_options(options)]
+    keys = list(_check_keys(source))
+    problems = [*keys, *check_out(out), *_check_options(options)]
     problems += _check_structure(config)
     problems += _check_values(config)
-    problems += check_parameters(config)
+    problems += check_parameters(config, names_known=not keys)
     return list(dict.fromkeys(problems))
 
 
@@ -102,6 +103,9 @@ def _check_options(options: MergeOptions) -> Iterator[str]:
         )
     if options.out_shard_size <= 0:
         yield f"--out-shard-size: found {options.out_shard_size}, wanted a size above 0, e.g. 5B."
+    seed = options.random_seed
+    if seed is not None and not 0 <= seed < 2**32:
+        yield f"--random-seed: found {seed}, wanted a whole number from 0 to {2**32 - 1}."
     if options.lora_merge_dtype and options.lora_merge_dtype not in DTYPES:
         yield (
             f"--lora-merge-dtype: found {options.lora_merge_dtype!r}, wanted one of "
@@ -130,10 +134,10 @@ def _check_device(name: str) -> Iterator[str]:
 def _check_values(config: MergeConfiguration) -> Iterator[str]:
     for key in ("dtype", "out_dtype"):
         value = getattr(config, key)
-        if value is not None and value.removeprefix("torch.") not in DTYPES:
+        if value is not None and value not in DTYPES:
             yield (
                 f"{key}: found {value!r}, wanted one of {', '.join(DTYPES)}."
-                f"{nearest(value, DTYPES)}"
+                f"{nearest(value.removeprefix('torch.'), DTYPES)}"
             )
     padding = config.tokenizer.pad_to_multiple_of if config.tokenizer else None
     if padding is not None and padding < 1:
@@ -156,10 +160,10 @@ def _check_structure(config: MergeConfiguration) -> Iterator[str]:
     slices = [*(config.slices or [])]
     for module in (config.modules or {}).values():
         slices += module.slices or []
-    if config.base_model is None and not (slices and all(s.base_model for s in slices)):
+    if config.base_model is None:
         yield (
             f"base_model: found nothing, wanted the pre-trained model: {method} scales the change "
-            f"from it. Add `base_model: PATH-OR-HUB-ID`."
+            f"from it, and takes config and tokenizer from it. Add `base_model: PATH-OR-HUB-ID`."
         )
     bases = {config.base_model, *(s.base_model for s in slices)}
     if all(model in bases for model in models_in_order(config)):

@@ -6,14 +6,13 @@ import errno
 import logging
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
-from mergekit import merge as mergekit_merge
-from mergekit.architecture import get_architecture_info
 from mergekit.architecture.auto import infer_architecture_info
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
@@ -22,17 +21,19 @@ from mergekit.options import MergeOptions
 from transformers import AutoTokenizer
 
 from mergekit_lines.card import card
-from mergekit_lines.checkpoint.headers import weight_files
 from mergekit_lines.checkpoint.partial import partial_folder
 from mergekit_lines.errors import LinesError, reason, some
-from mergekit_lines.fit import check_layers, check_plan, dropped_tensors
+from mergekit_lines.fit import dropped_tensors
 from mergekit_lines.inputs import check_models
-from mergekit_lines.planner import ACTIVE, LinesPlanner, MergeRun, base_listed, models_in_order
+from mergekit_lines.planner import ACTIVE, MergeRun, base_listed, models_in_order
 from mergekit_lines.preflight import check_recipe
+from mergekit_lines.prepare import open_model, prepare
 from mergekit_lines.report import describe, report, to_json
 from mergekit_lines.tokenizer import OrderedTokenizer
 
 LOG = logging.getLogger(__name__)
+# mergekit's caches and torch's generators are global to the process.
+_ONE_AT_A_TIME = threading.RLock()
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
 
 
@@ -55,11 +56,15 @@ def run_lines_merge(
     Raises:
         LinesError: the recipe, a model, an option or the disk is at fault; nothing is left.
     """
-    out = Path(out_path).absolute()
+    # Through links: the rename at the end has to meet the folder itself.
+    given = Path(out_path).absolute()
+    out = given.resolve()
     recipe = source or config.to_yaml()
     original = config.model_copy(deep=True)
     say = _silent if options.quiet else _say
     problems = check_recipe(config, out, options, source) + check_models(config, options)
+    if given.is_symlink() and not given.exists():
+        problems.insert(0, f"OUT {out_path}: found a link that leads nowhere. Choose another OUT.")
     if problems:
         raise LinesError(list(dict.fromkeys(problems)))
     run = MergeRun(
@@ -70,19 +75,24 @@ def run_lines_merge(
     )
     with_card = options.write_model_card
     effective = _effective(config, options, say)
-    token = ACTIVE.set(run)
-    try:
-        with (
-            _fresh_caches(),
-            _plain_failures(out),
-            partial_folder(out, say) as partial,
-            _adapter_cache(config, effective, partial) as with_cache,
-        ):
-            _check(original, with_cache, run, say)
-            run_merge(config, str(partial), with_cache, recipe)
-            _write_texts(partial, original, run, recipe, out.name if with_card else None)
-    finally:
-        ACTIVE.reset(token)
+    with _ONE_AT_A_TIME, _plain_failures(out), partial_folder(out, say) as partial:
+        with _fresh_caches():
+            prepared = prepare(original, effective, run)
+            dropped = dropped_tensors(prepared.planned, original)
+        for model, names in dropped.items():
+            say(f"{model}: {len(names)} tensors that the base lacks are dropped: {some(names, 3)}")
+        with _fresh_caches(), _adapter_cache(config, effective, partial) as with_cache:
+            LoaderCache().setup(options=with_cache)
+            for model in models_in_order(config):
+                open_model(model)
+            _check_tokenizers(original, with_cache, run)
+            token = ACTIVE.set(run)
+            try:
+                # A copy: mergekit rewrites the recipe, and the caller may use it again.
+                run_merge(config.model_copy(deep=True), str(partial), with_cache, recipe)
+            finally:
+                ACTIVE.reset(token)
+        _write_texts(partial, original, run, recipe, given.name if with_card else None, dropped)
     say(f"the merged model is in {out_path}")
 
 
@@ -94,62 +104,39 @@ def _silent(text: str) -> None:
     LOG.info(text)
 
 
-def _check(
-    config: MergeConfiguration, options: MergeOptions, run: MergeRun, say: Callable[[str], None]
-) -> None:
-    """Plan once without writing, to name all that does not fit before any tensor is merged."""
-    LoaderCache().setup(options=options)
-    for model in models_in_order(config):
-        _open(model)
-    try:
-        arch_info = get_architecture_info(config, options)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise LinesError(f"mergekit cannot tell the models' architecture: {error}") from error
-    problems = list(check_layers(config, arch_info, options))
-    if problems:
-        raise LinesError(problems)
-    copy = config.model_copy(deep=True)
-    out_config = mergekit_merge._model_out_config(copy, arch_info, options.trust_remote_code)
-    planned = LinesPlanner(copy, arch_info, options, out_config).planned()
-    problems = check_plan(planned, config, arch_info, options)
-    if problems:
-        raise LinesError(problems)
-    for model, names in dropped_tensors(planned, config).items():
-        say(f"{model}: {len(names)} tensors that the base has not are dropped: {some(names, 3)}")
+def _check_tokenizers(config: MergeConfiguration, options: MergeOptions, run: MergeRun) -> None:
+    """Build the output tokenizer now, or see that the base's can be copied."""
     if run.tokenizer is not None:
         _build_tokenizer(run.tokenizer)
+        return
+    folder = Path(LoaderCache().get(models_in_order(config)[0]).index.base_path)
+    copied = (folder / "tokenizer_config.json").exists() and any(
+        (folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")
+    )
+    if options.copy_tokenizer and (config.chat_template or not copied):
+        # mergekit loads and saves it; a failure there is only logged, and no tokenizer written.
+        model = models_in_order(config)[0]
+        _load_tokenizer(model, options, "Give --no-copy-tokenizer to merge without it")
 
 
-def _open(model: ModelReference) -> None:
-    """Download a model, merge its adapter, and read its index, as mergekit does."""
+def _load_tokenizer(model: ModelReference, options: Any, remedy: str) -> None:
     try:
-        LoaderCache().get(model)
-    except (LinesError, OSError):
-        raise
+        AutoTokenizer.from_pretrained(
+            model.model.path,
+            revision=model.model.revision,
+            trust_remote_code=options.trust_remote_code,
+        )
     except Exception as error:
-        files = some(weight_files(Path(model.model.path)), 3)
-        made_for = " Was the adapter made for this base?" if model.lora else ""
         raise LinesError(
-            f"model {model}: its files ({files or 'on the Hub'}) cannot be opened "
-            f"({reason(error)}). Download or save it again.{made_for}"
+            f"tokenizer: found none that loads in model {model} ({reason(error)}), wanted a whole "
+            f"one. {remedy}, or save it there again."
         ) from error
 
 
 def _build_tokenizer(tokenizer: OrderedTokenizer) -> None:
     # mergekit takes a model's tokenizer that it cannot load for the same as the base's.
     for model in tokenizer.referenced_models:
-        path = model.model
-        try:
-            AutoTokenizer.from_pretrained(
-                path.path,
-                revision=path.revision,
-                trust_remote_code=tokenizer.trust_remote_code,
-            )
-        except Exception as error:
-            raise LinesError(
-                f"tokenizer: found none that loads in model {model} ({reason(error)}), wanted one "
-                f"in every model to align them. Save it there again, or leave `tokenizer` out."
-            ) from error
+        _load_tokenizer(model, tokenizer, "Leave `tokenizer` out of the recipe")
     try:
         tokenizer.execute()
     except Exception as error:
@@ -243,11 +230,14 @@ def _write_texts(
     run: MergeRun,
     recipe: str,
     card_name: str | None,
+    dropped: dict[ModelReference, list[str]],
 ) -> None:
     summary = run.summary
     if summary is None:
         raise LinesError("mergekit merged without our planner; nothing was kept.")
-    texts = {"lines_report.json": to_json(report(summary, config.merge_method, recipe))}
+    content = report(summary, config.merge_method, recipe)
+    content["dropped"] = {str(model): names for model, names in dropped.items()}
+    texts = {"lines_report.json": to_json(content)}
     if card_name is not None:
         texts["README.md"] = card(config, summary, recipe, card_name)
         texts["mergekit_config.yml"] = recipe

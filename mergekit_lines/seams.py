@@ -151,6 +151,14 @@ SEAMS = (
         fields=("name", "vocabulary_axis", "optional", "aliases", "force_dtype", "tied_names"),
     ),
     Seam("mergekit.architecture.conversion", "can_convert_checkpoint_keys"),
+    Seam(
+        "mergekit.io",
+        "ShardedTensorIndex",
+        ("base_path", "is_safetensors", "tensor_paths", "shards"),
+    ),
+    Seam("mergekit.io", "LazyTensorLoader", ("index", "lazy_unpickle")),
+    Seam("mergekit.io.tasks", "LoaderCache.flush_all", ("self",)),
+    Seam("mergekit.tokenizer.embed", "PermutedVocabulary", fields=("tokenizer_task",)),
     Seam("mergekit.io.tasks", "LoaderCache.loaders"),
     Seam("mergekit.io.tasks", "LoaderCache.setup", ("self", "options")),
     Seam("mergekit.io.tasks", "LoaderCache.get", ("self", "model")),
@@ -196,7 +204,12 @@ def check_version() -> str:
     Raises:
         LinesError: it is not one this package was written for.
     """
-    version = importlib.metadata.version("mergekit")
+    try:
+        version = importlib.metadata.version("mergekit")
+    except importlib.metadata.PackageNotFoundError:
+        raise LinesError(
+            "mergekit is not installed as a package: run `pip install mergekit`."
+        ) from None
     if not MERGEKIT.contains(version, prereleases=True):
         raise LinesError(
             f"mergekit {version} is installed, this mergekit-lines works with mergekit "

@@ -16,11 +16,13 @@ from mergekit_lines.errors import LinesError, reason
 class LinesTask(ExecuteMergeMethodTask):
     """mergekit's task, whose failures name the tensor."""
 
-    def with_values(self, values: Mapping[str, Any]) -> LinesTask:
-        """Return the same task with more values for the method (its coefficient, …)."""
+    def with_values(
+        self, values: Mapping[str, Any], kind: type[LinesTask] | None = None
+    ) -> LinesTask:
+        """Return the same task, or one of another kind, with more values for the method."""
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         fields["parameters"] = {**dict(self.parameters.items()), **values}
-        return type(self)(**fields)
+        return (kind or type(self))(**fields)
 
     def execute(
         self, tensors: dict[ModelReference, torch.Tensor], **_kwargs: Any

@@ -22,31 +22,45 @@ MARK = "mergekit-lines.partial"
 
 
 def partial_path(out: Path) -> Path:
-    """Return the partial folder of ``out``: a hidden sibling, on the same file system."""
-    return out.parent / f".{out.name}.partial"
+    """Return the partial folder of ``out``: a hidden sibling, on the same file system.
+
+    Where OUT is a mount point, a sibling would be on another one: it is inside then.
+    """
+    inside = out.is_dir() and out.stat().st_dev != out.parent.stat().st_dev
+    return (out if inside else out.parent) / f".{out.name}.partial"
 
 
 def check_out(out: Path) -> list[str]:
-    """Return why nothing can be written to ``out``, or an empty list."""
+    """Return why nothing can be written to ``out`` (absolute, links followed), if so."""
+    try:
+        return list(_check_out(out))[:1]
+    except OSError as error:
+        return [f"OUT {out.name[:40]}…: {error.strerror}. Choose another OUT."]
+
+
+def _check_out(out: Path) -> Iterator[str]:
+    if out == out.parent:
+        yield f"OUT {out}: found the root of the file system. Choose a folder to make."
     if (out.exists() or out.is_symlink()) and not out.is_dir():
-        kind = "a file" if out.exists() else "a link that leads nowhere"
-        return [f"OUT {out}: found {kind}, wanted a folder to make. Choose another OUT."]
-    if out.is_dir():
+        yield f"OUT {out}: found a file, wanted a folder to make. Choose another OUT."
+    elif out.is_dir():
         held = weight_files(out) + [name for name in OWN_FILES if (out / name).exists()]
         if held:
-            return [
+            yield (
                 f"OUT {out}: already holds a model or parts of one ({some(held, 3)}), and a merge "
                 f"written over it could load old weights. Choose another OUT or remove it."
-            ]
+            )
     partial = partial_path(out)
-    if partial.exists() and not (partial / MARK).exists() and any(partial.iterdir()):
-        return [f"{partial}: in the way of the partial folder and not ours. Remove or rename it."]
+    ours = partial.is_dir() and not partial.is_symlink()
+    if (partial.exists() or partial.is_symlink()) and not (
+        ours and ((partial / MARK).exists() or not any(partial.iterdir()))
+    ):
+        yield f"{partial}: in the way of the partial folder and not ours. Remove or rename it."
     parent = out.parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        return [f"OUT {out}: {parent} is not a folder that can be written to. Choose another OUT."]
-    return []
+        yield f"OUT {out}: {parent} is not a folder that can be written to. Choose another OUT."
 
 
 @contextmanager
@@ -59,7 +73,7 @@ def partial_folder(out: Path, say: Callable[[str], None]) -> Iterator[Path]:
     partial = partial_path(out)
     made = [parent for parent in out.parents if not parent.exists()]
     out.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out.parent / f".{out.name}.partial.lock", timeout=0)
+    lock = FileLock(partial.with_name(f"{partial.name}.lock"), timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -92,20 +106,21 @@ def _publish(partial: Path, out: Path) -> None:
     Into a folder that holds other things, files are moved one by one, config.json last:
     nothing loads a model without it.
     """
-    (partial / MARK).unlink()
     for path in partial.rglob("*"):
         _fsync(path)
     _fsync(partial)
     if out.is_dir() and any(out.iterdir()):
         entries = sorted(partial.iterdir(), key=lambda path: (path.name == "config.json", path))
+        entries = [path for path in entries if path.name != MARK]
         clash = [path.name for path in entries if (out / path.name).exists()]
         if clash:
             raise LinesError(f"OUT {out}: would overwrite {some(clash)}. Choose another OUT.")
         for path in entries:
             path.rename(out / path.name)
-        partial.rmdir()
+        shutil.rmtree(partial)
     else:
         partial.rename(out)
+        (out / MARK).unlink()
     _fsync(out)
     _fsync(out.parent)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+_PIECE = 1 << 18  # entries; float64 copies of a whole tensor would cost twice its fp32 size
+
 
 def work_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which tensors of ``dtype`` are computed."""
@@ -35,13 +37,19 @@ def norm_terms(
         models: the fine-tuned models' tensors, same shape and dtype.
         power: 1 for the L1 norm, 2 for the L2 norm (whose root the caller takes).
     """
-    total = torch.zeros_like(base)
-    for tensor in models:
-        total += tensor - base
-    return _power_sum(total, power), _power_sum(merged - base, power)
+    start = torch.split(base.flatten(), _PIECE)
+    total, task = 0.0, 0.0
+    made = torch.split(merged.flatten(), _PIECE)
+    tuned = [torch.split(tensor.flatten(), _PIECE) for tensor in models]
+    for number, piece in enumerate(start):
+        origin = piece.double()
+        summed = torch.zeros_like(origin)
+        for tensor in tuned:
+            summed += tensor[number].double() - origin
+        total += _power_sum(summed, power)
+        task += _power_sum(made[number].double() - origin, power)
+    return total, task
 
 
 def _power_sum(tensor: torch.Tensor, power: int) -> float:
-    # float64 before the sum: fp32 sums of 10^8 entries lose digits that α would show.
-    values = tensor.abs() if power == 1 else tensor.double().square()
-    return float(values.sum(dtype=torch.float64))
+    return float((tensor.abs() if power == 1 else tensor.square()).sum())

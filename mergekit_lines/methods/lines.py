@@ -93,6 +93,8 @@ class LinesMethod(MergeMethod):
                 raise LinesError(f"tensor {given.metadata.name}: the base has no such tensor.")
             # The recipe's dtype comes first, as in mergekit; then the arithmetic's.
             group = align_dtype(given, input_dtype)
+            if not values["allow_nonfinite"]:
+                _check_finite(given, group)
             base = next(entry.tensor for entry in group.entries if entry.is_base)
             dtype = out_dtype or base.dtype
             collector = values.get("collector")
@@ -111,7 +113,7 @@ class LinesMethod(MergeMethod):
     def _merge(
         self, group: TensorGroup, values: dict[str, Any], out_dtype: torch.dtype
     ) -> torch.Tensor:
-        group, base = self._prepared(group, values)
+        group, base = self._prepared(group)
         merged = self._wrapped_merge(group, values)
         result = scale_task_vector(base, merged, values["coefficient"]).to(out_dtype)
         if not values["allow_nonfinite"] and not torch.isfinite(result).all():
@@ -120,26 +122,13 @@ class LinesMethod(MergeMethod):
 
     def _norms(self, group: TensorGroup, values: dict[str, Any], power: int) -> tuple[float, float]:
         """Return this tensor's terms of ‖τ_sum‖ and ‖τ_MTL‖ (Eq. 2), as Σ|x|^power."""
-        group, base = self._prepared(group, values)
+        group, base = self._prepared(group)
         merged = self._wrapped_merge(group, values)
         with one_thread():
             return norm_terms(base, merged, [entry.tensor for entry in group.non_base], power)
 
-    def _prepared(
-        self, group: TensorGroup, values: dict[str, Any]
-    ) -> tuple[TensorGroup, torch.Tensor]:
-        """Return the group in the dtype of the arithmetic, finite, and its base tensor.
-
-        Its entries are of one dtype already.
-        """
-        if not values["allow_nonfinite"]:
-            for entry in group.entries:
-                if not torch.isfinite(entry.tensor).all():
-                    raise LinesError(
-                        f"tensor {group.metadata.name} of model {entry.id}: found NaN or infinity, "
-                        f"wanted finite weights. Repair or replace the model, or set "
-                        f"parameters.allow_nonfinite: true to carry them into the merge."
-                    )
+    def _prepared(self, group: TensorGroup) -> tuple[TensorGroup, torch.Tensor]:
+        """Return the group in the dtype of the arithmetic, and its base tensor."""
         group = align_dtype(group, work_dtype(group.entries[0].tensor.dtype))
         base = next(entry.tensor for entry in group.entries if entry.is_base)
         return group, base
@@ -147,7 +136,8 @@ class LinesMethod(MergeMethod):
     def _wrapped_merge(self, group: TensorGroup, values: dict[str, Any]) -> torch.Tensor:
         """Return M of a prepared group, from the wrapped method itself."""
         entries = group.entries
-        if self.ignores_base and not values["base_listed"]:
+        if self.ignores_base and not (values["base_listed"] and self.names):
+            # lines_postprocess, which passes no parameters, edits one model and never the base.
             entries = group.non_base
         seen = replace(group, entries=entries)
         kept = {entry.id for entry in entries}
@@ -183,6 +173,23 @@ class LinesMethod(MergeMethod):
         raise LinesError(
             f"tensor {name}: the result does not fit the output dtype {out_dtype}. "
             f"Set out_dtype: float32 or bfloat16."
+        )
+
+
+def _check_finite(given: TensorGroup, group: TensorGroup) -> None:
+    """Refuse NaN and infinity in the inputs, by tensor and model."""
+    for before, entry in zip(given.entries, group.entries, strict=True):
+        if torch.isfinite(entry.tensor).all():
+            continue
+        place = f"tensor {group.metadata.name} of model {entry.id}"
+        if torch.isfinite(before.tensor).all():
+            raise LinesError(
+                f"{place}: found values beyond the recipe's dtype {entry.tensor.dtype}. Set "
+                f"dtype: float32, or leave it out."
+            )
+        raise LinesError(
+            f"{place}: found NaN or infinity, wanted finite weights. Repair or replace the model, "
+            f"or set parameters.allow_nonfinite: true to carry them into the merge."
         )
 
 

@@ -8,7 +8,7 @@ passes through mergekit and pydantic untouched.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
@@ -27,6 +27,41 @@ PAPER_BETA = {
 }
 FP32_MAX = 3.4e38
 PAPER_BETA_ELSE = "not given in the paper for this wrap; 0.1 to 1.0 is where it tunes the others"
+
+
+MISSING_GAMMA = (
+    "parameters.gamma: found nothing, wanted gamma (0 to 1; the paper chooses it among 0, 0.1, …, "
+    "1 on validation data), or alpha and beta both."
+)
+
+
+GAMMA_TWICE = (
+    "parameters.gamma: found together with alpha or beta, wanted one way of saying it: gamma alone "
+    "(alpha = gamma, beta = 1 - gamma), or alpha and beta."
+)
+
+
+def missing_beta(wrap: str) -> str:
+    """Return the error for a recipe without beta, with the paper's values for its wrap."""
+    return (
+        f"parameters.beta: found nothing, wanted the coefficient gained from the first block to "
+        f"the last. The paper's value for {wrap}: {PAPER_BETA.get(wrap, PAPER_BETA_ELSE)}."
+    )
+
+
+def incomplete(values: Mapping[str, Any], wrap: str) -> str | None:
+    """Return what is missing or said twice among alpha, beta and gamma, or None.
+
+    Args:
+        values: the resolved words of one tensor; only lines_postprocess has ``gamma``.
+        wrap: the wrapped method, whose paper values the error names.
+    """
+    if "gamma" not in values:
+        return missing_beta(wrap) if values["beta"] is None else None
+    pair = [values["alpha"], values["beta"]]
+    if values["gamma"] is None:
+        return MISSING_GAMMA if None in pair else None
+    return None if pair == [None, None] else GAMMA_TWICE
 
 
 def _word(name: str, check: Callable[[Any], Any], default: Any, meaning: str) -> ParameterSpec:
@@ -190,7 +225,9 @@ def strict(parameter: ParameterSpec, name: str) -> ParameterSpec:
 
     def validate(value: Any) -> Any:
         if numeric and value is not None:
-            number(name, value)
+            found = number(name, value)
+            if parameter.name == "density" and not 0 <= found <= 1:
+                raise _wrong(name, value, "a share from 0 to 1")
         try:
             return parameter.validate(value)
         except ValidationError as error:

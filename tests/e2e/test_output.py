@@ -110,7 +110,9 @@ def test_a_tensor_that_the_base_has_not_is_told(
     models.rewrite(policy, add_head)
     out = in_process(recipe(llama_base, policy), tmp_path / "out", quiet=False)
     told = capsys.readouterr().err
-    assert "1 tensors that the base has not are dropped: v_head.weight" in told
+    assert "1 tensors that the base lacks are dropped: v_head.weight" in told
+    report = json.loads((out / "lines_report.json").read_text())
+    assert report["dropped"] == {str(policy): ["v_head.weight"]}
     assert "v_head.weight" not in models.read(out)
 
 

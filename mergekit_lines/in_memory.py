@@ -1,0 +1,294 @@
+"""``lines`` on a whole model in memory: what the planner does for files, for tensor groups.
+
+mergekit's ``merge_state_dicts`` and ``merge_tensors`` hand all groups of a model to one call
+of our recipe method; the words, the depths and the coefficients come from the same places as
+a recipe's, and the same methods merge.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mergekit.architecture import WeightInfo
+from mergekit.merge_methods.base import ParameterScope, PerGroupValues, TensorGroup
+
+from mergekit_lines.alpha import NormCollector, find_alpha
+from mergekit_lines.depth import BlockDepth, block_depths
+from mergekit_lines.errors import LinesError, nearest, reason, some
+from mergekit_lines.methods.lines import LinesMethod
+from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS, WHOLE_RECIPE, incomplete
+from mergekit_lines.methods.wrap import method_for, postprocess_method
+from mergekit_lines.planner import PlannedTensor
+
+LOG = logging.getLogger(__name__)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WRAP = next(word for word in LINES_WORDS if word.name == "wrap")
+
+
+@dataclass(frozen=True)
+class GroupTask:
+    """What Eq. 2 asks of a planned tensor's task, for a group in memory."""
+
+    model_order: tuple[Hashable, ...]
+    base_model: Hashable
+    input_parameters: Mapping[Hashable, Mapping[str, Any]]
+
+
+def merge_groups(
+    name: str,
+    groups: Sequence[TensorGroup],
+    parameters: Mapping[str, Any],
+    *,
+    dtype: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """Merge the tensors of one model, each scaled by its depth.
+
+    Tensors that share their storage in every model but the base are merged once and come
+    back as one object. The base is only what the change is measured from: a wrap that ignores
+    the base does not see it.
+
+    Args:
+        name: ``lines`` or ``lines_postprocess``.
+        groups: the inputs of every output tensor, named, the base marked.
+        parameters: the recipe's words and the wrapped method's own parameters.
+        dtype: inputs are cast to it first; None promotes them tensor by tensor.
+        out_dtype: dtype of the results; None keeps that of the inputs.
+
+    Raises:
+        LinesError: a word, a name, a dtype or a tensor is at fault.
+    """
+    given = {key: value for key, value in parameters.items() if value is not None}
+    _check_groups(name, groups)
+    method = _method(name, given)
+    values = bind(method, groups, given)
+    ties = _ties(groups)
+    planned = _plan(method, groups, values)
+    seed = values[0]["seed"] or 0 if values and "seed" in values[0] else 0
+
+    def run(number: int, extra: Mapping[str, Any]) -> torch.Tensor:
+        full = {**values[number], "seed": seed, "base_listed": False, **extra}
+        return merge_group(method, groups[number], full, dtype, out_dtype)
+
+    def collect(collector: NormCollector) -> None:
+        with torch.no_grad():
+            for number in sorted(set(ties)):
+                run(number, {"coefficient": 1.0, "collector": collector})
+
+    found = find_alpha(planned, collect)
+    if found:
+        LOG.info("alpha %s (Eq. 2, %s norm, %s models)", found.alpha, found.norm, found.models)
+    coefficients = [item.coefficient(found.alpha if found else None) for item in planned]
+    results: list[torch.Tensor] = []
+    for number, first in enumerate(ties):
+        if coefficients[number] != coefficients[first]:
+            raise LinesError(
+                f"tensors {planned[first].weight.name} and {planned[number].weight.name}: found "
+                f"one tensor under two names with the coefficients {coefficients[first]:g} and "
+                f"{coefficients[number]:g}, wanted one. Name the containers in blocks so that "
+                f"both get the same, or pass copies to untie them."
+            )
+        tied = number != first
+        results.append(
+            results[first] if tied else run(number, {"coefficient": coefficients[number]})
+        )
+    return tuple(results)
+
+
+def merge_group(
+    method: LinesMethod,
+    group: TensorGroup,
+    values: dict[str, Any],
+    dtype: torch.dtype | None,
+    out_dtype: torch.dtype | None,
+) -> torch.Tensor:
+    """Merge one tensor whose coefficient is among ``values``.
+
+    Raises:
+        LinesError: a check of ours or the wrapped method refused it.
+    """
+    try:
+        (result,) = method._execute_resolved((group,), [values], dtype=dtype, out_dtype=out_dtype)
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise LinesError(
+            f"tensor {group.metadata.name}: {method.spec.name} failed: {reason(error)}. Check the "
+            f"parameters and the models' tensors of that name."
+        ) from error
+    return result
+
+
+def bind(
+    method: LinesMethod, groups: Sequence[TensorGroup], given: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Bind and check all values of every group, with the wrapped method's defaults.
+
+    Raises:
+        LinesError: a name is unknown, or a value is missing, doubled or wrong.
+    """
+    specs = {parameter.name: parameter for parameter in method.spec.parameters}
+    problems = []
+    for key, value in given.items():
+        if key not in specs:
+            problems.append(f"parameters.{key}: nobody declares this name.{_hint(key, specs)}")
+        elif key in WHOLE_RECIPE and isinstance(value, PerGroupValues):
+            problems.append(f"parameters.{key}: found a value per tensor, wanted one value.")
+        elif specs[key].scope != ParameterScope.SHARED and isinstance(value, Mapping):
+            ids = {entry.id for group in groups for entry in group.entries}
+            for unknown in value.keys() - ids:
+                hint = nearest(str(unknown), map(str, ids))
+                problems.append(f"parameters.{key}: found {unknown!r}, which is no model.{hint}")
+    for key, parameter in specs.items():
+        if parameter.required and key not in given:
+            problems.append(
+                f"parameters.{key}: found nothing, wanted a value: {method.wrapped.spec.name} has "
+                f"no default for it. Add {key} to the parameters."
+            )
+    if problems:
+        raise LinesError(problems)
+    try:
+        values = [
+            method._bind_group_parameters(group, given, number, len(groups))
+            for number, group in enumerate(groups)
+        ]
+    except (ValueError, TypeError) as error:
+        raise LinesError(f"parameters: {error}.") from error
+    wrap = method.wrapped.spec.name
+    problems = [text for found in values if (text := incomplete(found, wrap))]
+    if problems:
+        raise LinesError(list(dict.fromkeys(problems)))
+    return values
+
+
+def _hint(name: str, known: Mapping[str, Any]) -> str:
+    postprocess = "gamma" in known and "wrap" not in known
+    if not postprocess and name == "gamma":
+        return " It belongs to merge_method: lines_postprocess; here write alpha and beta."
+    if postprocess and name in {word.name for word in LINES_WORDS}:
+        return " It belongs to merge_method: lines; lines_postprocess edits one model."
+    return nearest(name, known) or f" (known: {', '.join(sorted(known))})"
+
+
+def _method(name: str, given: Mapping[str, Any]) -> LinesMethod:
+    if name == "lines_postprocess":
+        return postprocess_method()
+    wrap = given.get("wrap", WRAP.default)
+    if isinstance(wrap, PerGroupValues):
+        raise LinesError("parameters.wrap: found a value per tensor, wanted one wrap.")
+    return method_for(WRAP.validate(wrap))
+
+
+def _check_groups(name: str, groups: Sequence[TensorGroup]) -> None:
+    problems = []
+    names = [group.metadata.name for group in groups]
+    if None in names:
+        problems.append(
+            f"merge_method {name}: found a tensor without a name, wanted its name in the model, by "
+            f"which its depth is known. Give `name=` (and num_blocks) to merge_tensors, or use "
+            f"merge_state_dicts."
+        )
+    doubled = {text for text in names if text is not None and names.count(text) > 1}
+    if doubled:
+        problems.append(f"tensors {some(doubled)}: found twice, wanted each name once.")
+    for group in groups:
+        found = {str(t.dtype) for t in group.tensors if t.dtype not in DTYPES}
+        if found:
+            problems.append(
+                f"tensor {group.metadata.name}: found dtype {', '.join(sorted(found))}, wanted "
+                f"fp16, bf16, fp32 or fp64. Convert the model first."
+            )
+        models = len(group.non_base)
+        if name == "lines_postprocess" and models != 1:
+            problems.append(
+                f"models: found {models} models besides the base, wanted one: lines_postprocess "
+                f"edits one model. Merge first, or use lines."
+            )
+    if problems:
+        raise LinesError(list(dict.fromkeys(problems)))
+
+
+def _plan(
+    method: LinesMethod, groups: Sequence[TensorGroup], values: Sequence[dict[str, Any]]
+) -> list[PlannedTensor]:
+    """Return every tensor with its place."""
+    if not groups:
+        return []
+    blocks, num_blocks = values[0]["blocks"], values[0]["num_blocks"]
+    names = [str(group.metadata.name) for group in groups]
+    if len(names) == 1:
+        depths = {names[0]: _lone_depth(names[0], blocks, num_blocks)}
+        if values[0]["alpha"] == "auto":
+            raise LinesError(
+                "parameters.alpha: found 'auto' for one tensor alone, wanted a finite number: "
+                "Eq. 2 compares norms over the whole model. Give alpha, or use merge_state_dicts."
+            )
+    else:
+        chosen = blocks.split(",") if blocks else None
+        depths = block_depths(names, blocks=chosen, num_blocks=num_blocks)
+    per_input = [p.name for p in method.spec.parameters if p.scope != ParameterScope.SHARED]
+    planned = []
+    for name, group, found in zip(names, groups, values, strict=True):
+        ids = tuple(entry.id for entry in group.entries)
+        given = {key: {p: found[p][key] for p in per_input if key in found[p]} for key in ids}
+        task: Any = GroupTask(ids, group.base.id if group.base else None, given)
+        wrap = method.wrapped.spec.name
+        planned.append(PlannedTensor(WeightInfo(name=name), task, wrap, depths[name], found))
+    return planned
+
+
+def _lone_depth(name: str, blocks: str | None, num_blocks: int | None) -> BlockDepth | None:
+    """Return the place of a tensor that comes without the model's other names."""
+    parts = name.split(".")
+    numbered = [place for place, part in enumerate(parts) if part.isdecimal()]
+    if not numbered:
+        return None
+    if len(numbered) > 1:
+        raise LinesError(
+            f"tensor {name}: found numbers in {len(numbered)} places, of which one name alone "
+            f"cannot tell the block's. Merge all tensors together with merge_state_dicts."
+        )
+    if num_blocks is None:
+        raise LinesError(
+            f"tensor {name}: found one tensor alone, wanted parameters.num_blocks beside it: its "
+            f"name does not tell how many blocks there are. Give it, or use merge_state_dicts."
+        )
+    container = ".".join(parts[: numbered[0]])
+    ends = [entry for entry in (blocks or "").split(",") if f".{container}".endswith(f".{entry}")]
+    if blocks and not ends:
+        return None
+    return block_depths([name], blocks=[container], num_blocks=num_blocks)[name]
+
+
+def _ties(groups: Sequence[TensorGroup]) -> list[int]:
+    """Return per group the first group that holds the same tensors in every model."""
+    first: dict[Any, int] = {}
+    result = []
+    for number, group in enumerate(groups):
+        key = tuple((entry.id, storage(entry.tensor)) for entry in group.non_base)
+        if not key or any(place is None for _, place in key):
+            result.append(number)
+            continue
+        known = first.setdefault(key, number)
+        bases = [each.base.tensor for each in (groups[known], group) if each.base]
+        if len(bases) == 2 and storage(bases[0]) != storage(bases[1]):
+            if not torch.equal(*bases):
+                raise LinesError(
+                    f"tensors {groups[known].metadata.name} and {group.metadata.name}: found one "
+                    f"tensor under two names in the models, but two that differ in the base, "
+                    f"wanted them tied in both. Check that the base is the one you mean."
+                )
+        result.append(known)
+    return result
+
+
+def storage(tensor: torch.Tensor) -> tuple[Any, ...] | None:
+    """Return what two tensors have in common that are one, or None for one without data."""
+    if not tensor.numel() or not tensor.data_ptr():
+        return None
+    return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device)
+
+
+POSTPROCESS = {word.name: word for word in POSTPROCESS_WORDS}

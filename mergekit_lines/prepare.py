@@ -1,0 +1,115 @@
+"""From a recipe to a plan by indexes and headers alone: no weight is read or downloaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergekit import merge as mergekit_merge
+from mergekit.architecture import get_architecture_info
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.io import LazyTensorLoader, ShardedTensorIndex
+from mergekit.io.tasks import LoaderCache
+from mergekit.options import MergeOptions
+
+from mergekit_lines.checkpoint.headers import Headers, read_headers, weight_files
+from mergekit_lines.checkpoint.remote import remote_headers
+from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.fit import check_adapters, check_layers, check_plan
+from mergekit_lines.planner import ACTIVE, LinesPlanner, MergeRun, PlannedTensor, models_in_order
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan that fits its models, and what their headers say."""
+
+    planned: list[PlannedTensor]
+    arch_info: Any
+    headers: dict[ModelReference, Headers]
+
+
+def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) -> Prepared:
+    """Plan the recipe, and check the plan against the models' headers.
+
+    mergekit's loader cache is fed with loaders that know an index only, so that neither a
+    download nor the merging of an adapter begins before the plan is known to fit. The caller
+    empties the cache afterwards.
+
+    Raises:
+        LinesError: with every problem that indexes and headers show.
+    """
+    LoaderCache().setup(options=options)
+    headers = {model: _feed(model) for model in models_in_order(config)}
+    problems = [problem for found in headers.values() for problem in found.problems]
+    problems += check_adapters(headers)
+    if problems:
+        raise LinesError(list(dict.fromkeys(problems)))
+    try:
+        arch_info = get_architecture_info(config, options)
+    except Exception as error:
+        raise LinesError(
+            f"mergekit cannot tell the models' architecture ({reason(error)}). Is it one that "
+            f"mergekit merges?"
+        ) from error
+    problems = list(check_layers(config, arch_info, options))
+    if problems:
+        raise LinesError(problems)
+    copy = config.model_copy(deep=True)  # mergekit's planner rewrites it
+    out_config = mergekit_merge._model_out_config(copy, arch_info, options.trust_remote_code)
+    token = ACTIVE.set(run)
+    try:
+        planned = LinesPlanner(copy, arch_info, options, out_config).planned()
+    finally:
+        ACTIVE.reset(token)
+    problems = check_plan(planned, headers, config, arch_info, options)
+    if problems:
+        raise LinesError(problems)
+    return Prepared(planned, arch_info, headers)
+
+
+def _feed(model: ModelReference) -> Headers:
+    """Read a model's headers, and give mergekit a loader of its index.
+
+    An adapter changes values and no names: its base's index stands for both.
+    """
+    folder = Path(model.model.path)
+    if not folder.is_dir():
+        headers = remote_headers(model.model.path, model.model.revision)
+    else:
+        headers = read_headers(folder)
+    if headers.tensors is None and not headers.problems:
+        _feed_pickle(model)
+    elif headers.tensors is not None:
+        paths = {name: header.file for name, header in headers.tensors.items()}
+        index = ShardedTensorIndex(
+            base_path=str(folder), is_safetensors=True, tensor_paths=paths, shards=[]
+        )
+        LoaderCache().loaders[model] = LazyTensorLoader(index)
+    return headers
+
+
+def _feed_pickle(model: ModelReference) -> None:
+    """Let mergekit list a pickled checkpoint's names itself: there is no header to read."""
+    plain = ModelReference(model=model.model)
+    LoaderCache().loaders[model] = open_model(plain)
+
+
+def open_model(model: ModelReference) -> LazyTensorLoader:
+    """Download a model, merge its adapter, and read its index, as mergekit does.
+
+    Raises:
+        LinesError: a file is missing or broken, or an adapter does not fit its base.
+    """
+    try:
+        return LoaderCache().get(model)
+    except (LinesError, OSError):
+        raise
+    except Exception as error:
+        files = some(weight_files(Path(model.model.path)), 3)
+        made_for = " Was the adapter made for this base?" if model.lora else ""
+        raise LinesError(
+            f"model {model}: its files ({files or 'on the Hub'}) cannot be opened "
+            f"({reason(error)}). Download or save it again.{made_for}"
+        ) from error
