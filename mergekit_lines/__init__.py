@@ -7,18 +7,49 @@ nor mergekit.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mergekit_lines.api import edit_state_dict as edit_state_dict
+    from mergekit_lines.api import merge as merge
+    from mergekit_lines.api import scale_task_vector as scale_task_vector
+    from mergekit_lines.depth import BlockDepth as BlockDepth
+    from mergekit_lines.depth import block_depths as block_depths
+    from mergekit_lines.errors import LinesError as LinesError
     from mergekit_lines.plugin import register as register
+    from mergekit_lines.schedule import Schedule as Schedule
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "register"]
+__all__ = [
+    "BlockDepth",
+    "LinesError",
+    "Schedule",
+    "__version__",
+    "block_depths",
+    "edit_state_dict",
+    "merge",
+    "register",
+    "scale_task_vector",
+]
+
+_HOMES = {
+    "BlockDepth": "depth",
+    "LinesError": "errors",
+    "Schedule": "schedule",
+    "block_depths": "depth",
+    "edit_state_dict": "api",
+    "merge": "api",
+    "register": "plugin",
+    "scale_task_vector": "api",
+}
 
 
 def __getattr__(name: str) -> object:
-    if name == "register":
-        from mergekit_lines.plugin import register
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
-        return register
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

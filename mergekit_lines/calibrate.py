@@ -1,15 +1,13 @@
-"""``alpha: auto``: Eq. 2, streamed over the whole model, or its closed form."""
+"""``alpha: auto`` of a recipe: the norms of Eq. 2, streamed over the whole model."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mergekit.graph import Executor
 
-from mergekit_lines.errors import LinesError, some
+from mergekit_lines.alpha import Calibration, NormCollector, find_alpha
 from mergekit_lines.tasks import NormTask
 from mergekit_lines.ties import tied_names
 
@@ -17,114 +15,30 @@ if TYPE_CHECKING:
     from mergekit_lines.planner import PlannedTensor
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """α of Eq. 2 and where it came from.
-
-    ``tau_sum`` and ``tau_mtl`` are the two norms; None for the closed form, which reads
-    no weight.
-    """
-
-    alpha: float
-    models: int
-    norm: str
-    tau_sum: float | None = None
-    tau_mtl: float | None = None
-
-
-@dataclass
-class NormCollector:
-    """Σ|x|^power of τ_sum and τ_MTL, tensor by tensor."""
-
-    power: int
-    terms: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-    # Tasks are hashed with their values; two collectors are never the same one.
-    __hash__ = object.__hash__
-
-    def total(self, which: int) -> float:
-        """Return the norm; fsum makes it independent of the order of the tensors."""
-        total = math.fsum(terms[which] for terms in self.terms.values())
-        return total if self.power == 1 else math.sqrt(total)
-
-
 def calibrate(
     planned: Sequence[PlannedTensor], seed: int, options: Any, out_model_config: Any
 ) -> Calibration | None:
-    """Return α = (1/N)·‖τ_sum‖/‖τ_MTL‖ (Eq. 2), or None where no tensor asks for it.
+    """Return α of Eq. 2, or None where no tensor asks for it.
 
-    N counts the models that are not the base. Every output tensor counts once, a tied
-    one once, those outside the blocks included.
+    Every output tensor counts once, a tied one once, those outside the blocks included.
 
     Raises:
         LinesError: a norm is zero, or tensors are merged from different models.
     """
-    if not any(item.values["alpha"] == "auto" for item in planned):
-        return None
-    count = _count_models(planned)
-    norm = planned[0].values["norm"]
-    closed = _closed_form(planned)
-    if closed is not None:
-        return Calibration(alpha=1 / (count * closed), models=count, norm=norm)
-    collector = NormCollector(power=1 if norm == "l1" else 2)
-    tied = tied_names(out_model_config, [item.weight.name for item in planned])
-    values = {"coefficient": 1.0, "seed": seed, "collector": collector}
-    tasks = [
-        item.task.with_values(values, NormTask) for item in planned if item.weight.name not in tied
-    ]
-    executor = Executor(
-        tasks,
-        math_device=options.device,
-        storage_device=options.device if options.low_cpu_memory else "cpu",
-    )
-    for _ in executor.run(quiet=options.quiet, desc="Calibrating alpha"):
-        pass
-    tau_sum, tau_mtl = collector.total(0), collector.total(1)
-    for name, value, cause in (
-        ("τ_sum", tau_sum, "the task vectors of the models cancel, or every model equals the base"),
-        ("τ_MTL", tau_mtl, "the wrapped merge gives back the base"),
-    ):
-        if value == 0:
-            raise LinesError(
-                f"parameters.alpha: auto found a norm of zero for {name} (Eq. 2): {cause}. "
-                f"Check that base_model and models are the ones you mean, or give alpha."
-            )
-        if not math.isfinite(value):
-            raise LinesError(
-                f"parameters.alpha: auto found a norm of {value} for {name}: an input holds NaN or "
-                f"infinity. Give alpha as a number, or repair the model."
-            )
-    return Calibration(tau_sum / tau_mtl / count, count, norm, tau_sum, tau_mtl)
 
-
-def _count_models(planned: Sequence[PlannedTensor]) -> int:
-    groups: dict[frozenset[Any], str] = {}
-    for item in planned:
-        models = frozenset(item.task.model_order) - {item.task.base_model}
-        groups.setdefault(models, item.weight.name)
-    if len(groups) > 1:
-        raise LinesError(
-            f"parameters.alpha: auto needs every tensor to be merged from the same models, and "
-            f"{some(groups.values(), 2)} are not. Give alpha as a number."
+    def collect(collector: NormCollector) -> None:
+        tied = tied_names(out_model_config, [item.weight.name for item in planned])
+        values = {"coefficient": 1.0, "seed": seed, "collector": collector}
+        executor = Executor(
+            [
+                item.task.with_values(values, NormTask)
+                for item in planned
+                if item.weight.name not in tied
+            ],
+            math_device=options.device,
+            storage_device=options.device if options.low_cpu_memory else "cpu",
         )
-    return len(next(iter(groups)))
+        for _ in executor.run(quiet=options.quiet, desc="Calibrating alpha"):
+            pass
 
-
-def _closed_form(planned: Sequence[PlannedTensor]) -> float | None:
-    """Return |w|·|λ| where τ_MTL is exactly w·λ·τ_sum, else None.
-
-    That is task_arithmetic with one constant non-zero weight, ``normalize: false`` and one
-    constant non-zero ``lambda``: then Eq. 2 is 1/(N·|w|·|λ|).
-    """
-    factors = set()
-    for item in planned:
-        if item.wrap != "task_arithmetic" or item.values["normalize"]:
-            return None
-        for model in item.task.model_order:
-            if model != item.task.base_model:
-                weight = item.task.input_parameters[model]["weight"]
-                factors.add((weight, item.values["lambda"]))
-    if len(factors) != 1:
-        return None
-    weight, scale = factors.pop()
-    return abs(weight) * abs(scale) or None
+    return find_alpha(planned, collect)

@@ -8,6 +8,7 @@ a recipe's, and the same methods merge.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from mergekit_lines.alpha import NormCollector, find_alpha
 from mergekit_lines.depth import BlockDepth, block_depths
 from mergekit_lines.errors import LinesError, nearest, reason, some
 from mergekit_lines.methods.lines import LinesMethod
-from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS, WHOLE_RECIPE, incomplete
+from mergekit_lines.methods.words import LINES_WORDS, WHOLE_RECIPE, incomplete
 from mergekit_lines.methods.wrap import method_for, postprocess_method
 from mergekit_lines.planner import PlannedTensor
 
@@ -63,7 +64,7 @@ def merge_groups(
         LinesError: a word, a name, a dtype or a tensor is at fault.
     """
     given = {key: value for key, value in parameters.items() if value is not None}
-    _check_groups(name, groups)
+    check_groups(name, groups)
     method = _method(name, given)
     values = bind(method, groups, given)
     ties = _ties(groups)
@@ -139,8 +140,10 @@ def bind(
         elif specs[key].scope != ParameterScope.SHARED and isinstance(value, Mapping):
             ids = {entry.id for group in groups for entry in group.entries}
             for unknown in value.keys() - ids:
-                hint = nearest(str(unknown), map(str, ids))
-                problems.append(f"parameters.{key}: found {unknown!r}, which is no model.{hint}")
+                problems.append(
+                    f"parameters.{key}: found {unknown!r}, wanted ids of the models "
+                    f"({some(map(str, ids))})."
+                )
     for key, parameter in specs.items():
         if parameter.required and key not in given:
             problems.append(
@@ -164,7 +167,7 @@ def bind(
 
 
 def _hint(name: str, known: Mapping[str, Any]) -> str:
-    postprocess = "gamma" in known and "wrap" not in known
+    postprocess = "wrap" not in known
     if not postprocess and name == "gamma":
         return " It belongs to merge_method: lines_postprocess; here write alpha and beta."
     if postprocess and name in {word.name for word in LINES_WORDS}:
@@ -181,7 +184,12 @@ def _method(name: str, given: Mapping[str, Any]) -> LinesMethod:
     return method_for(WRAP.validate(wrap))
 
 
-def _check_groups(name: str, groups: Sequence[TensorGroup]) -> None:
+def check_groups(name: str, groups: Sequence[TensorGroup]) -> None:
+    """Check names, dtypes and the number of models.
+
+    Raises:
+        LinesError: one of them is at fault.
+    """
     problems = []
     names = [group.metadata.name for group in groups]
     if None in names:
@@ -190,7 +198,7 @@ def _check_groups(name: str, groups: Sequence[TensorGroup]) -> None:
             f"which its depth is known. Give `name=` (and num_blocks) to merge_tensors, or use "
             f"merge_state_dicts."
         )
-    doubled = {text for text in names if text is not None and names.count(text) > 1}
+    doubled = {text for text, count in Counter(names).items() if text and count > 1}
     if doubled:
         problems.append(f"tensors {some(doubled)}: found twice, wanted each name once.")
     for group in groups:
@@ -228,15 +236,23 @@ def _plan(
     else:
         chosen = blocks.split(",") if blocks else None
         depths = block_depths(names, blocks=chosen, num_blocks=num_blocks)
+    return [
+        planned_tensor(method, group, depths[name], found)
+        for name, group, found in zip(names, groups, values, strict=True)
+    ]
+
+
+def planned_tensor(
+    method: LinesMethod, group: TensorGroup, depth: BlockDepth | None, values: dict[str, Any]
+) -> PlannedTensor:
+    """Return a group with its place, as the planner has it for a tensor of a recipe."""
+    ids = tuple(entry.id for entry in group.entries)
     per_input = [p.name for p in method.spec.parameters if p.scope != ParameterScope.SHARED]
-    planned = []
-    for name, group, found in zip(names, groups, values, strict=True):
-        ids = tuple(entry.id for entry in group.entries)
-        given = {key: {p: found[p][key] for p in per_input if key in found[p]} for key in ids}
-        task: Any = GroupTask(ids, group.base.id if group.base else None, given)
-        wrap = method.wrapped.spec.name
-        planned.append(PlannedTensor(WeightInfo(name=name), task, wrap, depths[name], found))
-    return planned
+    given = {key: {p: values[p][key] for p in per_input if key in values[p]} for key in ids}
+    task: Any = GroupTask(ids, group.base.id if group.base else None, given)
+    weight = WeightInfo(name=group.metadata.name)
+    shared = {key: value for key, value in values.items() if key not in per_input}
+    return PlannedTensor(weight, task, method.wrapped.spec.name, depth, shared)
 
 
 def _lone_depth(name: str, blocks: str | None, num_blocks: int | None) -> BlockDepth | None:
@@ -273,13 +289,13 @@ def _ties(groups: Sequence[TensorGroup]) -> list[int]:
             continue
         known = first.setdefault(key, number)
         bases = [each.base.tensor for each in (groups[known], group) if each.base]
-        if len(bases) == 2 and storage(bases[0]) != storage(bases[1]):
-            if not torch.equal(*bases):
-                raise LinesError(
-                    f"tensors {groups[known].metadata.name} and {group.metadata.name}: found one "
-                    f"tensor under two names in the models, but two that differ in the base, "
-                    f"wanted them tied in both. Check that the base is the one you mean."
-                )
+        one = len({storage(base) for base in bases}) < 2 or torch.equal(*bases)
+        if not one:
+            raise LinesError(
+                f"tensors {groups[known].metadata.name} and {group.metadata.name}: found one "
+                f"tensor under two names in the models, but two that differ in the base, wanted "
+                f"them tied in both. Check that the base is the one you mean."
+            )
         result.append(known)
     return result
 
@@ -289,6 +305,3 @@ def storage(tensor: torch.Tensor) -> tuple[Any, ...] | None:
     if not tensor.numel() or not tensor.data_ptr():
         return None
     return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device)
-
-
-POSTPROCESS = {word.name: word for word in POSTPROCESS_WORDS}

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from mergekit_lines.depth import BlockDepth, block_depths, natural_key
 from mergekit_lines.errors import LinesError, reason, some
-from mergekit_lines.methods.words import LINES_WORDS, MISSING_GAMMA, WHOLE_RECIPE, missing_beta
+from mergekit_lines.methods.words import LINES_WORDS, WHOLE_RECIPE, incomplete
 from mergekit_lines.methods.wrap import method_for, postprocess_method
 from mergekit_lines.parameters import check_filters
 from mergekit_lines.schedule import Schedule
@@ -71,7 +71,8 @@ class PlannedTensor:
     def coefficient(self, auto: float | None) -> float:
         """Return λ, with ``auto`` in the place of ``alpha: auto``."""
         alpha, beta = self.values["alpha"], self.values["beta"]
-        if self.values.get("gamma") is not None:
+        # Under ``lines`` a gamma is the wrapped method's own.
+        if "wrap" not in self.values and self.values["gamma"] is not None:
             alpha, beta = self.values["gamma"], 1 - self.values["gamma"]
         if alpha == "auto":
             alpha = auto
@@ -239,7 +240,9 @@ class LinesPlanner(plan.MergePlanner):
         planned = []
         for weight, task in self._tensors:
             wrap, values = self._wraps[weight.name], resolved[weight.name]
-            self._check_schedule(weight.name, wrap, values)
+            problem = incomplete(values, wrap)
+            if problem:
+                self._problems[problem].append(weight.name)
             planned.append(PlannedTensor(weight, task, wrap, depths[weight.name], values))
         autos = {item.wrap for item in planned if item.values["alpha"] == "auto"}
         if autos and len({item.wrap for item in planned}) > 1:
@@ -249,19 +252,6 @@ class LinesPlanner(plan.MergePlanner):
                 f"merge over the whole model. Give alpha as a number, or one wrap."
             ] = []
         return planned
-
-    def _check_schedule(self, name: str, wrap: str, values: dict[str, Any]) -> None:
-        if self._postprocess:
-            gamma, alpha, beta = values["gamma"], values["alpha"], values["beta"]
-            if gamma is not None and (alpha is not None or beta is not None):
-                self._problems[
-                    "parameters.gamma: found together with alpha or beta, wanted one way of "
-                    "saying it: gamma alone (alpha = gamma, beta = 1 - gamma), or alpha and beta."
-                ].append(name)
-            elif gamma is None and (alpha is None or beta is None):
-                self._problems[MISSING_GAMMA].append(name)
-        elif values["beta"] is None:
-            self._problems[missing_beta(wrap)].append(name)
 
     def _check_filters(self) -> None:
         # First: a filter that matches nothing leaves its word without a value.

@@ -17,14 +17,12 @@ from mergekit.merge_methods.base import ParameterScope, TensorGroup
 
 from mergekit_lines.depth import BlockDepth, block_depths
 from mergekit_lines.errors import LinesError, nearest
-from mergekit_lines.in_memory import bind, merge_group
+from mergekit_lines.in_memory import bind, check_groups, merge_group, planned_tensor
 from mergekit_lines.methods.lines import LinesMethod
 from mergekit_lines.methods.words import LINES_WORDS
 from mergekit_lines.methods.wrap import method_for, postprocess_method
-from mergekit_lines.planner import PlannedTensor
 
-# The command's module, and where it is when it is run with `python -m`.
-COMMAND = ("mergekit.scripts.merge_raw_pytorch", "__main__")
+COMMAND = "mergekit.scripts.merge_raw_pytorch"
 
 
 def merge_raw(
@@ -53,12 +51,8 @@ def merge_raw(
             f"depth, and this command shows it one tensor at a time. Run the recipe with "
             f"mergekit-yaml or mergekit-multi."
         )
+    check_groups(name, [group])
     method = postprocess_method() if name == "lines_postprocess" else method_for(resolved["wrap"])
-    if method.ignores_base and len(group.non_base) != 1 and name == "lines_postprocess":
-        raise LinesError(
-            f"models: found {len(group.non_base)} besides base_model, wanted one: "
-            f"lines_postprocess edits one model. Merge first, or write merge_method: lines."
-        )
     (values,) = bind(method, [group], _given(method, group, resolved))
     if values["alpha"] == "auto":
         raise LinesError(
@@ -69,26 +63,20 @@ def merge_raw(
         )
     tensor = str(group.metadata.name)
     depth = _depth(tensor, names, values["blocks"], values["num_blocks"])
-    # Neither its weight nor its task is asked for the coefficient.
-    coefficient = PlannedTensor(None, None, "", depth, values).coefficient(None)  # type: ignore[arg-type]
+    coefficient = planned_tensor(method, group, depth, values).coefficient(None)
     extra = {"coefficient": coefficient, "seed": _seed(values), "base_listed": False}
     return merge_group(method, group, {**values, **extra}, dtype, out_dtype)
 
 
 def _names(base: Hashable) -> tuple[str, ...] | None:
     """Return the names in the base's checkpoint, where ``mergekit-pytorch`` has opened it."""
-    for module in COMMAND:
-        cache: Any = getattr(sys.modules.get(module), "SimpleLoaderCache", None)
-        path = getattr(getattr(base, "model", None), "path", None)
-        loader = cache().loaders.get(path) if cache else None
-        if loader is not None:
-            return tuple(loader.index.tensor_paths)
-    return None
+    cache: Any = getattr(sys.modules.get(COMMAND), "SimpleLoaderCache", None)
+    path = getattr(getattr(base, "model", None), "path", None)
+    loader = cache().loaders.get(path) if cache else None
+    return tuple(loader.index.tensor_paths) if loader else None
 
 
-def _given(
-    method: LinesMethod, group: TensorGroup, resolved: Mapping[str, Any]
-) -> dict[str, Any]:
+def _given(method: LinesMethod, group: TensorGroup, resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the recipe gave, in the scopes of this method's own parameters."""
     ours = {word.name for word in LINES_WORDS}
     specs = {parameter.name: parameter for parameter in method.spec.parameters}

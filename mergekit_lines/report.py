@@ -8,7 +8,7 @@ import platform
 from typing import Any
 
 from mergekit_lines import __version__
-from mergekit_lines.calibrate import Calibration
+from mergekit_lines.alpha import Calibration
 from mergekit_lines.planner import Summary
 
 FORMAT = 1

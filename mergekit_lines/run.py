@@ -220,7 +220,7 @@ def _plain_failures(out: Path) -> Iterator[None]:
     except Exception as error:
         LOG.debug("the merge failed", exc_info=error)
         raise LinesError(
-            f"the merge failed ({reason(error)}). OUT was not made; -vv shows where it happened."
+            f"the merge failed ({reason(error)}). OUT was not made; mergekit-yaml -vv shows where."
         ) from error
 
 

@@ -62,6 +62,18 @@ SEAMS = (
     ),
     Seam(
         "mergekit.merge_methods.base",
+        "MergeMethod._bind_group_parameters",
+        ("self", "group", "supplied", "group_index", "group_count"),
+    ),
+    Seam("mergekit.merge_methods.base", "PerGroupValues", ("values",)),
+    Seam("mergekit.merge_methods.base", "TensorGroup.validate_tensors", ("self",)),
+    Seam(
+        "mergekit.merge_methods.base",
+        "TensorGroup.from_tensors",
+        ("tensors", "ids", "base_index", "name"),
+    ),
+    Seam(
+        "mergekit.merge_methods.base",
         "MergeMethodSpec",
         ("name", "parameters", "contract", "optional_tensor_policy", "uses_accelerator"),
     ),
@@ -141,6 +153,7 @@ SEAMS = (
     Seam("mergekit.common", "ModelReference", fields=("model", "lora", "override_architecture")),
     Seam("mergekit.common", "ModelReference.config", ("self", "trust_remote_code")),
     Seam("mergekit.common", "dtype_from_name", ("name",)),
+    Seam("mergekit.common", "parse_kmb", ("value",)),
     Seam("mergekit.architecture", "WeightInfo"),
     Seam("mergekit.architecture", "get_architecture_info", ("config", "options")),
     Seam("mergekit.architecture.auto", "infer_architecture_info.cache_clear"),

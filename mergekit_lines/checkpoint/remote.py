@@ -5,17 +5,17 @@ Of each shard huggingface_hub asks for its first 100 KB, which the header nearly
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.constants import (
     PYTORCH_WEIGHTS_NAME,
     SAFETENSORS_INDEX_FILE,
     SAFETENSORS_SINGLE_FILE,
-    is_offline_mode,
 )
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -23,14 +23,16 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-)
 
 from mergekit_lines.checkpoint.headers import Headers, TensorHeader, read_headers
 from mergekit_lines.errors import reason, some
+
+SHARDS_AT_ONCE = 8
+
+
+@dataclass
+class RemoteHeaders(Headers):
+    """Headers that were read on the Hub: a merge downloads these files first."""
 
 
 def remote_headers(
@@ -47,7 +49,7 @@ def remote_headers(
         cache_dir: where snapshots lie, if not in huggingface_hub's own cache.
     """
     where = f"model {repo_id}{'@' + revision if revision else ''}"
-    if is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         return _cached(repo_id, revision, cache_dir) or Headers(
             problems=[
                 f"{where}: there is no such folder, no whole snapshot of it is in the local cache, "
@@ -91,7 +93,7 @@ def _from_hub(api: Any, repo_id: str, commit: str | None, files: set[str], where
         )
     if not {SAFETENSORS_SINGLE_FILE, SAFETENSORS_INDEX_FILE} & files:
         if {PYTORCH_WEIGHTS_NAME, f"{PYTORCH_WEIGHTS_NAME}.index.json"} & files:
-            return Headers()  # pickled: no headers, but no problem
+            return RemoteHeaders()  # pickled: no headers, but no problem
         return Headers(
             problems=[
                 f"{where}: found no {SAFETENSORS_SINGLE_FILE}, no {PYTORCH_WEIGHTS_NAME} and no "
@@ -99,21 +101,31 @@ def _from_hub(api: Any, repo_id: str, commit: str | None, files: set[str], where
                 f"the name in the recipe."
             ]
         )
-    with _no_progress_bars():
-        metadata = api.get_safetensors_metadata(repo_id, revision=commit)
-    weight_map = metadata.weight_map
-    headers = Headers()
-    outside = [f for f in {*weight_map.values()} if PurePosixPath(f).name != f or "\\" in f]
+    weight_map = None
+    if SAFETENSORS_INDEX_FILE in files:
+        index = api.hf_hub_download(repo_id, SAFETENSORS_INDEX_FILE, revision=commit)
+        weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+    shards = sorted({*weight_map.values()}) if weight_map else [SAFETENSORS_SINGLE_FILE]
+    outside = [file for file in shards if PurePosixPath(file).name != file or "\\" in file]
     if outside:
-        headers.problems.append(
-            f"{where}: {SAFETENSORS_INDEX_FILE} names shards outside the model's folder "
-            f"({some(outside, 3)}), wanted files beside the index. Do not use this checkpoint."
+        return Headers(
+            problems=[
+                f"{where}: {SAFETENSORS_INDEX_FILE} names shards outside the model's folder "
+                f"({some(outside, 3)}), wanted files beside the index. Do not use this checkpoint."
+            ]
         )
-    tensors = {
-        name: TensorHeader(info.dtype, tuple(info.shape), file)
-        for file, found in metadata.files_metadata.items()
-        for name, info in found.tensors.items()
-    }
+    with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
+        found = pool.map(
+            lambda file: api.parse_safetensors_file_metadata(repo_id, file, revision=commit), shards
+        )
+        tensors = {
+            name: TensorHeader(info.dtype, tuple(info.shape), file)
+            for file, metadata in zip(shards, found, strict=True)
+            for name, info in metadata.tensors.items()
+        }
+    headers = RemoteHeaders()
+    weight_map = weight_map or tensors
+    headers = RemoteHeaders()
     absent = [name for name in weight_map if name not in tensors]
     if absent:
         headers.problems.append(
@@ -142,14 +154,3 @@ def _explain(where: str, error: Exception) -> str:
         f"{where}: its index or the headers of its shards cannot be read on the Hub "
         f"({reason(error)}). Check the network and the model's files, or download it first."
     )
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    before = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not before:
-            enable_progress_bars()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,34 +58,26 @@ class RecipeMethod(MergeMethod):
         model with None for "not given": defaults and scopes hang on the wrap, which is known
         only when the tensor is merged.
         """
-        known = {word.name for word in self._words}
-        names = dict.fromkeys(name for name in self._wrapped_names(known) if name not in known)
+        names = sorted(self._wrapped_names())
         if len(self._spec.parameters) != len(self._words) + len(names):
-            self._spec = MergeMethodSpec(
-                name=self._spec.name,
-                parameters=(
-                    *self._words,
-                    *(ParameterSpec(key, Any, ParameterScope.INPUT, default=None) for key in names),
-                ),
-                contract=self._spec.contract,
-                pretty_name=self._spec.pretty_name,
-                reference_url=REFERENCE,
-            )
+            wrapped = (ParameterSpec(key, Any, ParameterScope.INPUT, default=None) for key in names)
+            self._spec = replace(self._spec, parameters=(*self._words, *wrapped))
         return self._spec
 
-    def _wrapped_names(self, ours: set[str]) -> list[str]:
+    def _wrapped_names(self) -> set[str]:
         # Not imported: this is asked for while mergekit's registry is being imported.
         registry: Any = sys.modules.get("mergekit.merge_methods.registry")
         if not self._wraps or not hasattr(registry, "registered_methods"):
-            return []
-        return [
+            return set()
+        ours = {word.name for word in self._words}
+        return {
             f"wrap_{parameter.name}" if parameter.name in ours else parameter.name
             for method in registry.registered_methods()
             if not isinstance(method, (RecipeMethod, LinesMethod))
             and method.spec.name != "passthrough"
             and method.spec.contract.base != BasePolicy.FORBIDDEN
             for parameter in method.spec.parameters
-        ]
+        }
 
     def __call__(
         self,

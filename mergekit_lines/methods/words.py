@@ -53,10 +53,11 @@ def incomplete(values: Mapping[str, Any], wrap: str) -> str | None:
     """Return what is missing or said twice among alpha, beta and gamma, or None.
 
     Args:
-        values: the resolved words of one tensor; only lines_postprocess has ``gamma``.
+        values: the resolved words of one tensor; only ``lines`` has ``wrap``, and only in
+            ``lines_postprocess`` is ``gamma`` ours.
         wrap: the wrapped method, whose paper values the error names.
     """
-    if "gamma" not in values:
+    if "wrap" in values:
         return missing_beta(wrap) if values["beta"] is None else None
     pair = [values["alpha"], values["beta"]]
     if values["gamma"] is None:

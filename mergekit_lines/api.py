@@ -1,0 +1,324 @@
+"""The Python API: task vectors, state dicts and recipes, with the words of a recipe."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from mergekit.merge_methods.base import TensorGroup
+from pydantic import ValidationError
+
+from mergekit_lines.depth import block_depths
+from mergekit_lines.errors import LinesError, nearest, reason, some
+from mergekit_lines.in_memory import DTYPES, merge_groups, storage
+from mergekit_lines.kernels.scale import work_dtype
+from mergekit_lines.methods.words import POSTPROCESS_WORDS, number
+from mergekit_lines.plugin import register
+from mergekit_lines.schedule import Schedule
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def scale_task_vector(
+    task_vector: Tensors,
+    *,
+    alpha: float,
+    beta: float,
+    schedule: str | float = "linear",
+    outside: str | float = "alpha",
+    blocks: str | None = None,
+    num_blocks: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Return λ(ℓ)·τ for every tensor of a task vector (Eq. 1).
+
+    Computation is in fp32 (float64 tensors in float64), rounded once to the tensor's dtype.
+    A tensor under several names comes back as one object.
+
+    Args:
+        task_vector: τ = θ - θ_0 by tensor name, all tensors of the model.
+        alpha: coefficient of the first block.
+        beta: coefficient gained from the first block to the last.
+        schedule: ``linear``, ``sqrt``, ``quadratic``, or an exponent above 0.
+        outside: coefficient of tensors outside the blocks: ``alpha``, or a number.
+        blocks: containers that count as blocks, comma-separated; default all.
+        num_blocks: block count where the names cannot tell.
+
+    Raises:
+        LinesError: a word is wrong, or a tensor is not of a finite floating-point kind.
+
+    Source: arXiv 2410.17146, Eq. 1 and appendix A.
+    """
+    _check_tensors("task_vector", task_vector)
+    unfit = {name: t.dtype for name, t in task_vector.items() if t.dtype not in DTYPES}
+    if unfit:
+        found = ", ".join(sorted(set(map(str, unfit.values()))))
+        raise LinesError(
+            f"tensors {some(unfit)}: found dtype {found}, wanted fp16, bf16, fp32 or fp64: "
+            f"only weights have task vectors. Leave them out."
+        )
+    given = _words(schedule=schedule, outside=outside, blocks=blocks, num_blocks=num_blocks)
+    scheduled = Schedule(number("alpha", alpha), number("beta", beta), given["schedule"])
+    elsewhere = scheduled.alpha if given["outside"] == "alpha" else given["outside"]
+    chosen = given["blocks"].split(",") if given["blocks"] else None
+    depths = block_depths(task_vector, blocks=chosen, num_blocks=given["num_blocks"])
+    made: dict[Any, tuple[str, float, torch.Tensor]] = {}
+    result = {}
+    for name, tensor in task_vector.items():
+        depth = depths[name]
+        coefficient = scheduled.coefficient(depth.index, depth.count) if depth else elsewhere
+        key = storage(tensor) or name
+        if key not in made:
+            made[key] = (name, coefficient, _scaled(name, tensor, coefficient))
+        first, same, scaled = made[key]
+        if same != coefficient:
+            raise LinesError(
+                f"tensors {first} and {name}: found one tensor under two names with the "
+                f"coefficients {same:g} and {coefficient:g}, wanted one. Pass copies to untie them."
+            )
+        result[name] = scaled
+    return result
+
+
+def edit_state_dict(
+    base: Tensors,
+    finetuned: Tensors,
+    *,
+    gamma: float | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
+    schedule: str | float = "linear",
+    outside: str | float = "alpha",
+    blocks: str | None = None,
+    num_blocks: int | None = None,
+    allow_nonfinite: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Return θ_0 + λ(ℓ)·(θ - θ_0) for every tensor, as ``lines_postprocess`` writes it.
+
+    The inputs stay as they are. A tensor that ``finetuned`` holds under several names comes
+    back as one object; what is not floating-point is copied.
+
+    Args:
+        base: θ_0 by tensor name.
+        finetuned: θ, the same names and shapes.
+        gamma: alpha = γ and beta = 1 - γ; or else ``alpha`` and ``beta``.
+        alpha: coefficient of the first block.
+        beta: coefficient gained from the first block to the last.
+        schedule: ``linear``, ``sqrt``, ``quadratic``, or an exponent above 0.
+        outside: coefficient of tensors outside the blocks: ``alpha``, or a number.
+        blocks: containers that count as blocks, comma-separated; default all.
+        num_blocks: block count where the names cannot tell.
+        allow_nonfinite: go on although an input holds NaN or infinity.
+
+    Raises:
+        LinesError: a word is wrong, or the two models do not fit together.
+
+    Source: arXiv 2410.17146, Eq. 1; γ as in its appendix C.1.
+    """
+    _check_tensors("base", base)
+    _check_tensors("finetuned", finetuned)
+    problems = [*_unlike_names(base, finetuned), *_unlike_tensors(base, finetuned)]
+    if problems:
+        raise LinesError(problems)
+    words = {
+        "gamma": gamma,
+        "alpha": alpha,
+        "beta": beta,
+        "schedule": schedule,
+        "outside": outside,
+        "blocks": blocks,
+        "num_blocks": num_blocks,
+        "allow_nonfinite": allow_nonfinite,
+    }
+    names = [name for name, tensor in finetuned.items() if tensor.is_floating_point()]
+    groups = [
+        TensorGroup.from_tensors(
+            [finetuned[name], base[name]], ids=["finetuned", "base"], base_index=1, name=name
+        )
+        for name in names
+    ]
+    with torch.no_grad():
+        edited = dict(zip(names, merge_groups("lines_postprocess", groups, words), strict=True))
+    copies: dict[Any, torch.Tensor] = {}
+    result = {}
+    for name, tensor in finetuned.items():
+        source = edited.get(name, tensor)
+        # One copy per tensor, however many names it has; safetensors wants it contiguous.
+        key = storage(source) or name
+        if key not in copies:
+            fresh = name in edited and source is not base[name] and source is not tensor
+            copies[key] = source.contiguous() if fresh else source.detach().clone().contiguous()
+        result[name] = copies[key]
+    return result
+
+
+def merge(recipe: str | os.PathLike[str] | Mapping[str, Any], out: Any, **options: Any) -> Path:
+    """Merge a recipe of any mergekit method, as ``mergekit-yaml RECIPE OUT`` does.
+
+    Args:
+        recipe: path of a YAML file, or what such a file holds as a mapping.
+        out: folder to make.
+        **options: fields of mergekit's ``MergeOptions``, the flags of ``mergekit-yaml``:
+            ``device="cuda"``, ``out_shard_size=…``, ``random_seed=…``, ``quiet=True``, …
+
+    Returns:
+        The folder.
+
+    Raises:
+        LinesError: the recipe, a model or an option is at fault; OUT was not made.
+    """
+    register()
+    from mergekit import merge as mergekit_merge
+    from mergekit.config import MergeConfiguration
+
+    text, document = _document(recipe)
+    flags = _options(options)
+    try:
+        config = MergeConfiguration.model_validate(document)
+    except ValidationError as error:
+        raise LinesError([f"recipe: {problem}" for problem in _problems(error)]) from None
+    except (RuntimeError, TypeError) as error:  # mergekit's own check of models, slices, modules
+        raise LinesError(f"recipe: {reason(error)}.") from None
+    mergekit_merge.run_merge(config, os.fspath(out), options=flags, config_source=text)
+    return Path(out)
+
+
+def _document(recipe: Any) -> tuple[str, Any]:
+    """Return a recipe's text and what it holds."""
+    if isinstance(recipe, Mapping):
+        document = _plain(recipe)
+        return yaml.safe_dump(document, sort_keys=False, allow_unicode=True), document
+    if not isinstance(recipe, (str, os.PathLike)):
+        raise LinesError(
+            f"recipe: found {type(recipe).__name__}, wanted the path of a YAML file or a mapping."
+        )
+    path = Path(recipe)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        shown = str(path).splitlines()[0][:80] if str(path) else "''"
+        raise LinesError(
+            f"recipe {shown}: cannot be read ({error.strerror or reason(error)}), wanted the path "
+            f"of a YAML file. For a recipe in Python pass a mapping, e.g. yaml.safe_load(text)."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise LinesError(f"recipe {path}: not UTF-8 text ({error}). Save it again.") from None
+    try:
+        return text, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise LinesError(f"recipe {path}: not YAML ({reason(error)}).") from None
+
+
+def _plain(value: Any) -> Any:
+    """Return mappings, sequences and paths as YAML has them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _options(options: Mapping[str, Any]) -> Any:
+    from mergekit.options import MergeOptions
+
+    known = MergeOptions.model_fields
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise LinesError(
+            [
+                f"option {name}: mergekit has no such option.{nearest(name, known)}"
+                for name in unknown
+            ]
+        )
+    try:
+        flags = MergeOptions(**options)
+    except ValidationError as error:
+        raise LinesError([f"option {problem}" for problem in _problems(error)]) from None
+    # What the command's global options do, but for the threads between operations: torch lets
+    # them be set only once.
+    if flags.num_threads is not None:
+        torch.set_num_threads(flags.num_threads)
+    if flags.verbosity:
+        logging.basicConfig(level=logging.DEBUG if flags.verbosity > 1 else logging.INFO)
+    return flags
+
+
+def _problems(error: ValidationError) -> Iterable[str]:
+    for problem in error.errors():
+        place = ".".join(map(str, problem["loc"]))
+        yield f"{place}: {problem['msg']}." if place else f"{problem['msg']}."
+
+
+def _words(**given: Any) -> dict[str, Any]:
+    """Return words checked as a recipe's are, with their defaults."""
+    specs = {word.name: word for word in POSTPROCESS_WORDS}
+    return {
+        name: specs[name].validate(specs[name].default if value is None else value)
+        for name, value in given.items()
+    }
+
+
+def _check_tensors(what: str, tensors: Any) -> None:
+    if not isinstance(tensors, Mapping):
+        raise LinesError(
+            f"{what}: found {type(tensors).__name__}, wanted tensors by name, e.g. "
+            f"model.state_dict()."
+        )
+    wrong = [name for name, tensor in tensors.items() if not isinstance(tensor, torch.Tensor)]
+    if wrong:
+        raise LinesError(f"{what}: found no tensor under {some(map(str, wrong))}. Leave it out.")
+
+
+def _unlike_names(base: Tensors, finetuned: Tensors) -> Iterable[str]:
+    extra = [name for name in finetuned if name not in base]
+    missing = [name for name in base if name not in finetuned]
+    for names, holder, other, rest in (
+        (extra, "finetuned", "base", missing or list(base)),
+        (missing, "base", "finetuned", extra or list(finetuned)),
+    ):
+        if names:
+            hint = nearest(names[0], rest)
+            yield (
+                f"{holder}: holds tensors that {other} lacks ({some(names)}), wanted the same "
+                f"names in both.{hint}"
+            )
+
+
+def _unlike_tensors(base: Tensors, finetuned: Tensors) -> Iterable[str]:
+    unlike: dict[str, list[str]] = defaultdict(list)
+    for name in finetuned.keys() & base.keys():
+        start, tuned = base[name], finetuned[name]
+        floats = start.is_floating_point() and tuned.is_floating_point()
+        if start.shape != tuned.shape:
+            unlike["one shape"].append(name)
+        elif start.device != tuned.device:
+            unlike["one device"].append(name)
+        elif not floats and (start.dtype != tuned.dtype or not torch.equal(start, tuned)):
+            unlike["the same integers in both, or floating-point weights"].append(name)
+    for wanted, names in unlike.items():
+        first = min(names)
+        yield (
+            f"tensors {some(names, 3)}: found {_describe(base[first])} in base and "
+            f"{_describe(finetuned[first])} in finetuned for {first}, wanted {wanted}."
+        )
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} on {tensor.device}"
+
+
+def _scaled(name: str, tensor: torch.Tensor, coefficient: float) -> torch.Tensor:
+    exact = tensor.to(work_dtype(tensor.dtype)) * coefficient
+    scaled = exact.to(tensor.dtype)
+    if not torch.isfinite(scaled).all():
+        found = "NaN or infinity" if not torch.isfinite(tensor).all() else "a result too large"
+        raise LinesError(
+            f"tensor {name}: found {found}, wanted finite values of dtype {tensor.dtype}. Repair "
+            f"the task vector, or compute it in float32."
+        )
+    return scaled

@@ -1,0 +1,88 @@
+"""``mergekit-lines``: what a recipe cannot do. One file per command, loaded when it is called.
+
+``--help``, ``--version`` and completion import neither torch nor mergekit, nor any command.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import click
+from click.shell_completion import CompletionItem
+
+from mergekit_lines import __version__
+from mergekit_lines.errors import nearest
+
+# Name, which is also the module's and the function's, and the first line of its help.
+COMMANDS = {
+    "inspect": "Show what a recipe will do, without reading weights.",
+    "edit": "Scale one model's change from its base by depth.",
+    "doctor": "Tell whether merge_method: lines works in mergekit-yaml here.",
+}
+EPILOG = """
+\b
+Exit status:
+  0  done
+  1  a problem with the recipe, a model, the disk or the installation
+  2  wrong usage of the command
+
+\b
+Completion, for the rc file of the shell:
+  bash  eval "$(_MERGEKIT_LINES_COMPLETE=bash_source mergekit-lines)"
+  zsh   eval "$(_MERGEKIT_LINES_COMPLETE=zsh_source mergekit-lines)"
+  fish  _MERGEKIT_LINES_COMPLETE=fish_source mergekit-lines | source
+
+Merging itself is mergekit-yaml's, with merge_method: lines or lines_postprocess.
+"""
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and first lines, and imports the one called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"{__name__}.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; an unknown one is told with the nearest name."""
+        name = args[0]
+        if name in COMMANDS or ctx.resilient_parsing or name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        known = ", ".join(COMMANDS)
+        raise click.UsageError(
+            f"No such command {name!r}, wanted one of {known}.{nearest(name, COMMANDS)}"
+        )
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete a command's name without importing any."""
+        found = [
+            CompletionItem(name, help=line)
+            for name, line in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
+
+
+@click.group("mergekit-lines", cls=LazyGroup, epilog=EPILOG)
+@click.version_option(__version__, prog_name="mergekit-lines")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """LiNeS for mergekit: look before you merge, edit a model without a recipe."""
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False

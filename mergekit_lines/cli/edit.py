@@ -1,0 +1,207 @@
+"""``mergekit-lines edit``: ``lines_postprocess`` without writing YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import yaml
+
+from mergekit_lines.errors import LinesError, reason
+
+if TYPE_CHECKING:
+    from mergekit.options import MergeOptions
+
+WORDS = (
+    "gamma",
+    "alpha",
+    "beta",
+    "schedule",
+    "outside",
+    "blocks",
+    "num_blocks",
+    "allow_nonfinite",
+)
+
+
+def value(text: str) -> int | float | str:
+    """Return a number where the text is one, as YAML would; the words say what is a good one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _shard_size(_ctx: click.Context, _param: click.Parameter, text: str | None) -> int | None:
+    if text is None:
+        return None
+    from mergekit.common import parse_kmb
+
+    try:
+        return int(parse_kmb(text))
+    except (ValueError, IndexError):
+        raise click.BadParameter(f"found {text!r}, wanted a size such as 500M or 5B") from None
+
+
+@click.command()
+@click.argument("model", type=click.Path())
+@click.option("--base", type=click.Path(), required=True, help="What MODEL was fine-tuned from.")
+@click.option("--out", type=click.Path(), help="The folder or file to make.")
+@click.option("--gamma", type=value, help="0 to 1: alpha = GAMMA, beta = 1 - GAMMA.")
+@click.option("--alpha", type=value, help="Coefficient of the first block.")
+@click.option("--beta", type=value, help="Coefficient gained from first to last block.")
+@click.option("--schedule", type=value, help="linear, sqrt, quadratic, or an exponent above 0.")
+@click.option("--blocks", help="Containers that count, e.g. decoder.block,encoder.block.")
+@click.option("--num-blocks", type=value, help="Block count where the names cannot tell.")
+@click.option("--outside", type=value, help="Coefficient outside the blocks: alpha or a number.")
+@click.option("--allow-nonfinite", is_flag=True, help="Go on although MODEL or BASE holds NaN.")
+@click.option("--dtype", help="Cast the inputs to this first: float32, bfloat16, …")
+@click.option("--out-dtype", help="Round the result to this.")
+@click.option("--out-shard-size", callback=_shard_size, help="As mergekit's: 500M, 5B.")
+@click.option("--device", help="Compute on this device.  [default: cpu]")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the models.")
+@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("--print-recipe", is_flag=True, help="Print the recipe this stands for, and stop.")
+def edit(model: str, base: str, out: str | None, print_recipe: bool, **given: Any) -> None:
+    """Scale one model's change from its base by depth.
+
+    MODEL and BASE are folders or Hub ids; MODEL may be BASE+ADAPTER. It is what mergekit-yaml
+    does with merge_method: lines_postprocess, to the byte; give --gamma, or --alpha and --beta.
+
+    For timm and open_clip, MODEL and BASE may be one .safetensors file each, or a folder
+    with exactly one and no config.json (where there is one, name the file itself). OUT is
+    then a .safetensors file, or a folder in which the file keeps MODEL's name; the report is
+    written beside it as NAME.lines_report.json, and tensors are read one pair at a time.
+    """
+    _check_usage(out, print_recipe, given)
+    recipe = recipe_text(model, base, given)
+    files = _files(model, base)
+    if print_recipe:
+        if files:
+            raise LinesError(
+                f"--print-recipe: {files[0]} has no config.json, without which mergekit-yaml reads "
+                f"no model; wanted folders that it reads. Leave --print-recipe out."
+            )
+        click.echo(recipe, nl=False)
+        return
+    import mergekit_lines
+
+    mergekit_lines.register()
+    if files:
+        _edit_file(files, Path(str(out)), recipe, given)
+    else:
+        _edit_folder(str(out), recipe, given)
+
+
+def _check_usage(out: str | None, print_recipe: bool, given: dict[str, Any]) -> None:
+    if out is None and not print_recipe:
+        raise click.UsageError("Missing option '--out'.")
+    has = [word for word in ("gamma", "alpha", "beta") if given[word] is not None]
+    if has not in (["gamma"], ["alpha", "beta"]):
+        found = ", ".join(f"--{word}" for word in has) or "none of them"
+        raise click.UsageError(
+            f"Found {found}, wanted --gamma alone or --alpha and --beta both "
+            f"(--gamma 0.3 is --alpha 0.3 --beta 0.7)."
+        )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Indents lists, as recipes usually are."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, indentless=False)
+
+
+def recipe_text(model: str, base: str, given: dict[str, Any]) -> str:
+    """Return the recipe that an edit stands for, with only what was given."""
+    flagged = {**given, "allow_nonfinite": given.get("allow_nonfinite") or None}
+    parameters = {word: flagged[word] for word in WORDS if flagged.get(word) is not None}
+    recipe = {
+        "merge_method": "lines_postprocess",
+        "base_model": base,
+        "models": [{"model": model}],
+        "parameters": parameters,
+        **{key: given[key] for key in ("dtype", "out_dtype") if given.get(key)},
+    }
+    text = yaml.dump(
+        recipe, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf")
+    )
+    return str(text)
+
+
+def _edit_folder(out: str, recipe: str, given: dict[str, Any]) -> None:
+    from mergekit import merge  # not `run_merge` by name: register() puts ours in its place
+
+    options = _options(given)
+    merge.run_merge(_config(recipe), out, options=options, config_source=recipe)
+
+
+def _edit_file(files: tuple[Path, Path], out: Path, recipe: str, given: dict[str, Any]) -> None:
+    from mergekit_lines.single_file import edit_file
+
+    if given["out_shard_size"] is not None:
+        raise LinesError(
+            f"--out-shard-size: {files[0]} is one file, and so is what is made of it. Leave it out."
+        )
+    target = out if out.suffix == ".safetensors" else out / files[0].name
+    edit_file(files[0], files[1], target, _config(recipe), _options(given), recipe)
+
+
+def _options(given: dict[str, Any]) -> MergeOptions:
+    from mergekit.options import MergeOptions
+
+    keys = ("device", "trust_remote_code", "quiet", "out_shard_size")
+    options = MergeOptions(**{key: given[key] for key in keys if given[key] is not None})
+    options.apply_global_options()
+    if options.quiet:
+        # mergekit's flag does not reach the bars of transformers, which merges adapters.
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+    return options
+
+
+def _config(recipe: str) -> Any:
+    from mergekit.config import MergeConfiguration
+
+    try:
+        return MergeConfiguration.model_validate(yaml.safe_load(recipe))
+    except (ValueError, RuntimeError) as error:  # "a+b+c" for a model
+        raise LinesError(
+            f"MODEL or --base is not a model's name ({reason(error)}). Write a folder or Hub id, "
+            f"with +ADAPTER for an adapter."
+        ) from error
+
+
+def _files(model: str, base: str) -> tuple[Path, Path] | None:
+    """Return the two files where MODEL and BASE are one safetensors file each.
+
+    Raises:
+        LinesError: only one of them is, or a file that is named does not exist.
+    """
+    found = (_file(model), _file(base))
+    if found[0] is not None and found[1] is not None:
+        return found[0], found[1]
+    if found == (None, None):
+        return None
+    one, other = (model, base) if found[0] else (base, model)
+    raise LinesError(
+        f"{one}: found one safetensors file without a config.json, and {other} is no such file or "
+        f"folder, wanted the same kind for MODEL and --base. Name the .safetensors file in {other}."
+    )
+
+
+def _file(place: str) -> Path | None:
+    path = Path(place)
+    if path.suffix == ".safetensors" and not path.is_dir():
+        if not path.exists():
+            raise LinesError(f"{place}: there is no such file. Check the path.")
+        return path
+    if not path.is_dir() or (path / "config.json").exists():
+        return None
+    held = sorted(path.glob("*.safetensors"))
+    # An adapter is no model: mergekit's own way tells what to write.
+    return held[0] if len(held) == 1 and not (path / "adapter_config.json").exists() else None

@@ -1,0 +1,126 @@
+"""``mergekit-lines inspect``: what a recipe will do, without reading weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mergekit_lines.errors import LinesError
+
+# mergekit's own flags, as far as they change what a merge reads, writes, needs or refuses.
+FLAGS = (
+    "allow_crimes",
+    "trust_remote_code",
+    "out_shard_size",
+    "random_seed",
+    "lora_merge_cache",
+    "lora_merge_dtype",
+    "transformers_cache",
+    "device",
+    "copy_tokenizer",
+    "clone_tensors",
+    "async_write",
+)
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Check this output folder too.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.png",
+    help="Draw the coefficients over depth (needs the extra [plot]).",
+)
+@click.option("--allow-crimes", is_flag=True, help="Allow mixing architectures.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the models.")
+@click.option("--out-shard-size", metavar="SIZE", help="As for the merge: 500M, 5B.")
+@click.option("--random-seed", type=int, help="As for the merge.")
+@click.option("--lora-merge-cache", type=click.Path(), help="As for the merge.")
+@click.option("--lora-merge-dtype", help="As for the merge.")
+@click.option("--transformers-cache", type=click.Path(), help="As for the merge.")
+@click.option("--device", help="Where the merge will compute.  [default: cpu]")
+@click.option("--copy-tokenizer/--no-copy-tokenizer", default=True, help="As for the merge.")
+@click.option("--clone-tensors", is_flag=True, help="As for the merge.")
+@click.option("--async-write", is_flag=True, help="As for the merge.")
+def inspect(recipe: Path, out: Path | None, as_json: bool, plot: Path | None, **given: Any) -> None:
+    r"""Show what RECIPE will do, block by block, without reading weights.
+
+    RECIPE is a file for mergekit-yaml, or one of several documents for mergekit-multi. Only
+    configs, indexes and the headers of shards are read, of models on the Hub too. Shown are
+    each block's coefficient and size, what lies outside the blocks, and what the run will
+    read, write and need; then every problem for which the merge would be refused.
+
+    \b
+    Exit status:
+      0  the merge would begin
+      1  it would be refused, or none of the recipes is one of lines
+      2  wrong usage
+    """
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise click.BadParameter(f"found {plot.name!r}, wanted FILE.png", param_hint="--plot")
+    import mergekit_lines
+
+    mergekit_lines.register()
+    from mergekit_lines.documents import inspect_file
+
+    told = inspect_file(recipe, _options(given), out)
+    if as_json:
+        click.echo(_json(told, recipe))
+    else:
+        from mergekit_lines.tables import show
+
+        show(told, str(recipe))
+    problems = [
+        f"{one.name}: {text}" if one.name else text for one in told for text in one.problems
+    ]
+    if plot is not None:
+        problems += _draw(told, plot, bool(problems))
+    if problems:
+        raise LinesError(problems)
+
+
+def _options(given: dict[str, Any]) -> Any:
+    from mergekit.common import parse_kmb
+    from mergekit.options import MergeOptions
+
+    values = {name: given[name] for name in FLAGS if given[name] is not None}
+    size = values.get("out_shard_size")
+    if size is not None:
+        try:
+            values["out_shard_size"] = parse_kmb(size)
+        except (ValueError, IndexError):
+            raise click.BadParameter(
+                f"found {size!r}, wanted a size such as 500M or 5B", param_hint="--out-shard-size"
+            ) from None
+    return MergeOptions(quiet=True, **values)
+
+
+def _json(told: list[Any], recipe: Path) -> str:
+    from mergekit_lines import __version__
+    from mergekit_lines.findings import FORMAT
+
+    content = {
+        "format": FORMAT,
+        "mergekit_lines": __version__,
+        "recipe": str(recipe),
+        "documents": [one.to_dict() for one in told],
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _draw(told: list[Any], path: Path, refused: bool) -> tuple[str, ...]:
+    """Draw the picture; where the recipe is refused anyway, a failure is one more problem."""
+    from mergekit_lines.plot import draw
+
+    try:
+        draw(told, path)
+    except LinesError as error:
+        if not refused:
+            raise
+        return error.problems
+    return ()

@@ -1,0 +1,138 @@
+"""What an inspection tells, as plain data: the same for tables, pictures and JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, order=True)
+class Coefficient:
+    """λ, or what is added to α where only the weights can tell α."""
+
+    value: float
+    plus_alpha: bool = False
+
+    def __str__(self) -> str:
+        """Return the text of a table's cell."""
+        if not self.plus_alpha:
+            return f"{self.value:.4g}"
+        return f"α + {self.value:.4g}" if self.value else "α"
+
+
+@dataclass(frozen=True)
+class Block:
+    """One residual block: 1-based index, distinct coefficients, and its share of the output.
+
+    There is more than one coefficient where filters give several, and none where the recipe
+    does not say any.
+    """
+
+    index: int
+    coefficients: tuple[Coefficient, ...]
+    tensors: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Container:
+    """A numbered list of blocks, first to last."""
+
+    name: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Outside:
+    """One output tensor outside the blocks."""
+
+    name: str
+    coefficient: Coefficient | None
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Input:
+    """One model of a recipe, in bytes.
+
+    Args:
+        model: as the recipe names it.
+        checkpoint: all its weights.
+        download: those that a run fetches from the Hub first.
+        merge: what the merge takes of it.
+        calibration: what Eq. 2 takes before, for ``alpha: auto`` without a closed form.
+        adapter: the adapter's file.
+        copy: BASE+ADAPTER only: mergekit reads the whole base, merges the adapter into it, and
+            writes a checkpoint that lasts as long as the run; the merge reads that one.
+        read: all that is read.
+    """
+
+    model: str
+    checkpoint: int
+    download: int
+    merge: int
+    calibration: int
+    adapter: int
+    copy: int
+    read: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak anonymous memory of a run in bytes, and what it is made of.
+
+    Args:
+        process: the imported packages and the plan; None where the system does not tell.
+        buffered: output that waits to be written.
+        temporaries: of the tensor being merged; on an accelerator they are there, and not in
+            ``total``.
+        loaded: the model that an adapter is merged into, before the merge.
+        total: the peak; None where ``process`` is.
+        device: where the temporaries are.
+    """
+
+    process: int | None
+    buffered: int
+    temporaries: int
+    loaded: int
+    total: int | None
+    device: str
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Of a whole run, in bytes but for the first two; ``disk`` is output and adapter copies."""
+
+    tensors: int
+    parameters: int
+    output: int
+    read: int
+    download: int
+    disk: int
+    memory: Memory | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One recipe of ``lines`` or ``lines_postprocess``; ``totals`` is None without a plan."""
+
+    name: str | None
+    merge_method: str
+    wraps: tuple[str, ...] = ()
+    seed: int = 0
+    alpha: float | None = None
+    alpha_source: str = ""
+    containers: tuple[Container, ...] = ()
+    outside: tuple[Outside, ...] = ()
+    inputs: tuple[Input, ...] = ()
+    totals: Totals | None = None
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON has it."""
+        return asdict(self)

@@ -1,0 +1,219 @@
+"""What a recipe will do, told without reading a weight: blocks, coefficients, bytes, problems."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from mergekit.architecture import auto
+from mergekit.config import MergeConfiguration
+from mergekit.io.tasks import LoaderCache
+from mergekit.options import MergeOptions
+
+from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.findings import Inspection, Totals
+from mergekit_lines.fit import dropped_tensors
+from mergekit_lines.inputs import check_models
+from mergekit_lines.layout import with_blocks, with_coefficients
+from mergekit_lines.memory import estimate, process_bytes
+from mergekit_lines.planner import MergeRun, base_listed
+from mergekit_lines.preflight import DTYPES, check_recipe
+from mergekit_lines.prepare import Prepared, prepare
+from mergekit_lines.run import _ONE_AT_A_TIME, _check_tokenizers, _effective, _fresh_caches
+from mergekit_lines.sizes import Sizes
+from mergekit_lines.traffic import inputs
+
+_PLACE = re.compile(r"\S*?parameters\.(\w+)")
+
+
+def inspect_recipe(
+    config: MergeConfiguration,
+    source: str | None,
+    options: MergeOptions,
+    out: Path | None = None,
+    name: str | None = None,
+) -> Inspection:
+    """Tell what a merge of this recipe would do; only configs, indexes and headers are read.
+
+    Args:
+        config: the recipe; ``merge_method`` is one of ours.
+        source: the recipe's text.
+        options: mergekit's flags.
+        out: where the merge would write, checked if it is given.
+        name: of the document, in a file of several.
+    """
+    process = process_bytes()
+    told = Inspection(name, config.merge_method)
+    problems = _check_link(out) + check_recipe(
+        config, out.absolute().resolve() if out else anywhere(), options, source
+    )
+    models = check_models(config, options)
+    if models:
+        return replace(told, problems=_distinct(problems + models))
+    notes: list[str] = []
+    effective = _effective(config, options, notes.append)
+    run = MergeRun(
+        seed=options.random_seed or 0,
+        seed_from_flag=options.random_seed is not None,
+        base_listed=base_listed(config),
+    )
+    sound = _with_known_dtypes(config)
+    with _ONE_AT_A_TIME, _fresh_caches(), _names_from_indexes():
+        prepared, found = _attempt(sound, effective, run)
+        problems += _new(found, problems)
+        known = prepared is not None
+        if prepared is None:  # without its parameters the recipe may still show its blocks
+            sound = _without_parameters(sound)
+            prepared, found = _attempt(sound, effective, run)
+            problems += _new(found, problems)
+        if prepared is not None:
+            vocabulary = None
+            try:
+                _check_tokenizers(config, effective, run)
+                vocabulary = _vocabulary(config, run)
+            except LinesError as error:
+                problems += _new(error.problems, problems)
+            sizes = Sizes(prepared.planned, prepared.headers, sound, effective, vocabulary)
+            calibrated: set[str] = set()
+            try:
+                if known:
+                    told, calibrated = with_coefficients(told, prepared, sizes, sound, effective)
+            except LinesError as error:
+                problems += _new(error.problems, problems)
+            if not told.containers:
+                told = with_blocks(told, sizes)
+            told = replace(told, seed=run.seed)
+            told = _with_totals(told, prepared, sizes, calibrated, effective, process, notes)
+            for model, names in dropped_tensors(prepared.planned, sound).items():
+                notes.append(
+                    f"{model}: {len(names)} tensors that the base lacks are dropped: "
+                    f"{some(names, 3)}"
+                )
+    if out and told.totals and (free := _free(out)) < told.totals.disk:
+        notes.append(f"OUT {out}: the disk has {free:,} bytes free, the run needs more")
+    return replace(told, notes=_distinct(notes), problems=_distinct(problems))
+
+
+def _check_link(out: Path | None) -> list[str]:
+    if out is not None and out.is_symlink() and not out.exists():
+        return [f"OUT {out}: found a link that leads nowhere. Choose another OUT."]
+    return []
+
+
+def anywhere() -> Path:
+    """Return an OUT that nothing speaks against, for a recipe without one."""
+    return Path(tempfile.gettempdir()).resolve() / uuid.uuid4().hex
+
+
+def _free(out: Path) -> int:
+    parent = out.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    return shutil.disk_usage(parent).free
+
+
+def _distinct(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(texts))
+
+
+def _new(found: Sequence[str], told: Sequence[str]) -> list[str]:
+    """Return what was not told yet; of a parameter only the first complaint counts."""
+    names = {match[1] for text in told if (match := _PLACE.match(text))}
+    return [
+        text
+        for text in found
+        if text not in told and not ((match := _PLACE.match(text)) and match[1] in names)
+    ]
+
+
+def _with_known_dtypes(config: MergeConfiguration) -> MergeConfiguration:
+    result = config.model_copy(deep=True)
+    for key in ("dtype", "out_dtype"):
+        if getattr(result, key) not in DTYPES:
+            setattr(result, key, None)
+    return result
+
+
+def _without_parameters(config: MergeConfiguration) -> MergeConfiguration:
+    """Return the recipe as far as it says which models are merged, and where."""
+    result = config.model_copy(deep=True)
+    holders = [result, *(result.modules or {}).values()]
+    for holder in list(holders):
+        holders += [*(holder.models or []), *(holder.slices or [])]
+        for output_slice in holder.slices or []:
+            holders += output_slice.sources
+    for holder in holders:
+        holder.parameters = None
+    result.parameters = {"alpha": 1.0, "beta": 0.0}
+    return result
+
+
+@contextmanager
+def _names_from_indexes() -> Iterator[None]:
+    """Let mergekit infer a layout from the loaders in its cache: its own would download models."""
+    original = auto.get_model_tensor_names
+
+    def names(model: object, _options: object) -> list[str]:
+        return list(LoaderCache().get(model).index.tensor_paths)
+
+    auto.get_model_tensor_names = names
+    try:
+        yield
+    finally:
+        auto.get_model_tensor_names = original
+
+
+def _attempt(
+    config: MergeConfiguration, options: MergeOptions, run: MergeRun
+) -> tuple[Prepared | None, Sequence[str]]:
+    try:
+        return prepare(config, options, run), ()
+    except LinesError as error:
+        return None, error.problems
+    except Exception as error:  # noqa: BLE001 - what a library raises is a problem like another
+        return None, [f"the models cannot be inspected ({reason(error)})."]
+
+
+def _vocabulary(config: MergeConfiguration, run: MergeRun) -> int | None:
+    """Return the number of rows of the output's embeddings, where they are aligned."""
+    if run.tokenizer is None:
+        return None
+    size = len(run.tokenizer.execute().tokenizer.get_vocab())
+    multiple = (config.tokenizer.pad_to_multiple_of if config.tokenizer else None) or 1
+    return -(-size // multiple) * multiple
+
+
+def _with_totals(
+    told: Inspection,
+    prepared: Prepared,
+    sizes: Sizes,
+    calibrated: set[str],
+    options: MergeOptions,
+    process: int | None,
+    notes: list[str],
+) -> Inspection:
+    """Fill in what is read and written, and the memory and disk that it takes."""
+    models = inputs(sizes.tensors, calibrated, prepared.headers, options)
+    output = sum(sized.bytes for sized in sizes.tensors)
+    loaded = max(model.copy for model in models)
+    try:
+        memory = estimate(sizes.tensors, calibrated, process, options, loaded)
+    except LinesError as error:
+        memory = None
+        notes.append(f"the memory cannot be told: {error.problems[0]}")
+    totals = Totals(
+        tensors=len(sizes.tensors),
+        parameters=sum(sized.entries for sized in sizes.tensors),
+        output=output,
+        read=sum(model.read for model in models),
+        download=sum(model.download for model in models),
+        disk=output + sum(model.copy for model in models),
+        memory=memory,
+    )
+    return replace(told, inputs=models, totals=totals)

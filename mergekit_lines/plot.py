@@ -1,0 +1,110 @@
+"""A picture of λ over depth: one line per container, what lies outside marked at the side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.findings import Inspection
+
+# Dark on white, and told apart by the colour-blind (Okabe and Ito).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vP"
+
+
+def draw(inspections: Sequence[Inspection], path: Path) -> None:
+    """Draw the coefficients of every document into one PNG file, a panel for each.
+
+    Raises:
+        LinesError: matplotlib is not there, nothing is known to draw, or the file cannot be made.
+    """
+    known = [told for told in inspections if _drawable(told)]
+    if not known:
+        raise LinesError(
+            f"--plot {path}: there are no coefficients to draw: see the problems of the recipe."
+        )
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise LinesError(
+            f"--plot {path}: matplotlib is not installed ({reason(error)}). Install it with "
+            f"`pip install 'mergekit-lines[plot]'`."
+        ) from error
+    figure = Figure(figsize=(7.2, 4.2 * len(known)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, told in zip(figure.subplots(len(known), squeeze=False)[:, 0], known, strict=True):
+        _panel(axes, told)
+    try:
+        figure.savefig(path, dpi=150, format="png")
+    except OSError as error:
+        raise LinesError(f"--plot {path}: cannot be written ({error.strerror}).") from error
+
+
+def _drawable(told: Inspection) -> bool:
+    return any(container.blocks[0].coefficients for container in told.containers) or any(
+        tensor.coefficient for tensor in told.outside
+    )
+
+
+def _panel(axes: Any, told: Inspection) -> None:
+    """Draw one document: x is the block's index, y its λ, or λ − α where α is not known yet."""
+    relative = any(
+        value.plus_alpha
+        for container in told.containers
+        for block in container.blocks
+        for value in block.coefficients
+    )
+    longest = 0
+    for number, container in enumerate(told.containers):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        points = [(b.index, value.value) for b in container.blocks for value in b.coefficients]
+        alone = len(points) == len(container.blocks)
+        axes.plot(
+            *zip(*points, strict=True),
+            color=colour,
+            marker=marker,
+            markersize=4.5,
+            linewidth=1.4 if alone else 0,  # several per block have no one order
+            label=container.name,
+            zorder=3 - number * 0.1,
+        )
+        longest = max(longest, len(container.blocks))
+    _mark_outside(axes, told, relative=relative)
+    axes.set_xlim(-0.9, max(longest, 1) + 0.9)
+    step = next(s for s in (1, 2, 4, 5, 8, 10, 20, 50, 100) if longest <= 12 * s)
+    ticks = [index for index in range(1, longest + 1) if index == 1 or index % step == 0]
+    axes.set_xticks([0, *ticks], ["outside", *map(str, ticks)])
+    axes.axvline(0.5, color="#999999", linewidth=0.8, linestyle=":")
+    axes.set_xlabel("residual block, first to last")
+    axes.set_ylabel("λ − α   (α: once the weights are read)" if relative else "coefficient λ")
+    wraps = f" around {', '.join(told.wraps)}" if told.wraps else ""
+    name = f"{told.name}: " if told.name else ""
+    axes.set_title(f"{name}{told.merge_method}{wraps}", fontsize=11)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _mark_outside(axes: Any, told: Inspection, *, relative: bool) -> None:
+    """Mark each coefficient outside at the left, with the number of tensors that have it."""
+    counts = Counter(tensor.coefficient for tensor in told.outside if tensor.coefficient)
+    for place, (value, count) in enumerate(sorted(counts.items())):
+        tensors = f"{count} tensor{'s' if count > 1 else ''}"
+        if relative and not value.plus_alpha:  # a number of its own has no place on this axis
+            axes.plot([], [], " ", label=f"outside: λ = {value}, {tensors}")
+            continue
+        axes.plot(
+            [0],
+            [value.value],
+            "X",
+            color="#222222",
+            markersize=8,
+            zorder=4,
+            label=f"outside: {tensors}" if place == 0 else None,
+        )
+        if len(counts) > 1:
+            axes.annotate(f"{count}", (0, value.value), (6, 4), textcoords="offset points", size=8)

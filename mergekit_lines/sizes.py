@@ -1,0 +1,167 @@
+"""Shapes, dtypes and bytes of every output tensor and of what it is made from, by headers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from mergekit.architecture import WeightInfo
+from mergekit.common import ModelReference, dtype_from_name, get_auto_cls
+from mergekit.config import MergeConfiguration
+from mergekit.io.tasks import LoaderCache
+from mergekit.options import MergeOptions
+from transformers.initialization import no_init_weights
+
+from mergekit_lines.checkpoint.headers import Headers, TensorHeader
+from mergekit_lines.planner import PlannedTensor
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "BOOL": torch.bool,
+}
+
+
+def header_bytes(header: TensorHeader) -> int:
+    """Return the bytes of a tensor's data."""
+    return math.prod(header.shape) * DTYPES[header.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Sized:
+    """One output tensor: where it stands, its shape and dtype, and its inputs' dtypes."""
+
+    item: PlannedTensor
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    inputs: Mapping[ModelReference, torch.dtype]
+    read: Mapping[ModelReference, int]  # bytes
+    label: str  # what mergekit orders its tasks by
+    aligned: bool  # whether the inputs are put together anew, for another vocabulary
+
+    @property
+    def entries(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in the output."""
+        return self.entries * self.dtype.itemsize
+
+
+class Sizes:
+    """What headers say of a plan; where there are none (pickles), what the config says.
+
+    Args:
+        planned: every output tensor.
+        headers: by model.
+        config: the recipe.
+        options: mergekit's flags.
+        vocabulary: rows of the output's embeddings, where `tokenizer` aligns them.
+    """
+
+    def __init__(
+        self,
+        planned: Sequence[PlannedTensor],
+        headers: Mapping[ModelReference, Headers],
+        config: MergeConfiguration,
+        options: MergeOptions,
+        vocabulary: int | None,
+    ) -> None:
+        self._headers = headers
+        self._config = config
+        self._options = options
+        self._vocabulary = vocabulary
+        self.tensors = [sized for item in planned for sized in self._sized(item)]
+
+    def _sized(self, item: PlannedTensor) -> Iterator[Sized]:
+        gather: Any = item.task.gather_tensors
+        aligned = hasattr(gather, "tokenizer_task")
+        gather = getattr(gather, "gather_tensors", gather)
+        inputs: dict[ModelReference, torch.dtype] = {}
+        read: dict[ModelReference, int] = {}
+        shape, labels = None, [item.weight.name]
+        for model, weight in gather.weight_info.items():
+            names = [weight.name, *(weight.aliases or ()), *(weight.tied_names or ())]
+            index = LoaderCache().get(model).index.tensor_paths
+            name = next((name for name in names if name in index), None)
+            header = (self._headers[model].tensors or {}).get(name or "")
+            found = header or self._declared(model, weight, converted=name is None)
+            if found is None:
+                continue
+            labels.append(name or "")
+            inputs[model] = DTYPES[found.dtype]
+            read[model] = header_bytes(found)
+            if shape is None or model == item.task.base_model:
+                shape = found.shape
+        if shape is None:
+            return  # an optional tensor that no model holds
+        axis = item.weight.vocabulary_axis
+        if aligned and axis is not None and self._vocabulary is not None:
+            shape = (*shape[:axis], self._vocabulary, *shape[axis + 1 :])
+        dtype = _out_dtype(item, inputs)
+        yield Sized(item, shape, dtype, inputs, read, max(labels), aligned)
+
+    def _declared(
+        self, model: ModelReference, weight: WeightInfo, *, converted: bool
+    ) -> TensorHeader | None:
+        """Return what the config makes of a tensor that has no header of this name."""
+        if converted and weight.optional:
+            return None
+        found = self._meta.get(weight.name)
+        if found is None:
+            return None
+        kinds = {header.dtype for header in (self._headers[model].tensors or {}).values()}
+        floats = [kind for kind in ("F64", "F32", "BF16", "F16") if kind in kinds]
+        dtype = floats[0] if floats else self._config_dtype(model)
+        return TensorHeader(dtype, tuple(found.shape), "")
+
+    def _config_dtype(self, model: ModelReference) -> str:
+        config = model.config(trust_remote_code=self._options.trust_remote_code)
+        dtype = getattr(config, "dtype", None) or torch.float32
+        return next((name for name, kind in DTYPES.items() if kind == dtype), "F32")
+
+    @cached_property
+    def _meta(self) -> dict[str, torch.Tensor]:
+        """The model that the config describes, without storage."""
+        base = self._config.base_model
+        if base is None:
+            return {}
+        config = base.config(trust_remote_code=self._options.trust_remote_code)
+        try:
+            with torch.device("meta"), no_init_weights():
+                model = get_auto_cls(config.architectures[0]).from_config(
+                    config, trust_remote_code=self._options.trust_remote_code
+                )
+        except Exception:  # noqa: BLE001 - remote code and transformers raise a dozen kinds
+            return {}
+        return dict(model.state_dict())
+
+
+def _out_dtype(item: PlannedTensor, inputs: Mapping[ModelReference, torch.dtype]) -> torch.dtype:
+    """Return the dtype that the method stores; integers stay what they are."""
+    kinds = list(inputs.values())
+    if not all(kind.is_floating_point for kind in kinds):
+        return inputs.get(item.task.base_model, kinds[0])
+    dtype = dtype_from_name(item.task.out_dtype) or dtype_from_name(item.task.dtype)
+    if dtype is not None:
+        return dtype
+    promoted = kinds[0]
+    for kind in kinds[1:]:
+        promoted = torch.promote_types(promoted, kind)
+    return promoted

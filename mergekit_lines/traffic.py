@@ -1,0 +1,67 @@
+"""What a run downloads, reads and writes, model by model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+
+from mergekit.common import ModelReference, dtype_from_name
+from mergekit.options import MergeOptions
+
+from mergekit_lines.checkpoint.headers import Headers
+from mergekit_lines.checkpoint.remote import RemoteHeaders
+from mergekit_lines.findings import Input
+from mergekit_lines.sizes import Sized, header_bytes
+
+
+def inputs(
+    tensors: Sequence[Sized],
+    calibrated: Set[str],
+    headers: Mapping[ModelReference, Headers],
+    options: MergeOptions,
+) -> tuple[Input, ...]:
+    """Return what becomes of every model; ``calibrated`` are the tensors that Eq. 2 reads."""
+    result = []
+    for model, found in headers.items():
+        scale = _copy_scale(found, options) if model.lora else 1.0
+        merge = sum(int(tensor.read.get(model, 0) * scale) for tensor in tensors)
+        again = sum(
+            int(tensor.read.get(model, 0) * scale)
+            for tensor in tensors
+            if tensor.item.weight.name in calibrated
+        )
+        checkpoint = sum(header_bytes(header) for header in (found.tensors or {}).values())
+        checkpoint = checkpoint or merge  # a pickle: what the config says of it
+        adapter = _adapter_bytes(model)
+        loaded = checkpoint + adapter if model.lora else 0
+        result.append(
+            Input(
+                model=str(model),
+                checkpoint=checkpoint,
+                download=checkpoint if isinstance(found, RemoteHeaders) else 0,
+                merge=merge,
+                calibration=again,
+                adapter=adapter,
+                copy=int(checkpoint * scale) if model.lora else 0,
+                read=merge + again + loaded,
+            )
+        )
+    return tuple(result)
+
+
+def _copy_scale(headers: Headers, options: MergeOptions) -> float:
+    """Return how much larger a checkpoint is in the dtype that adapters are merged in."""
+    dtype = dtype_from_name(options.lora_merge_dtype)
+    found = list((headers.tensors or {}).values())
+    entries = sum(math.prod(header.shape) for header in found)
+    if dtype is None or not entries:
+        return 1.0
+    return dtype.itemsize * entries / sum(header_bytes(header) for header in found)
+
+
+def _adapter_bytes(model: ModelReference) -> int:
+    if model.lora is None:
+        return 0
+    files = [Path(model.lora.path, f"adapter_model.{end}") for end in ("safetensors", "bin")]
+    return next((file.stat().st_size for file in files if file.exists()), 0)
