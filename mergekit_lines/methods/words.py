@@ -8,7 +8,7 @@ passes through mergekit and pydantic untouched.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
@@ -79,9 +79,10 @@ def _word(name: str, check: Callable[[Any], Any], default: Any, meaning: str) ->
     )
 
 
-def _wrong(name: str, value: object, wanted: str) -> LinesError:
+def _wrong(name: str, value: object, wanted: str, known: Iterable[str] = ()) -> LinesError:
     kind = " (a boolean)" if isinstance(value, bool) else ""
-    return LinesError(f"parameters.{name}: found {value!r}{kind}, wanted {wanted}.")
+    hint = nearest(value, known) if isinstance(value, str) else ""
+    return LinesError(f"parameters.{name}: found {value!r}{kind}, wanted {wanted}.{hint}")
 
 
 def number(name: str, value: Any, wanted: str = "a finite number") -> float:
@@ -115,11 +116,10 @@ def _whole(name: str, value: Any, least: int) -> int:
 def _alpha(value: Any) -> float | str:
     if value == "auto":
         return "auto"
-    hint = nearest(value, ["auto"]) if isinstance(value, str) else ""
     try:
         return number("alpha", value)
     except LinesError:
-        raise _wrong("alpha", value, f"a finite number or `auto`{hint and '.' + hint}") from None
+        raise _wrong("alpha", value, "a finite number or `auto`", ["auto"]) from None
 
 
 def _alpha_postprocess(value: Any) -> float:
@@ -135,11 +135,10 @@ def _schedule(value: Any) -> float:
     if isinstance(value, str) and value in EXPONENTS:
         return EXPONENTS[value]
     wanted = f"{', '.join(EXPONENTS)}, or an exponent above 0"
-    hint = nearest(value, EXPONENTS) if isinstance(value, str) else ""
     try:
         exponent = number("schedule", value)
     except LinesError:
-        raise _wrong("schedule", value, f"{wanted}{hint and '.' + hint}") from None
+        raise _wrong("schedule", value, wanted, EXPONENTS) from None
     if exponent <= 0:
         raise _wrong("schedule", value, wanted)
     return exponent
