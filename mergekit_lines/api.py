@@ -74,7 +74,8 @@ def scale_task_vector(
         coefficient = scheduled.coefficient(depth.index, depth.count) if depth else elsewhere
         key = storage(tensor) or name
         if key not in made:
-            made[key] = (name, coefficient, _scaled(name, tensor, coefficient))
+            with torch.no_grad():
+                made[key] = (name, coefficient, _scaled(name, tensor, coefficient))
         first, same, scaled = made[key]
         if same != coefficient:
             raise LinesError(
@@ -143,7 +144,8 @@ def edit_state_dict(
         for name in names
     ]
     with torch.no_grad():
-        edited = dict(zip(names, merge_groups("lines_postprocess", groups, words), strict=True))
+        made = merge_groups("lines_postprocess", groups, words, names=set(finetuned) - set(names))
+        edited = dict(zip(names, made, strict=True))
     copies: dict[Any, torch.Tensor] = {}
     result = {}
     for name, tensor in finetuned.items():
@@ -272,6 +274,14 @@ def _check_tensors(what: str, tensors: Any) -> None:
     wrong = [name for name, tensor in tensors.items() if not isinstance(tensor, torch.Tensor)]
     if wrong:
         raise LinesError(f"{what}: found no tensor under {some(map(str, wrong))}. Leave it out.")
+    unnamed = [repr(name) for name in tensors if not isinstance(name, str)]
+    if unnamed:
+        raise LinesError(f"{what}: found the names {some(unnamed)}, wanted texts.")
+    odd = [n for n, t in tensors.items() if t.layout != torch.strided or t.device.type == "meta"]
+    if odd:
+        raise LinesError(
+            f"{what}: found sparse or meta tensors ({some(odd)}), wanted dense ones with values."
+        )
 
 
 def _unlike_names(base: Tensors, finetuned: Tensors) -> Iterable[str]:

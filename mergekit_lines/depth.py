@@ -105,7 +105,10 @@ def natural_key(name: str) -> tuple[tuple[int, str], ...]:
 
 def _paths(names: Iterable[str]) -> dict[str, Path]:
     """Split names at dots, and ``layer1.0`` … ``layer4.2`` (ResNet) into a list of stages."""
-    paths = {name: tuple(name.split(".")) for name in names}
+    given = [] if isinstance(names, str) else list(names)
+    if isinstance(names, str) or not all(isinstance(name, str) for name in given):
+        raise LinesError("names: found something else, wanted the names of all tensors, as texts.")
+    paths = {name: tuple(name.split(".")) for name in given}
     pure: dict[tuple[Path, str], dict[int, bool]] = {}
     for path in paths.values():
         for i, part in enumerate(path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ def merge_groups(
     *,
     dtype: torch.dtype | None = None,
     out_dtype: torch.dtype | None = None,
+    names: Iterable[str] = (),
 ) -> tuple[torch.Tensor, ...]:
     """Merge the tensors of one model, each scaled by its depth.
 
@@ -59,6 +60,7 @@ def merge_groups(
         parameters: the recipe's words and the wrapped method's own parameters.
         dtype: inputs are cast to it first; None promotes them tensor by tensor.
         out_dtype: dtype of the results; None keeps that of the inputs.
+        names: names of the model that no group has (its buffers); they count for the depth.
 
     Raises:
         LinesError: a word, a name, a dtype or a tensor is at fault.
@@ -68,7 +70,7 @@ def merge_groups(
     method = _method(name, given)
     values = bind(method, groups, given)
     ties = _ties(groups)
-    planned = _plan(method, groups, values)
+    planned = _plan(method, groups, values, names)
     seed = values[0]["seed"] or 0 if values and "seed" in values[0] else 0
 
     def run(number: int, extra: Mapping[str, Any]) -> torch.Tensor:
@@ -219,14 +221,18 @@ def check_groups(name: str, groups: Sequence[TensorGroup]) -> None:
 
 
 def _plan(
-    method: LinesMethod, groups: Sequence[TensorGroup], values: Sequence[dict[str, Any]]
+    method: LinesMethod,
+    groups: Sequence[TensorGroup],
+    values: Sequence[dict[str, Any]],
+    others: Iterable[str] = (),
 ) -> list[PlannedTensor]:
     """Return every tensor with its place."""
     if not groups:
         return []
     blocks, num_blocks = values[0]["blocks"], values[0]["num_blocks"]
     names = [str(group.metadata.name) for group in groups]
-    if len(names) == 1:
+    every = [*names, *others]
+    if len(every) == 1:
         depths = {names[0]: _lone_depth(names[0], blocks, num_blocks)}
         if values[0]["alpha"] == "auto":
             raise LinesError(
@@ -235,7 +241,7 @@ def _plan(
             )
     else:
         chosen = blocks.split(",") if blocks else None
-        depths = block_depths(names, blocks=chosen, num_blocks=num_blocks)
+        depths = block_depths(every, blocks=chosen, num_blocks=num_blocks)
     return [
         planned_tensor(method, group, depths[name], found)
         for name, group, found in zip(names, groups, values, strict=True)

@@ -71,7 +71,10 @@ def run_lines_merge(
         seed=options.random_seed or 0,
         seed_from_flag=options.random_seed is not None,
         base_listed=base_listed(config),
-        on_summary=lambda summary: [say(line) for line in describe(summary)],
+        # That nothing is scaled by depth is told even under --quiet.
+        on_summary=lambda summary: [
+            (say if summary.containers else _say)(line) for line in describe(summary)
+        ],
     )
     with_card = options.write_model_card
     effective = _effective(config, options, say)

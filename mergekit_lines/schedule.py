@@ -30,7 +30,8 @@ class Schedule:
     def __post_init__(self) -> None:
         for name in ("alpha", "beta", "exponent"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not math.isfinite(value):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not math.isfinite(value):
                 raise ValueError(f"{name}: found {value!r}, wanted a finite number")
         if self.exponent <= 0:
             raise ValueError(f"exponent: found {self.exponent!r}, wanted a number above 0")

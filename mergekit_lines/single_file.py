@@ -104,7 +104,7 @@ def edit_file(
         if problems:
             raise LinesError(problems)
         coefficients, summary = _plan(list(headers[model]), _values(config))
-        if not options.quiet:
+        if not options.quiet or not summary.containers:
             for line in describe(summary):
                 click.echo(f"[lines] {line}", err=True)
         rule = _Rule(config, coefficients, options.device or "cpu", headers)
@@ -237,7 +237,10 @@ def _report_file(out: Path) -> Path:
 
 
 def _check_out(out: Path) -> list[str]:
-    held = [path.name for path in (out, _report_file(out)) if path.exists()]
+    try:
+        held = [path.name for path in (out, _report_file(out)) if path.exists()]
+    except OSError as error:
+        return [f"OUT {out.name[:40]}…: {error.strerror}. Choose another OUT."]
     if not held:
         return []
     return [f"OUT {out}: {some(held)} is there already. Choose another OUT or remove it."]

@@ -284,3 +284,27 @@ def test_edit_carries_nonfinite_values_on_request() -> None:
 def test_edit_refuses_wrong_words(words: dict[str, Any], text: str) -> None:
     """The words are those of ``lines_postprocess``, and so are the errors."""
     assert text in refused(lambda: edit_state_dict(state(1), state(2), **words))
+
+
+def test_buffers_count_for_the_depth() -> None:
+    """A block that holds integers only is a block: the others keep their places."""
+    names = [f"layers.{n}.mlp.weight" for n in range(2)]
+    base: dict[str, torch.Tensor] = {name: torch.zeros(2) for name in names}
+    base["layers.2.mlp.index"] = torch.arange(2)
+    tuned = {name: t + 1 if t.is_floating_point() else t.clone() for name, t in base.items()}
+    edited = mergekit_lines.edit_state_dict(base, tuned, alpha=0.0, beta=1.0)
+    assert [float(edited[name][0]) for name in names] == [0.0, 0.5]
+
+
+@pytest.mark.parametrize("bad", [{1: torch.ones(2)}, {"a.0.b.w": torch.ones(2).to_sparse()}])
+def test_odd_state_dicts_are_refused(bad: dict[str, torch.Tensor]) -> None:
+    """Names that are no texts and tensors that are not dense end with a sentence."""
+    with pytest.raises(LinesError, match="wanted"):
+        mergekit_lines.scale_task_vector(bad, alpha=0.1, beta=0.1)
+
+
+def test_a_task_vector_of_parameters_keeps_no_graph() -> None:
+    """Scaling the parameters of a module gives plain tensors."""
+    vector = {f"layers.{n}.mlp.weight": torch.nn.Parameter(torch.ones(2)) for n in range(2)}
+    scaled = mergekit_lines.scale_task_vector(vector, alpha=0.1, beta=0.1)
+    assert not any(tensor.requires_grad for tensor in scaled.values())
