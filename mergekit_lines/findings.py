@@ -87,10 +87,10 @@ class Memory:
 
     Args:
         process: the imported packages and the plan; None where the system does not tell.
-        buffered: output that waits to be written.
+        buffered: output that waits to be written, with the holes around it.
         temporaries: of the tensor being merged; on an accelerator they are there, and not in
             ``total``.
-        loaded: the model that an adapter is merged into, before the merge.
+        loaded: what merging an adapter into its base makes anew, before the merge.
         total: the peak; None where ``process`` is.
         device: where the temporaries are.
     """

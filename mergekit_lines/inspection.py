@@ -27,9 +27,12 @@ from mergekit_lines.preflight import DTYPES, check_recipe
 from mergekit_lines.prepare import Prepared, prepare
 from mergekit_lines.run import _ONE_AT_A_TIME, _check_tokenizers, _effective, _fresh_caches
 from mergekit_lines.sizes import Sizes
-from mergekit_lines.traffic import inputs
+from mergekit_lines.traffic import adapted_bytes, inputs
 
-_PLACE = re.compile(r"\S*?parameters\.(\w+)")
+# A parameter that a problem is about, or that it takes for the one that was meant.
+_ABOUT = re.compile(r"parameters\.(\w+)|Did you mean '(\w+)'")
+# What mergekit says of a recipe that our own checks said more of.
+_MERGEKITS = ("mergekit cannot plan", "lines[", "lines_postprocess[")
 
 
 def inspect_recipe(
@@ -64,6 +67,8 @@ def inspect_recipe(
         base_listed=base_listed(config),
     )
     sound = _with_known_dtypes(config)
+    if effective.lora_merge_dtype not in DTYPES:
+        effective = effective.model_copy(update={"lora_merge_dtype": None})
     with _ONE_AT_A_TIME, _fresh_caches(), _names_from_indexes():
         prepared, found = _attempt(sound, effective, run)
         problems += _new(found, problems)
@@ -123,13 +128,15 @@ def _distinct(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _new(found: Sequence[str], told: Sequence[str]) -> list[str]:
-    """Return what was not told yet; of a parameter only the first complaint counts."""
-    names = {match[1] for text in told if (match := _PLACE.match(text))}
-    return [
-        text
-        for text in found
-        if text not in told and not ((match := _PLACE.match(text)) and match[1] in names)
-    ]
+    """Return what was not told yet, and is not a mere consequence of it."""
+    known = {name for text in told for match in _ABOUT.finditer(text) for name in match.groups()}
+    result = []
+    for text in found:
+        about = _ABOUT.match(text)
+        consequence = about[1] in known if about else text.startswith(_MERGEKITS) and told
+        if text not in told and not consequence:
+            result.append(text)
+    return result
 
 
 def _with_known_dtypes(config: MergeConfiguration) -> MergeConfiguration:
@@ -201,7 +208,7 @@ def _with_totals(
     """Fill in what is read and written, and the memory and disk that it takes."""
     models = inputs(sizes.tensors, calibrated, prepared.headers, options)
     output = sum(sized.bytes for sized in sizes.tensors)
-    loaded = max(model.copy for model in models)
+    loaded = max(adapted_bytes(*entry, options) for entry in prepared.headers.items())
     try:
         memory = estimate(sizes.tensors, calibrated, process, options, loaded)
     except LinesError as error:

@@ -1,31 +1,24 @@
 """How much memory a merge needs, told before it begins.
 
 A merge's anonymous memory is, at any moment, the sum of three parts: what the imported
-packages and the plan hold; the output that mergekit's writer keeps until a shard is full; and
-the temporaries of the tensor being merged (weights are mapped from their files, which is no
-anonymous memory). The second is followed through mergekit's order of tensors. The third
-is asked of the method itself: its real task merges small made-up tensors of two sizes under
-torch's allocation log, and the line through both peaks is extended to the real sizes.
+packages hold; the output that mergekit's writer keeps until a shard is full; and what the
+method allocates for the tensor being merged (weights are mapped from their files, which is no
+anonymous memory). The second and third are followed through mergekit's order of tensors.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
-import torch
-from mergekit.common import ModelReference
-from torch.autograd import profiler_legacy
-
-from mergekit_lines.alpha import NormCollector
+from mergekit_lines.allocations import Allocations, Log
 from mergekit_lines.findings import Memory
 from mergekit_lines.sizes import Sized
-from mergekit_lines.tasks import LinesTask, NormTask
 
-SIZES = (2**18, 2**19)  # entries of the made-up tensors
 STATUS = Path("/proc/self/status")
+# glibc maps larger blocks by themselves, and gives them back at once.
+HEAP = 32 * 2**20
 
 
 def process_bytes() -> int | None:
@@ -51,119 +44,72 @@ def estimate(
         calibrated: names of those that Eq. 2 is computed from before, by their weights.
         process: what the process holds before the first tensor.
         options: mergekit's flags.
-        loaded: bytes of the largest model that is loaded whole, to merge an adapter into.
+        loaded: bytes that merging an adapter into its base makes anew, before the merge.
     """
     device = str(options.device or "cpu")
-    lines = _Lines()
+    allocations, heap = Allocations(), _Heap()
     ordered = sorted(tensors, key=lambda tensor: tensor.label)
-    best = (0, 0)
     for tensor in ordered:
         if tensor.item.weight.name in calibrated:
-            best = max(best, (0, lines.at(tensor, calibrating=True)), key=sum)
-    held = waiting = 0
+            heap.run(allocations.of(tensor, calibrating=True))
+    written = 0
     for tensor in ordered:
-        best = max(best, (waiting + held, lines.at(tensor)), key=sum)
-        if held and held + tensor.bytes > options.out_shard_size:
-            waiting = held if options.async_write else 0
-            held = 0
-        held += tensor.bytes
-        cloned = tensor.bytes if options.clone_tensors else 0
-        best = max(best, (waiting + held, cloned), key=sum)
-    buffered, temporaries = best
+        heap.run(allocations.of(tensor))
+        if written and written + tensor.bytes > options.out_shard_size:
+            heap.flush(waiting=options.async_write)
+            written = 0
+        heap.keep(tensor.bytes + _holes(tensor))
+        written += tensor.bytes
+        heap.run([tensor.bytes] if options.clone_tensors else [])
+    buffered, temporaries = heap.peak
     here = buffered if device != "cpu" else buffered + temporaries
     total = None if process is None else process + max(here, loaded)
     return Memory(process, buffered, temporaries, loaded, total, device)
 
 
-class _Lines:
-    """Peak temporaries of a tensor by its size, one line for all tensors merged alike."""
+def _holes(tensor: Sized) -> int:
+    """Return what the heap loses around a result that is kept there, half of it on average.
+
+    A rounded result lies in a block that was made for the wider dtype of the arithmetic; what
+    is left of the block fits other tensors sometimes.
+    """
+    if tensor.bytes >= HEAP or not tensor.dtype.is_floating_point:
+        return 0
+    wide = max(4, *(dtype.itemsize for dtype in tensor.inputs.values()))
+    return max(0, tensor.entries * wide - tensor.bytes) // 2
+
+
+class _Heap:
+    """glibc's memory: small blocks share a heap that does not shrink, large ones come and go."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, tuple[float, float]] = {}
+        self.peak = (0, 0)  # of what is kept for the writer, and of all else
+        self._small = 0  # kept
+        self._large = 0  # kept
+        self._waiting = 0  # of a shard that is being written
+        self._size = 0  # of the heap
 
-    def at(self, tensor: Sized, *, calibrating: bool = False) -> int:
-        """Return the temporaries of one tensor, in bytes."""
-        if not tensor.entries or not tensor.dtype.is_floating_point:
-            return 0
-        key = (*_alike(tensor), calibrating)
-        if key not in self._known:
-            self._known[key] = _measure(tensor, calibrating=calibrating)
-        fixed, slope = self._known[key]
-        # Aligning a vocabulary copies every input into the widest dtype.
-        widest = max(dtype.itemsize for dtype in tensor.inputs.values())
-        copies = widest * tensor.entries * len(tensor.inputs) if tensor.aligned else 0
-        return copies + int(fixed + slope * tensor.entries)
+    def run(self, log: Log) -> None:
+        """Go through one tensor's allocations."""
+        small, large = self._small, self._large + self._waiting
+        kept = small + large
+        for size in [0, *log]:
+            if abs(size) < HEAP:
+                small += size
+            else:
+                large += size
+            self._size = max(self._size, small)
+            if large + self._size > sum(self.peak):
+                self.peak = (kept, large + self._size - kept)
 
+    def keep(self, size: int) -> None:
+        """Keep a result until it is written."""
+        if size < HEAP:
+            self._small += size
+        else:
+            self._large += size
 
-def _alike(tensor: Sized) -> tuple[Any, ...]:
-    """Tell by what two tensors are merged in the same way, whatever their size."""
-    task = tensor.item.task
-    values = [dict(task.parameters.items())]
-    values += [dict(given.items()) for given in task.input_parameters.values()]
-    words = {"alpha", "beta", "gamma", "outside", "schedule", "coefficient"} & set(
-        tensor.item.values
-    )
-    kinds = tuple(
-        (name, (value > 0) + (value >= 1) if isinstance(value, float) else str(value))
-        for given in values
-        for name, value in sorted(given.items())
-        if name not in words
-    )
-    inputs = tuple(tensor.inputs.items())
-    return (task.method_name, task.dtype, task.out_dtype, inputs, kinds, len(tensor.shape) > 1)
-
-
-def _measure(tensor: Sized, *, calibrating: bool) -> tuple[float, float]:
-    """Return the line through the peaks of two small tensors: bytes, and bytes per entry."""
-    values: dict[str, Any] = {"coefficient": 0.5, "seed": 0}
-    kind: type[LinesTask] = LinesTask
-    if calibrating:
-        power = 1 if tensor.item.values["norm"] == "l1" else 2
-        values["collector"] = NormCollector(power)
-        kind = NormTask
-    task = tensor.item.task.with_values(values, kind)
-    points = []
-    for size in SIZES:
-        shape = _shrunk(tensor.shape, size)
-        generator = torch.Generator().manual_seed(0)
-        tensors = {
-            model: torch.randn(shape, generator=generator).to(dtype)
-            for model, dtype in tensor.inputs.items()
-        }
-        points.append((math.prod(shape), _peak(task, tensors)))
-        if math.prod(shape) == tensor.entries:
-            return float(points[-1][1]), 0.0
-    (n, low), (m, high) = points
-    slope = max(0.0, (high - low) / (m - n)) if m > n else low / n
-    return max(0.0, low - slope * n), slope
-
-
-def _shrunk(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """Return a like shape of about ``size`` entries: fewer rows, then fewer columns."""
-    if math.prod(shape) <= size:
-        return shape
-    if len(shape) == 1:
-        return (size,)
-    row = math.prod(shape[1:])
-    if row <= size // 8:
-        return (size // row, *shape[1:])
-    return (8, size // 8)
-
-
-def _peak(task: LinesTask, tensors: dict[ModelReference, torch.Tensor]) -> int:
-    """Return the most bytes that torch held at once for a task, its result included."""
-    task.execute(tensors)  # what is made once and kept is no temporary
-    legacy: Any = profiler_legacy  # of torch's two logs the one that starts in no time
-    legacy.profile(profile_memory=True).__enter__()
-    try:
-        result = task.execute(tensors)
-    finally:
-        threads = legacy._disable_profiler_legacy()
-    del result
-    held = peak = 0
-    for events in threads:
-        for event in events:
-            if event.kind() == "memory_alloc":
-                held += event.cpu_memory_usage()
-                peak = max(peak, held)
-    return peak
+    def flush(self, *, waiting: bool) -> None:
+        """Write what is kept; ``waiting`` keeps it until the next time."""
+        self._waiting = self._small + self._large if waiting else 0
+        self._small = self._large = 0

@@ -73,12 +73,13 @@ def _panel(axes: Any, told: Inspection) -> None:
             zorder=3 - number * 0.1,
         )
         longest = max(longest, len(container.blocks))
-    _mark_outside(axes, told, relative=relative)
-    axes.set_xlim(-0.9, max(longest, 1) + 0.9)
+    side = 1 - max(1.0, 0.09 * longest)  # room for the word below it
+    _mark_outside(axes, told, side, relative=relative)
+    axes.set_xlim(side - 0.05 * longest - 0.4, max(longest, 1) + 0.02 * longest + 0.4)
     step = next(s for s in (1, 2, 4, 5, 8, 10, 20, 50, 100) if longest <= 12 * s)
     ticks = [index for index in range(1, longest + 1) if index == 1 or index % step == 0]
-    axes.set_xticks([0, *ticks], ["outside", *map(str, ticks)])
-    axes.axvline(0.5, color="#999999", linewidth=0.8, linestyle=":")
+    axes.set_xticks([side, *ticks], ["outside", *map(str, ticks)])
+    axes.axvline((side + 1) / 2, color="#999999", linewidth=0.8, linestyle=":")
     axes.set_xlabel("residual block, first to last")
     axes.set_ylabel("λ − α   (α: once the weights are read)" if relative else "coefficient λ")
     wraps = f" around {', '.join(told.wraps)}" if told.wraps else ""
@@ -89,7 +90,7 @@ def _panel(axes: Any, told: Inspection) -> None:
     axes.legend(frameon=False, fontsize=9)
 
 
-def _mark_outside(axes: Any, told: Inspection, *, relative: bool) -> None:
+def _mark_outside(axes: Any, told: Inspection, side: float, *, relative: bool) -> None:
     """Mark each coefficient outside at the left, with the number of tensors that have it."""
     counts = Counter(tensor.coefficient for tensor in told.outside if tensor.coefficient)
     for place, (value, count) in enumerate(sorted(counts.items())):
@@ -98,7 +99,7 @@ def _mark_outside(axes: Any, told: Inspection, *, relative: bool) -> None:
             axes.plot([], [], " ", label=f"outside: λ = {value}, {tensors}")
             continue
         axes.plot(
-            [0],
+            [side],
             [value.value],
             "X",
             color="#222222",
@@ -107,4 +108,6 @@ def _mark_outside(axes: Any, told: Inspection, *, relative: bool) -> None:
             label=f"outside: {tensors}" if place == 0 else None,
         )
         if len(counts) > 1:
-            axes.annotate(f"{count}", (0, value.value), (6, 4), textcoords="offset points", size=8)
+            axes.annotate(
+                f"{count}", (side, value.value), (6, 4), textcoords="offset points", size=8
+            )

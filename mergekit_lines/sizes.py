@@ -51,7 +51,7 @@ class Sized:
     inputs: Mapping[ModelReference, torch.dtype]
     read: Mapping[ModelReference, int]  # bytes
     label: str  # what mergekit orders its tasks by
-    aligned: bool  # whether the inputs are put together anew, for another vocabulary
+    made: tuple[int, ...]  # bytes allocated (or released) for inputs that are no mapped files
 
     @property
     def entries(self) -> int:
@@ -95,7 +95,7 @@ class Sizes:
         gather = getattr(gather, "gather_tensors", gather)
         inputs: dict[ModelReference, torch.dtype] = {}
         read: dict[ModelReference, int] = {}
-        shape, labels = None, [item.weight.name]
+        shape, labels, made = None, [""], list[int]()
         for model, weight in gather.weight_info.items():
             names = [weight.name, *(weight.aliases or ()), *(weight.tied_names or ())]
             index = LoaderCache().get(model).index.tensor_paths
@@ -107,6 +107,8 @@ class Sizes:
             labels.append(name or "")
             inputs[model] = DTYPES[found.dtype]
             read[model] = header_bytes(found)
+            if name is None:  # fused from several: stacked first, then joined
+                made += [read[model], read[model], -read[model]]
             if shape is None or model == item.task.base_model:
                 shape = found.shape
         if shape is None:
@@ -114,8 +116,10 @@ class Sizes:
         axis = item.weight.vocabulary_axis
         if aligned and axis is not None and self._vocabulary is not None:
             shape = (*shape[:axis], self._vocabulary, *shape[axis + 1 :])
+            widest = max(dtype.itemsize for dtype in inputs.values())
+            made += [widest * math.prod(shape)] * len(inputs)
         dtype = _out_dtype(item, inputs)
-        yield Sized(item, shape, dtype, inputs, read, max(labels), aligned)
+        yield Sized(item, shape, dtype, inputs, read, max(labels), tuple(made))
 
     def _declared(
         self, model: ModelReference, weight: WeightInfo, *, converted: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections import defaultdict
@@ -24,7 +25,7 @@ def show(inspections: Sequence[Inspection], title: str) -> None:
     console = Console(width=WIDE if piped else None, highlight=False, markup=False, emoji=False)
     for told in inspections:
         name = f" · {told.name}" if told.name else ""
-        _line(console, f"{title}{name}", "bold")
+        _line(console, f"{title}{name}", "" if os.environ.get("NO_COLOR") else "bold")
         for line in _facts(told):
             _line(console, line)
         for container in told.containers:
@@ -153,7 +154,7 @@ def _memory(memory: Memory) -> str:
     if memory.total is None or memory.process is None:
         return f"{parts}, and what Python and its packages take"
     if memory.loaded > memory.total - memory.process - 1 and memory.loaded:
-        parts = f"{_short(memory.loaded)} for a whole model that an adapter is merged into"
+        parts = f"{_short(memory.loaded)} for merging an adapter into its base"
     return (
         f"about {_short(memory.total)}: {_short(memory.process)} for Python and packages, {parts}"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mergekit.common import ModelReference, dtype_from_name
 from mergekit.options import MergeOptions
+from safetensors import safe_open
 
 from mergekit_lines.checkpoint.headers import Headers
 from mergekit_lines.checkpoint.remote import RemoteHeaders
@@ -65,3 +66,22 @@ def _adapter_bytes(model: ModelReference) -> int:
         return 0
     files = [Path(model.lora.path, f"adapter_model.{end}") for end in ("safetensors", "bin")]
     return next((file.stat().st_size for file in files if file.exists()), 0)
+
+
+def adapted_bytes(model: ModelReference, headers: Headers, options: MergeOptions) -> int:
+    """Return the bytes of the layers that an adapter changes; all, where it has no header here.
+
+    The others stay mapped from the base's files, but for another ``--lora-merge-dtype``.
+    """
+    tensors = headers.tensors or {}
+    whole = int(sum(map(header_bytes, tensors.values())) * _copy_scale(headers, options))
+    file = Path(model.lora.path if model.lora else "", "adapter_model.safetensors")
+    if model.lora is None or not file.exists() or options.lora_merge_dtype:
+        return whole if model.lora else 0
+    with safe_open(file, framework="pt") as adapter:
+        layers = {
+            name.removeprefix("base_model.model.").partition(".lora_")[0]
+            for name in adapter.keys()  # noqa: SIM118 - a shard is no mapping
+        }
+    found = [tensors[f"{layer}.weight"] for layer in layers if f"{layer}.weight" in tensors]
+    return sum(map(header_bytes, found))

@@ -61,7 +61,7 @@ def remote_headers(
         info = api.model_info(repo_id, revision=revision)
         files = {entry.rfilename for entry in info.siblings or []}
         found = _cached(repo_id, info.sha, cache_dir)
-        return found or _from_hub(api, repo_id, info.sha, files, where)
+        return found or _from_hub(api, repo_id, info.sha, files, where, cache_dir)
     except Exception as error:  # noqa: BLE001 - the Hub's clients raise a dozen kinds
         if not isinstance(error, HfHubHTTPError):  # no answer at all
             found = _cached(repo_id, revision, cache_dir)
@@ -82,7 +82,14 @@ def _cached(repo_id: str, revision: str | None, cache_dir: str | None) -> Header
     return None if headers.problems else headers
 
 
-def _from_hub(api: Any, repo_id: str, commit: str | None, files: set[str], where: str) -> Headers:
+def _from_hub(
+    api: Any,
+    repo_id: str,
+    commit: str | None,
+    files: set[str],
+    where: str,
+    cache_dir: str | None,
+) -> Headers:
     if {SAFETENSORS_SINGLE_FILE, SAFETENSORS_INDEX_FILE} <= files:
         return Headers(
             problems=[
@@ -103,7 +110,9 @@ def _from_hub(api: Any, repo_id: str, commit: str | None, files: set[str], where
         )
     weight_map = None
     if SAFETENSORS_INDEX_FILE in files:
-        index = api.hf_hub_download(repo_id, SAFETENSORS_INDEX_FILE, revision=commit)
+        index = api.hf_hub_download(
+            repo_id, SAFETENSORS_INDEX_FILE, revision=commit, cache_dir=cache_dir
+        )
         weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
     shards = sorted({*weight_map.values()}) if weight_map else [SAFETENSORS_SINGLE_FILE]
     outside = [file for file in shards if PurePosixPath(file).name != file or "\\" in file]

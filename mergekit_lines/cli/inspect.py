@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +14,34 @@ import click
 from mergekit_lines.errors import LinesError
 
 # mergekit's own flags, as far as they change what a merge reads, writes, needs or refuses.
-FLAGS = (
-    "allow_crimes",
-    "trust_remote_code",
-    "out_shard_size",
-    "random_seed",
-    "lora_merge_cache",
-    "lora_merge_dtype",
-    "transformers_cache",
-    "device",
-    "copy_tokenizer",
-    "clone_tensors",
-    "async_write",
+SWITCHES = (
+    "--allow-crimes",
+    "--trust-remote-code",
+    "--cuda",
+    "--copy-tokenizer/--no-copy-tokenizer",
+    "--clone-tensors",
+    "--async-write",
+    "--safe-serialization/--no-safe-serialization",
+    "--unsafe-truncate-embeddings",
 )
+VALUES = (
+    "--out-shard-size",
+    "--random-seed",
+    "--device",
+    "--transformers-cache",
+    "--lora-merge-cache",
+    "--lora-merge-dtype",
+)
+
+
+def _merge_flags(function: Callable[..., None]) -> Callable[..., None]:
+    for flag in reversed(VALUES):
+        kind = int if flag == "--random-seed" else str
+        function = click.option(flag, type=kind, help="As for the merge.")(function)
+    for flag in reversed(SWITCHES):
+        on = "/" in flag  # mergekit's switches that are on by default can be turned off
+        function = click.option(flag, is_flag=True, default=on, help="As for the merge.")(function)
+    return function
 
 
 @click.command()
@@ -36,19 +54,9 @@ FLAGS = (
     metavar="FILE.png",
     help="Draw the coefficients over depth (needs the extra [plot]).",
 )
-@click.option("--allow-crimes", is_flag=True, help="Allow mixing architectures.")
-@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the models.")
-@click.option("--out-shard-size", metavar="SIZE", help="As for the merge: 500M, 5B.")
-@click.option("--random-seed", type=int, help="As for the merge.")
-@click.option("--lora-merge-cache", type=click.Path(), help="As for the merge.")
-@click.option("--lora-merge-dtype", help="As for the merge.")
-@click.option("--transformers-cache", type=click.Path(), help="As for the merge.")
-@click.option("--device", help="Where the merge will compute.  [default: cpu]")
-@click.option("--copy-tokenizer/--no-copy-tokenizer", default=True, help="As for the merge.")
-@click.option("--clone-tensors", is_flag=True, help="As for the merge.")
-@click.option("--async-write", is_flag=True, help="As for the merge.")
+@_merge_flags
 def inspect(recipe: Path, out: Path | None, as_json: bool, plot: Path | None, **given: Any) -> None:
-    r"""Show what RECIPE will do, block by block, without reading weights.
+    r"""Show what a recipe will do, without reading weights.
 
     RECIPE is a file for mergekit-yaml, or one of several documents for mergekit-multi. Only
     configs, indexes and the headers of shards are read, of models on the Hub too. Shown are
@@ -68,7 +76,8 @@ def inspect(recipe: Path, out: Path | None, as_json: bool, plot: Path | None, **
     mergekit_lines.register()
     from mergekit_lines.documents import inspect_file
 
-    told = inspect_file(recipe, _options(given), out)
+    with _silent():
+        told = inspect_file(recipe, _options(given), out)
     if as_json:
         click.echo(_json(told, recipe))
     else:
@@ -84,11 +93,22 @@ def inspect(recipe: Path, out: Path | None, as_json: bool, plot: Path | None, **
         raise LinesError(problems)
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    # What mergekit and transformers warn of on the way is no word about the recipe.
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _options(given: dict[str, Any]) -> Any:
     from mergekit.common import parse_kmb
     from mergekit.options import MergeOptions
 
-    values = {name: given[name] for name in FLAGS if given[name] is not None}
+    values = {name: value for name, value in given.items() if value is not None}
     size = values.get("out_shard_size")
     if size is not None:
         try:

@@ -219,14 +219,17 @@ class ForkServer:
     Args:
         log: where the parent's own stderr goes.
         env: changes to the environment of all commands.
+        preload: modules that the parent imports too, beside those of the commands.
     """
 
-    def __init__(self, log: Path, env: Environment | None = None) -> None:
+    def __init__(
+        self, log: Path, env: Environment | None = None, preload: Sequence[str] = ()
+    ) -> None:
         changes = {"OMP_NUM_THREADS": "1", **(env or {})}
         self._log = log
         with log.open("wb") as stderr:
             self._parent = subprocess.Popen(
-                [sys.executable, str(Path(__file__).resolve()), "serve"],
+                [sys.executable, str(Path(__file__).resolve()), "serve", *preload],
                 cwd=log.parent,
                 env=environment(changes),
                 stdin=subprocess.PIPE,
@@ -287,14 +290,17 @@ class ForkServer:
 _MAINS = {
     "mergekit-yaml": "mergekit.scripts.run_yaml",
     "mergekit-multi": "mergekit.scripts.multimerge",
+    "mergekit-lines": "mergekit_lines.cli",
 }
 
 
-def _serve() -> None:
+def _serve(*preload: str) -> None:
     """Answer every job on stdin with the exit status of its command."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever prints must not get between the answers
     mains = {name: importlib.import_module(module).main for name, module in _MAINS.items()}
+    for module in preload:
+        importlib.import_module(module)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         job = json.loads(line)
@@ -366,7 +372,7 @@ def _main(jobs_file: str, report_file: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["serve"]:
-        _serve()
+    if sys.argv[1:2] == ["serve"]:
+        _serve(*sys.argv[2:])
     else:
         _main(*sys.argv[1:])
