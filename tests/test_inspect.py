@@ -1,0 +1,356 @@
+"""``mergekit-lines inspect``: what it tells is what the recipe says and what the files hold.
+
+Sizes are counted by hand (:mod:`tests.shaped`) or from the tensors themselves; coefficients are
+those of the recipes' own table (:mod:`tests.test_recipes`).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from mergekit_lines.cli import main
+from tests import models as make
+from tests import shaped
+from tests.cases import Models, recipe, with_adapter
+from tests.e2e import runner
+from tests.hub import Hub
+from tests.test_recipes import (  # the fixtures are asked for by name
+    BLOCKS,
+    FILES,
+    RECIPES,
+    TABLE,
+    Places,
+    documents,
+    edited,
+    folders,
+    places,
+)
+
+__all__ = ["folders", "places"]
+
+
+@pytest.fixture(scope="module")
+def sound(llama_base: Path, llama_a: Path, llama_b: Path, adapter: Path) -> Models:
+    """The session's checkpoints."""
+    return Models(llama_base, llama_a, llama_b, adapter)
+
+
+def inspect(path: Path, *flags: str) -> Result:
+    """Run the command in this process; its stdout is no terminal."""
+    return CliRunner().invoke(main, ["inspect", str(path), *flags])
+
+
+def write(folder: Path, *recipes: runner.Recipe) -> Path:
+    path = folder / "recipe.yml"
+    path.write_text("---\n".join(map(runner.recipe_text, recipes)), encoding="utf-8")
+    return path
+
+
+def told(path: Path, *flags: str) -> list[dict[str, Any]]:
+    """Return the documents of ``--json``; nothing else is on stdout, and the status is 0."""
+    result = inspect(path, "--json", *flags)
+    assert result.exit_code == 0, result.stderr
+    found: list[dict[str, Any]] = json.loads(result.stdout)["documents"]
+    return found
+
+
+# --- every recipe ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_recipes(file: str, places: Places, tmp_path: Path) -> None:
+    """Each ready recipe shows the coefficients of its table and every entry of its base."""
+    expected = TABLE[file]
+    *before, document = documents(file)
+    stand_ins = {step["name"]: places["./fine-tuned"] for step in before}
+    document = edited(document, {**places, **stand_ins})
+    (found,) = told(write(tmp_path, document))
+    assert found["wraps"] == ([expected.wrap] if expected.wrap else [])
+    (container,) = found["containers"]
+    assert container["name"] == expected.container
+    for place, block in enumerate(container["blocks"]):
+        (coefficient,) = block["coefficients"]
+        x = place / (BLOCKS - 1)
+        assert coefficient["value"] == pytest.approx(
+            expected.first + (expected.last - expected.first) * x
+        )
+        assert coefficient["plus_alpha"] == expected.eq2
+        assert block["index"] == place + 1
+    assert len(container["blocks"]) == BLOCKS
+    assert all(
+        entry["coefficient"] == {"value": expected.outside, "plus_alpha": expected.eq2}
+        or entry["coefficient"]["value"] == pytest.approx(expected.outside)
+        for entry in found["outside"]
+    )
+    base = make.read(document["base_model"])
+    assert found["totals"]["parameters"] == sum(tensor.numel() for tensor in base.values())
+    names = {entry["name"] for entry in found["outside"]}
+    assert names == {name for name in base if not name.startswith(f"{expected.container}.")}
+
+
+@pytest.mark.parametrize("file", [name for name in FILES if len(documents(name)) > 1])
+def test_recipes_of_several_documents(file: str, places: Places, tmp_path: Path) -> None:
+    """Of a mergekit-multi file each document is told; one that merges another's output waits."""
+    steps = documents(file)
+    names = {step["name"]: step["name"] for step in steps[:-1]}
+    path = write(tmp_path, *[edited(step, {**places, **names}) for step in steps])
+    first, last = told(path)
+    assert "mergekit's own" in first["notes"][0]
+    assert first["name"] in last["notes"][0] and "earlier document" in last["notes"][0]
+    assert last["totals"] is None
+
+
+def test_recipes_as_they_are() -> None:
+    """A recipe whose models are not there names each of them, and exits with status 1."""
+    result = inspect(RECIPES / "task-arithmetic.yml")
+    assert result.exit_code == 1
+    assert all(f"model ./{name}" in result.stderr for name in ("math", "code", "chat"))
+
+
+# --- sizes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("published", [shaped.LLAMA, shaped.MIXTRAL], ids=["llama", "mixtral"])
+def test_published_sizes(published: shaped.Published, tmp_path: Path) -> None:
+    """LLaMA-2-7B and Mixtral-8x7B come to their published counts; no weight is read."""
+    folders = [
+        shaped.write(tmp_path / name, published.config, published.shapes, published.dtype)
+        for name in ("base", "tuned")
+    ]
+    document = {
+        "merge_method": "lines_postprocess",
+        "base_model": folders[0],
+        "models": [{"model": folders[1]}],
+        "parameters": {"gamma": 0.25},
+    }
+    (found,) = told(write(tmp_path, document), "--out-shard-size", "2B")
+    totals = found["totals"]
+    assert totals["parameters"] == published.parameters
+    assert totals["output"] == totals["disk"] == 2 * published.parameters
+    assert totals["read"] == 2 * totals["output"]
+    ((name, blocks),) = [(entry["name"], entry["blocks"]) for entry in found["containers"]]
+    assert (name, len(blocks)) == ("model.layers", 32)
+    for index, block in enumerate(blocks):
+        assert block["parameters"] == published.per_block
+        assert block["bytes"] == 2 * published.per_block
+        assert block["tensors"] == published.tensors_per_block
+        # gamma to 1 over 31 steps.
+        wanted = 0.25 + 0.75 * index / 31
+        assert block["coefficients"][0]["value"] == pytest.approx(wanted, rel=1e-12)
+    outside = {entry["name"]: entry["parameters"] for entry in found["outside"]}
+    assert outside == {
+        "lm_head.weight": 32000 * 4096,
+        "model.embed_tokens.weight": 32000 * 4096,
+        "model.norm.weight": 4096,
+    }
+    # Whatever was read of the shards is in the page cache: their headers, and what the kernel
+    # reads ahead.
+    shards = [shard for folder in folders for shard in folder.glob("*.safetensors")]
+    read = sum(shaped.resident_bytes(shard) for shard in shards)
+    assert sum(shard.stat().st_size for shard in shards) > 4 * published.parameters
+    assert read < len(shards) * 1_000_000
+
+
+def test_output_bytes_are_those_of_the_merge(sound: Models, tmp_path: Path) -> None:
+    """With other dtypes, another vocabulary and fused experts the output told is the one made."""
+    mixtral = make.mixtral(tmp_path / "mixtral", seed=1)
+    fused = {
+        "base_model": mixtral,
+        "models": [{"model": make.finetuned(mixtral, tmp_path / "t", seed=2)}],
+    }
+    more = make.llama(tmp_path / "more", seed=5, vocab=130, tokens=("alpha", "beta"))
+    for name, changes in {
+        "rounded": {"out_dtype": "bfloat16"},
+        "union": {"models": [{"model": more}], "tokenizer": {"source": "union"}},
+        "fused": fused,
+        "padded": {"tokenizer": {"source": "base", "pad_to_multiple_of": 100}},
+    }.items():
+        document = recipe(sound, **changes)
+        (found,) = told(write(tmp_path, document))
+        out = runner.in_process(document, tmp_path / name)
+        made = make.read(out)
+        assert found["totals"]["output"] == sum(tensor.nbytes for tensor in made.values())
+        assert found["totals"]["tensors"] == len(made)
+        told_of = {entry["name"]: entry["bytes"] for entry in found["outside"]}
+        assert told_of == {tensor: made[tensor].nbytes for tensor in told_of}
+
+
+def test_what_is_read(sound: Models, tmp_path: Path) -> None:
+    """Weights are read once; twice for Eq. 2 without a closed form, which alone gives no λ."""
+    size = sum(tensor.nbytes for tensor in make.read(sound.base).values())
+    closed = {"alpha": "auto", "beta": 0.3}
+    (found,) = told(write(tmp_path, recipe(sound, parameters=closed)))
+    assert found["totals"]["read"] == 3 * size
+    assert found["alpha"] == pytest.approx(1 / 2)  # 1/(N·|w|·|λ|) of two models
+    (found,) = told(write(tmp_path, recipe(sound, parameters={**closed, "wrap": "ties"})))
+    assert found["totals"]["read"] == 6 * size
+    assert found["alpha"] is None
+    last = found["containers"][0]["blocks"][-1]["coefficients"]
+    assert last == [{"value": pytest.approx(0.3), "plus_alpha": True}]
+
+
+def test_adapter(sound: Models, tmp_path: Path) -> None:
+    """BASE+ADAPTER takes room on disk for a merged copy, which is written and read."""
+    size = sum(tensor.nbytes for tensor in make.read(sound.base).values())
+    small = (sound.adapter / "adapter_model.safetensors").stat().st_size
+    (found,) = told(write(tmp_path, with_adapter(lambda path: None)(tmp_path, sound)))
+    assert found["totals"]["disk"] == 2 * size
+    assert [model["read"] for model in found["inputs"]] == [size, 2 * size + small, size]
+
+
+def test_pickled_checkpoint(sound: Models, tmp_path: Path) -> None:
+    """A pickled checkpoint has no headers: its sizes are told from its config."""
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    torch.save(make.read(sound.a), pickled / "pytorch_model.bin")
+    (pickled / "config.json").write_bytes((sound.a / "config.json").read_bytes())
+    (found,) = told(write(tmp_path, recipe(sound, models=[{"model": pickled}])))
+    size = sum(tensor.nbytes for tensor in make.read(sound.a).values())
+    assert [model["checkpoint"] for model in found["inputs"]] == [size, size]
+
+
+# --- memory ------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is read from /proc")
+def test_memory_is_that_of_a_real_run(tmp_path: Path) -> None:
+    """The peak told is within 20% of the anonymous memory of ``mergekit-yaml`` at its peak."""
+    config = shaped.LLAMA_7B | {
+        "vocab_size": 48000,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+    }
+    shapes = shaped.Published(config, "BF16", 0, 0, 0).shapes
+    base, *others = (
+        shaped.write(tmp_path / name, config, shapes, "BF16") for name in ("base", "a", "b")
+    )
+    document = {
+        "merge_method": "lines",
+        "base_model": base,
+        "models": [{"model": model} for model in others],
+        "parameters": {"wrap": "linear", "alpha": 0.3, "beta": 0.3},
+    }
+    path = write(tmp_path, document)
+    with ThreadPoolExecutor(1) as pool:
+        command = ["mergekit-lines", "inspect", path, "--json"]
+        inspected = pool.submit(runner.run, command, tmp_path)
+        peak = peak_of(["mergekit-yaml", path.name, "out"], tmp_path)
+        found = json.loads(inspected.result().succeeded().stdout)["documents"][0]
+    memory = found["totals"]["memory"]
+    assert memory["total"] > 2 * memory["process"]  # the merge's own part is the larger one
+    assert memory["total"] == pytest.approx(peak, rel=0.2)
+
+
+def peak_of(command: list[str], cwd: Path) -> int:
+    """Run a command and return the most anonymous memory that it had."""
+    command[0] = str(runner.BIN / command[0])
+    peak = 0
+    with subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=runner.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        while process.poll() is None:
+            text = status.read_text().partition("RssAnon:")[2]
+            peak = max(peak, int((text.split() or ["0"])[0]) * 1024)
+            time.sleep(0.003)
+    assert process.returncode == 0
+    return peak
+
+
+# --- the Hub -----------------------------------------------------------------------------
+
+
+def test_hub(tmp_path: Path) -> None:
+    """Of models on the Hub only configs, indexes and the heads of the shards are fetched."""
+    published = shaped.LLAMA
+    for name in ("base", "tuned"):
+        folder = shaped.write(
+            tmp_path / name, published.config, published.shapes, "F16", 5_000_000_000
+        )
+        make.save_tokenizer(folder)
+    document = {
+        "merge_method": "lines_postprocess",
+        "base_model": "org/base",
+        "models": [{"model": "org/tuned"}],
+        "parameters": {"gamma": 0.3},
+    }
+    path = write(tmp_path, document)
+    with Hub({"org/base": tmp_path / "base", "org/tuned": tmp_path / "tuned"}) as hub:
+        result = runner.run(
+            ["mergekit-lines", "inspect", path, "--json"],
+            tmp_path,
+            hub.environment(tmp_path / "home"),
+        )
+    found = json.loads(result.succeeded().stdout)["documents"][0]
+    assert found["totals"]["parameters"] == published.parameters
+    assert found["totals"]["download"] == 4 * published.parameters
+    shards = {file: sent for file, sent in hub.sent.items() if file.endswith(".safetensors")}
+    assert len(shards) == 2 * 3
+    assert max(shards.values()) <= 100_001  # of 5 GB; what huggingface_hub asks for first
+    assert not [
+        line
+        for line in hub.requests
+        if "safetensors" in line and "GET" in line and "index" not in line and "bytes=" not in line
+    ]
+    assert sum(hub.sent.values()) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("model", "gated", "wanted"),
+    [
+        ("org/closed", ("org/closed",), ("org/closed", "hf auth login")),
+        ("org/none", (), ("org/none", "no such")),
+        ("org/tuned@nowhere", (), ("org/tuned@nowhere", "revision")),
+        ("org/empty", (), ("org/empty", "no model.safetensors", "Check the name")),
+        ("org/outside", (), ("org/outside", "outside", "Do not use")),
+        ("org/cut", (), ("org/cut", "headers", "Check")),
+    ],
+)
+def test_hub_refusals(
+    model: str,
+    gated: tuple[str, ...],
+    wanted: tuple[str, ...],
+    tmp_path: Path,
+    llama_a: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model that the Hub does not give is told with the cause and what to do."""
+    from huggingface_hub import constants
+
+    from mergekit_lines.checkpoint.remote import remote_headers
+
+    for name in ("closed", "tuned", "outside", "empty", "cut"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "cut" / "model.safetensors").write_bytes(b"\x00" * 4)
+    index = {"weight_map": {"a": "../x.safetensors"}}
+    (tmp_path / "outside" / make.INDEX).write_text(json.dumps(index))
+    for name in ("closed", "tuned"):
+        weights = (llama_a / "model.safetensors").read_bytes()
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+    names = {f"org/{path.name}": path for path in tmp_path.iterdir()}
+    with Hub(names, gated) as hub:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        files = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        repo, _, revision = model.partition("@")
+        found = remote_headers(repo, revision or None, str(tmp_path / "cache"))
+    (problem,) = found.problems
+    assert all(phrase in problem for phrase in wanted), problem
