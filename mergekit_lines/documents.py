@@ -35,6 +35,10 @@ def inspect_file(path: Path, options: MergeOptions, out: Path | None = None) -> 
         LinesError: the file cannot be read, or none of its recipes is one of ours.
     """
     documents = read_documents(path)
+    if not documents:
+        raise LinesError(
+            f"{path}: found nothing, wanted a recipe: merge_method, base_model, models, parameters."
+        )
     methods = [document.config.merge_method for document in documents]
     if not set(methods) & set(METHODS):
         raise LinesError(

@@ -93,11 +93,12 @@ def _panel(axes: Any, told: Inspection) -> None:
 def _mark_outside(axes: Any, told: Inspection, side: float, *, relative: bool) -> None:
     """Mark each coefficient outside at the left, with the number of tensors that have it."""
     counts = Counter(tensor.coefficient for tensor in told.outside if tensor.coefficient)
-    for place, (value, count) in enumerate(sorted(counts.items())):
+    for value, count in sorted(counts.items()):
         tensors = f"{count} tensor{'s' if count > 1 else ''}"
         if relative and not value.plus_alpha:  # a number of its own has no place on this axis
             axes.plot([], [], " ", label=f"outside: λ = {value}, {tensors}")
             continue
+        label = f"outside: {tensors}" if len(counts) == 1 else f"outside: {value}, {tensors}"
         axes.plot(
             [side],
             [value.value],
@@ -105,9 +106,5 @@ def _mark_outside(axes: Any, told: Inspection, side: float, *, relative: bool) -
             color="#222222",
             markersize=8,
             zorder=4,
-            label=f"outside: {tensors}" if place == 0 else None,
+            label=label,
         )
-        if len(counts) > 1:
-            axes.annotate(
-                f"{count}", (side, value.value), (6, 4), textcoords="offset points", size=8
-            )

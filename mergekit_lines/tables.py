@@ -22,10 +22,16 @@ WIDE = 10_000  # columns of a pipe: nothing is folded or cut there
 def show(inspections: Sequence[Inspection], title: str) -> None:
     """Print every document to stdout."""
     piped = not sys.stdout.isatty()
-    console = Console(width=WIDE if piped else None, highlight=False, markup=False, emoji=False)
+    console = Console(
+        width=WIDE if piped else None,
+        color_system=None if piped or os.environ.get("NO_COLOR") else "auto",
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
     for told in inspections:
         name = f" · {told.name}" if told.name else ""
-        _line(console, f"{title}{name}", "" if os.environ.get("NO_COLOR") else "bold")
+        _line(console, f"{title}{name}", "bold")
         for line in _facts(told):
             _line(console, line)
         for container in told.containers:

@@ -7,10 +7,12 @@ those of the recipes' own table (:mod:`tests.test_recipes`).
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+import mergekit_lines
+from mergekit_lines import plot, tables
 from mergekit_lines.cli import main
+from mergekit_lines.findings import Block, Coefficient, Container, Inspection, Outside
 from tests import models as make
 from tests import shaped
 from tests.cases import Models, recipe, with_adapter
@@ -272,6 +277,221 @@ def peak_of(command: list[str], cwd: Path) -> int:
             time.sleep(0.003)
     assert process.returncode == 0
     return peak
+
+
+# --- what is shown -----------------------------------------------------------------------
+
+DOCUMENT = {
+    "name": None,
+    "merge_method": "lines",
+    "wraps": ["task_arithmetic"],
+    "seed": 0,
+    "alpha": 0.3,
+    "alpha_source": "the recipe",
+    "notes": [],
+    "problems": [],
+}
+BLOCK = {"index", "coefficients", "tensors", "parameters", "bytes"}
+INPUT = {"model", "checkpoint", "download", "merge", "calibration", "adapter", "copy", "read"}
+TOTALS = {"tensors", "parameters", "output", "read", "download", "disk", "memory"}
+MEMORY = {"process", "buffered", "temporaries", "loaded", "total", "device"}
+
+
+def test_json_keeps_its_form(sound: Models, tmp_path: Path) -> None:
+    """The JSON object has these keys and no others: programs rely on them; see FORMAT."""
+    result = inspect(write(tmp_path, recipe(sound)), "--json")
+    content = json.loads(result.stdout)
+    (document,) = content.pop("documents")
+    assert content == {
+        "format": 1,
+        "mergekit_lines": mergekit_lines.__version__,
+        "recipe": str(tmp_path / "recipe.yml"),
+    }
+    lists = {key: document.pop(key) for key in ("containers", "outside", "inputs", "totals")}
+    assert document == DOCUMENT
+    (container,) = lists["containers"]
+    assert set(container) == {"name", "blocks"}
+    assert all(set(block) == BLOCK for block in container["blocks"])
+    assert all(set(value) == {"value", "plus_alpha"} for value in block_values(container))
+    assert all(
+        set(tensor) == {"name", "coefficient", "parameters", "bytes"} for tensor in lists["outside"]
+    )
+    assert all(set(model) == INPUT for model in lists["inputs"])
+    assert set(lists["totals"]) == TOTALS
+    assert set(lists["totals"]["memory"]) == MEMORY
+
+
+def block_values(container: dict[str, Any]) -> list[dict[str, Any]]:
+    return [value for block in container["blocks"] for value in block["coefficients"]]
+
+
+def test_json_stays_json_where_the_recipe_is_refused(sound: Models, tmp_path: Path) -> None:
+    """With problems stdout holds the object all the same, the message is on stderr, status 1."""
+    path = write(tmp_path, recipe(sound, dtpye="float32", parameters={"beat": 0.3}))
+    result = inspect(path, "--json")
+    assert result.exit_code == 1
+    (document,) = json.loads(result.stdout)["documents"]
+    assert len(document["problems"]) == 2
+    assert result.stderr.startswith("Error: [lines] 2 problems")
+    # The blocks and their sizes do not hang on the parameters.
+    assert len(document["containers"][0]["blocks"]) == BLOCKS
+    assert not block_values(document["containers"][0])
+
+
+def test_a_pipe_gets_whole_lines(sound: Models, tmp_path: Path) -> None:
+    """In a pipe no name is cut or folded however long, and there is no escape sequence."""
+    long = tmp_path / ("a-model-with-a-long-name-" * 8)
+    make.finetuned(sound.base, long, seed=7)
+    result = inspect(write(tmp_path, recipe(sound, models=[{"model": long}])))
+    assert result.exit_code == 0, result.stderr
+    assert any(line.startswith(str(long)) for line in result.stdout.splitlines())
+    assert "\x1b" not in result.stdout and "…" not in result.stdout
+    rows = [line.split() for line in result.stdout.splitlines()]
+    for index, value in enumerate(("0.3", "0.4", "0.5", "0.6"), 1):
+        assert [str(index), value, "9", "9,280", "37,120"] in rows
+
+
+class _Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_terminal(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A narrow terminal folds long names, losing no letter; NO_COLOR leaves all escapes out."""
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "50")
+    if plain:
+        monkeypatch.setenv("NO_COLOR", "1")
+    terminal = _Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    name = "a_tensor_with_a_name_" * 5
+    outside = (Outside(name, Coefficient(0.3), 10, 20),)
+    tables.show([Inspection(None, "lines", outside=outside)], "recipe.yml")
+    text = terminal.getvalue()
+    assert ("\x1b" not in text) == plain
+    assert all(len(line) <= 50 for line in text.splitlines() if "\x1b" not in line)
+    assert name in "".join(line.split(" ")[0] for line in text.splitlines())
+
+
+def test_several_coefficients_in_a_block(sound: Models, tmp_path: Path) -> None:
+    """Where filters give a block several coefficients, all of them are shown."""
+    beta = [{"filter": "mlp", "value": 0.9}, {"value": 0.3}]
+    (found,) = told(write(tmp_path, recipe(sound, parameters={"alpha": 0.3, "beta": beta})))
+    last = found["containers"][0]["blocks"][-1]
+    assert [value["value"] for value in last["coefficients"]] == pytest.approx([0.6, 1.2])
+
+
+def test_another_method(sound: Models, tmp_path: Path) -> None:
+    """A recipe of mergekit's own has nothing to show: status 1, and how to make it one of ours."""
+    result = inspect(write(tmp_path, recipe(sound, merge_method="ties", parameters={})))
+    assert result.exit_code == 1
+    assert "ties" in result.stderr and "wrap: ties" in result.stderr
+    assert result.stdout == ""
+
+
+def test_document_named_as_the_wrap(sound: Models, tmp_path: Path) -> None:
+    """What mergekit-multi would put in the place of a wrap's name is told."""
+    first = {"name": "ties", **recipe(sound)}
+    second = recipe(
+        sound,
+        models=[{"model": "ties"}],
+        parameters={"wrap": "ties", "alpha": 0.3, "beta": 0.3},
+    )
+    result = inspect(write(tmp_path, first, second))
+    assert result.exit_code == 1
+    assert all(word in result.stderr for word in ("wrap", "ties", "document"))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", "recipe"),
+        ("- 1", "recipe"),
+        ("merge_method: [", "recipe"),
+        ("merge_method: lines\nmodels: 3", "models"),
+    ],
+)
+def test_no_recipe(text: str, wanted: str, tmp_path: Path) -> None:
+    """A file that mergekit cannot read as a recipe is one sentence and status 1."""
+    path = tmp_path / "bad.yml"
+    path.write_text(text)
+    result = inspect(path)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: [lines] {path}") and wanted in result.stderr
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("absent.yml",), (), ("RECIPE", "--plot", "a.pdf"), ("RECIPE", "--out-shard-size", "x")],
+)
+def test_usage(flags: tuple[str, ...], sound: Models, tmp_path: Path) -> None:
+    """Wrong usage ends with status 2."""
+    path = str(write(tmp_path, recipe(sound)))
+    words = [path if flag == "RECIPE" else flag for flag in flags]
+    assert CliRunner().invoke(main, ["inspect", *words]).exit_code == 2
+
+
+def test_disk_that_is_too_small(
+    sound: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --out a disk that lacks the room is noted."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    (found,) = told(write(tmp_path, recipe(sound)), "--out", str(tmp_path / "new" / "out"))
+    assert any("1,000 bytes free" in note for note in found["notes"])
+    assert not (tmp_path / "new").exists()
+
+
+# --- the picture -------------------------------------------------------------------------
+
+
+def container(name: str, *values: Coefficient) -> Container:
+    return Container(name, tuple(Block(n, (v,), 1, 1, 1) for n, v in enumerate(values, 1)))
+
+
+def test_plot(sound: Models, tmp_path: Path) -> None:
+    """--plot writes a PNG of the recipe's coefficients."""
+    picture = tmp_path / "picture.png"
+    result = inspect(write(tmp_path, recipe(sound)), "--plot", str(picture))
+    assert result.exit_code == 0, result.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_plot_draws_every_coefficient() -> None:
+    """Each container is a line of its coefficients, each coefficient outside a mark."""
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    outside = (
+        Outside("head", Coefficient(0.3), 1, 1),
+        Outside("norm", Coefficient(0.3), 1, 1),
+        Outside("embed", Coefficient(1.0), 1, 1),
+    )
+    containers = (
+        container("encoder.block", Coefficient(0.3), Coefficient(0.4)),
+        container("decoder.block", Coefficient(0.3), Coefficient(0.5), Coefficient(0.7)),
+    )
+    plot._panel(axes, Inspection(None, "lines", containers=containers, outside=outside))
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
+    assert lines["encoder.block"] == [0.3, 0.4]
+    assert lines["decoder.block"] == [0.3, 0.5, 0.7]
+    marks = [list(line.get_ydata()) for line in axes.get_lines() if line.get_marker() == "X"]
+    assert marks == [[0.3], [1.0]]
+    assert {"outside: 0.3, 2 tensors", "outside: 1, 1 tensor"} <= set(lines)
+
+
+def test_plot_without_matplotlib(
+    sound: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without matplotlib the extra is named, after the tables."""
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    result = inspect(write(tmp_path, recipe(sound)), "--plot", str(tmp_path / "a.png"))
+    assert result.exit_code == 1
+    assert "mergekit-lines[plot]" in result.stderr
+    assert "model.layers" in result.stdout
 
 
 # --- the Hub -----------------------------------------------------------------------------
