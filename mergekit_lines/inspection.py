@@ -6,14 +6,11 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mergekit.architecture import auto
 from mergekit.config import MergeConfiguration
-from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
 from mergekit_lines.errors import LinesError, reason, some
@@ -69,7 +66,7 @@ def inspect_recipe(
     sound = _with_known_dtypes(config)
     if effective.lora_merge_dtype not in DTYPES:
         effective = effective.model_copy(update={"lora_merge_dtype": None})
-    with _ONE_AT_A_TIME, _fresh_caches(), _names_from_indexes():
+    with _ONE_AT_A_TIME, _fresh_caches():
         prepared, found = _attempt(sound, effective, run)
         problems += _new(found, problems)
         known = prepared is not None
@@ -159,21 +156,6 @@ def _without_parameters(config: MergeConfiguration) -> MergeConfiguration:
         holder.parameters = None
     result.parameters = {"alpha": 1.0, "beta": 0.0}
     return result
-
-
-@contextmanager
-def _names_from_indexes() -> Iterator[None]:
-    """Let mergekit infer a layout from the loaders in its cache: its own would download models."""
-    original = auto.get_model_tensor_names
-
-    def names(model: object, _options: object) -> list[str]:
-        return list(LoaderCache().get(model).index.tensor_paths)
-
-    auto.get_model_tensor_names = names
-    try:
-        yield
-    finally:
-        auto.get_model_tensor_names = original
 
 
 def _attempt(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mergekit import merge as mergekit_merge
-from mergekit.architecture import get_architecture_info
+from mergekit.architecture import auto, get_architecture_info
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io import LazyTensorLoader, ShardedTensorIndex
@@ -47,7 +49,8 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     if problems:
         raise LinesError(list(dict.fromkeys(problems)))
     try:
-        arch_info = get_architecture_info(config, options)
+        with _names_from_indexes():
+            arch_info = get_architecture_info(config, options)
     except Exception as error:
         raise LinesError(
             f"mergekit cannot tell the models' architecture ({reason(error)}). Is it one that "
@@ -67,6 +70,21 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     if problems:
         raise LinesError(problems)
     return Prepared(planned, arch_info, headers)
+
+
+@contextmanager
+def _names_from_indexes() -> Iterator[None]:
+    """Let mergekit infer a layout from the loaders in its cache: its own would download models."""
+    original = auto.get_model_tensor_names
+
+    def names(model: ModelReference, _options: object) -> list[str]:
+        return list(LoaderCache().get(model).index.tensor_paths)
+
+    auto.get_model_tensor_names = names
+    try:
+        yield
+    finally:
+        auto.get_model_tensor_names = original
 
 
 def _feed(model: ModelReference) -> Headers:
