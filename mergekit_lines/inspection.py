@@ -22,7 +22,7 @@ from mergekit_lines.memory import estimate, process_bytes
 from mergekit_lines.planner import MergeRun, base_listed
 from mergekit_lines.preflight import DTYPES, check_recipe
 from mergekit_lines.prepare import Prepared, prepare
-from mergekit_lines.run import _ONE_AT_A_TIME, _check_tokenizers, _effective, _fresh_caches
+from mergekit_lines.run import ONE_AT_A_TIME, check_tokenizers, effective_options, fresh_caches
 from mergekit_lines.sizes import Sizes
 from mergekit_lines.traffic import adapted_bytes, inputs
 
@@ -57,7 +57,7 @@ def inspect_recipe(
     if models:
         return replace(told, problems=_distinct(problems + models))
     notes: list[str] = []
-    effective = _effective(config, options, notes.append)
+    effective = effective_options(config, options, notes.append)
     run = MergeRun(
         seed=options.random_seed or 0,
         seed_from_flag=options.random_seed is not None,
@@ -66,7 +66,7 @@ def inspect_recipe(
     sound = _with_known_dtypes(config)
     if effective.lora_merge_dtype not in DTYPES:
         effective = effective.model_copy(update={"lora_merge_dtype": None})
-    with _ONE_AT_A_TIME, _fresh_caches():
+    with ONE_AT_A_TIME, fresh_caches():
         prepared, found = _attempt(sound, effective, run)
         problems += _new(found, problems)
         known = prepared is not None
@@ -77,7 +77,7 @@ def inspect_recipe(
         if prepared is not None:
             vocabulary = None
             try:
-                _check_tokenizers(config, effective, run)
+                check_tokenizers(config, effective, run)
                 vocabulary = _vocabulary(config, run)
             except LinesError as error:
                 problems += _new(error.problems, problems)

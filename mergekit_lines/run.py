@@ -33,7 +33,7 @@ from mergekit_lines.tokenizer import OrderedTokenizer
 
 LOG = logging.getLogger(__name__)
 # mergekit's caches and torch's generators are global to the process.
-_ONE_AT_A_TIME = threading.RLock()
+ONE_AT_A_TIME = threading.RLock()
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
 
 
@@ -77,18 +77,18 @@ def run_lines_merge(
         ],
     )
     with_card = options.write_model_card
-    effective = _effective(config, options, say)
-    with _ONE_AT_A_TIME, _plain_failures(out), partial_folder(out, say) as partial:
-        with _fresh_caches():
+    effective = effective_options(config, options, say)
+    with ONE_AT_A_TIME, plain_failures(out), partial_folder(out, say) as partial:
+        with fresh_caches():
             prepared = prepare(original, effective, run)
             dropped = dropped_tensors(prepared.planned, original)
         for model, names in dropped.items():
             say(f"{model}: {len(names)} tensors that the base lacks are dropped: {some(names, 3)}")
-        with _fresh_caches(), _adapter_cache(config, effective, partial) as with_cache:
+        with fresh_caches(), _adapter_cache(config, effective, partial) as with_cache:
             LoaderCache().setup(options=with_cache)
             for model in models_in_order(config):
                 open_model(model)
-            _check_tokenizers(original, with_cache, run)
+            check_tokenizers(original, with_cache, run)
             token = ACTIVE.set(run)
             try:
                 # A copy: mergekit rewrites the recipe, and the caller may use it again.
@@ -107,7 +107,7 @@ def _silent(text: str) -> None:
     LOG.info(text)
 
 
-def _check_tokenizers(config: MergeConfiguration, options: MergeOptions, run: MergeRun) -> None:
+def check_tokenizers(config: MergeConfiguration, options: MergeOptions, run: MergeRun) -> None:
     """Build the output tokenizer now, or see that the base's can be copied."""
     if run.tokenizer is not None:
         _build_tokenizer(run.tokenizer)
@@ -149,7 +149,7 @@ def _build_tokenizer(tokenizer: OrderedTokenizer) -> None:
         ) from error
 
 
-def _effective(
+def effective_options(
     config: MergeConfiguration, options: MergeOptions, say: Callable[[str], None]
 ) -> MergeOptions:
     """Return the options as our methods use them, telling what is not used as given."""
@@ -168,9 +168,12 @@ def _effective(
 
 
 @contextmanager
-def _fresh_caches() -> Iterator[None]:
-    # mergekit keeps indexes and inferred layouts by path for the whole process, also when the
-    # files have changed since.
+def fresh_caches() -> Iterator[None]:
+    """Empty mergekit's caches before and after.
+
+    mergekit keeps indexes and inferred layouts by path for the whole process, also when the
+    files have changed since.
+    """
     LoaderCache().loaders.clear()
     infer_architecture_info.cache_clear()
     try:
@@ -205,7 +208,7 @@ def _adapter_cache(
 
 
 @contextmanager
-def _plain_failures(out: Path) -> Iterator[None]:
+def plain_failures(out: Path) -> Iterator[None]:
     """Turn failures of disk and files into one sentence."""
     try:
         yield

@@ -110,7 +110,7 @@ def edit_file(
         rule = _Rule(config, coefficients, options.device or "cpu", headers)
         layout = rule.layout(headers[model], headers[base])
         _check_space(out, layout)
-        with _plain_failures(out), _partial(out) as (partial, report_file):
+        with plain_failures(out), _partial(out) as (partial, report_file):
             with partial.open("wb") as handle:
                 _write_header(handle, layout, tuned.metadata())
                 for name in tqdm(layout, disable=options.quiet or None):
@@ -367,7 +367,7 @@ def _partial(out: Path) -> Iterator[tuple[Path, Path]]:
 
 
 @contextmanager
-def _plain_failures(out: Path) -> Iterator[None]:
+def plain_failures(out: Path) -> Iterator[None]:
     """Turn failures of disk, files and device into one sentence."""
     try:
         yield
