@@ -24,7 +24,7 @@ Tensors = Mapping[str, torch.Tensor]
 # What each wrap's recipe needs: how many models, and parameters of its own.
 SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {
     **WRAPS,
-    **dict.fromkeys(RANDOM, (2, {"weight": 0.6, "density": 0.6})),
+    **dict.fromkeys(sorted(RANDOM), (2, {"weight": 0.6, "density": 0.6})),
 }
 
 
