@@ -148,9 +148,11 @@ def tuned(base: Path, path: Path, seed: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folders(checkpoints: Path, llama_base: Path, adapter: Path) -> dict[str, Path]:
-    """The tiny checkpoints by their names in this file."""
-    here = checkpoints / "for_recipes"
+def folders(
+    tmp_path_factory: pytest.TempPathFactory, llama_base: Path, adapter: Path
+) -> dict[str, Path]:
+    """The tiny checkpoints by their names in this file; another file imports this fixture too."""
+    here = tmp_path_factory.mktemp("for_recipes")
     t5 = models.t5(here / "t5", seed=1, decoder_layers=BLOCKS)
     llamas, t5s = ("math", "code", "chat"), ("t5_qasc", "t5_quartz", "t5_paws")
     return {
