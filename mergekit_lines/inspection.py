@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +20,13 @@ from mergekit_lines.memory import estimate, process_bytes
 from mergekit_lines.planner import MergeRun, base_listed
 from mergekit_lines.preflight import DTYPES, check_recipe
 from mergekit_lines.prepare import Prepared, prepare
-from mergekit_lines.run import ONE_AT_A_TIME, check_tokenizers, effective_options, fresh_caches
+from mergekit_lines.run import (
+    ONE_AT_A_TIME,
+    check_tokenizers,
+    effective_options,
+    fresh_caches,
+    vocabulary,
+)
 from mergekit_lines.sizes import Sizes
 from mergekit_lines.traffic import adapted_bytes, inputs
 
@@ -50,9 +54,7 @@ def inspect_recipe(
     """
     process = process_bytes()
     told = Inspection(name, config.merge_method)
-    problems = _check_link(out) + check_recipe(
-        config, out.absolute().resolve() if out else anywhere(), options, source
-    )
+    problems = recipe_problems(config, source, options, out)
     models = check_models(config, options)
     if models:
         return replace(told, problems=_distinct(problems + models))
@@ -75,13 +77,13 @@ def inspect_recipe(
             prepared, found = _attempt(sound, effective, run)
             problems += _new(found, problems)
         if prepared is not None:
-            vocabulary = None
+            rows = None
             try:
                 check_tokenizers(config, effective, run)
-                vocabulary = _vocabulary(config, run)
+                rows = vocabulary(config, run)
             except LinesError as error:
                 problems += _new(error.problems, problems)
-            sizes = Sizes(prepared.planned, prepared.headers, sound, effective, vocabulary)
+            sizes = Sizes(prepared.planned, prepared.headers, sound, effective, rows)
             calibrated: set[str] = set()
             try:
                 if known:
@@ -102,15 +104,15 @@ def inspect_recipe(
     return replace(told, notes=_distinct(notes), problems=_distinct(problems))
 
 
-def _check_link(out: Path | None) -> list[str]:
+def recipe_problems(
+    config: MergeConfiguration, source: str | None, options: MergeOptions, out: Path | None
+) -> list[str]:
+    """Return what can be told without a model, of OUT too where it is given."""
+    link = []
     if out is not None and out.is_symlink() and not out.exists():
-        return [f"OUT {out}: found a link that leads nowhere. Choose another OUT."]
-    return []
-
-
-def anywhere() -> Path:
-    """Return an OUT that nothing speaks against, for a recipe without one."""
-    return Path(tempfile.gettempdir()).resolve() / uuid.uuid4().hex
+        link = [f"OUT {out}: found a link that leads nowhere. Choose another OUT."]
+    place = out.absolute().resolve() if out else None
+    return link + check_recipe(config, place, options, source)
 
 
 def _free(out: Path) -> int:
@@ -167,15 +169,6 @@ def _attempt(
         return None, error.problems
     except Exception as error:  # noqa: BLE001 - what a library raises is a problem like another
         return None, [f"the models cannot be inspected ({reason(error)})."]
-
-
-def _vocabulary(config: MergeConfiguration, run: MergeRun) -> int | None:
-    """Return the number of rows of the output's embeddings, where they are aligned."""
-    if run.tokenizer is None:
-        return None
-    size = len(run.tokenizer.execute().tokenizer.get_vocab())
-    multiple = (config.tokenizer.pad_to_multiple_of if config.tokenizer else None) or 1
-    return -(-size // multiple) * multiple
 
 
 def _with_totals(

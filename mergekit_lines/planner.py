@@ -16,7 +16,7 @@ from mergekit.architecture import WeightInfo
 from mergekit.common import ModelReference
 from mergekit.config import ConfigReader, MergeConfiguration, OutputModuleDefinition
 from mergekit.graph import Task
-from mergekit.io.tasks import GatherTensors, ReturnTensor
+from mergekit.io.tasks import GatherTensors
 from mergekit.parameter_resolver import resolve_parameter
 from pydantic import ValidationError
 
@@ -26,7 +26,7 @@ from mergekit_lines.methods.words import LINES_WORDS, WHOLE_RECIPE, incomplete
 from mergekit_lines.methods.wrap import method_for, postprocess_method
 from mergekit_lines.parameters import check_filters
 from mergekit_lines.schedule import Schedule
-from mergekit_lines.tasks import LinesTask
+from mergekit_lines.tasks import LinesTask, WriteTask, engine_task
 from mergekit_lines.tokenizer import OrderedTokenizer
 
 WRAP = next(word for word in LINES_WORDS if word.name == "wrap")
@@ -42,6 +42,8 @@ class MergeRun:
     summary: Summary | None = None
     on_summary: Callable[[Summary], object] | None = None
     tokenizer: OrderedTokenizer | None = None  # built once, by the check before the merge
+    engine: Any = None  # what merges and stores; plans alone need none
+    partial: Any = None  # where α is kept for a run that goes on after this one
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class LinesPlanner(plan.MergePlanner):
         self._postprocess = config.merge_method == "lines_postprocess"
         self._lines = self._postprocess or config.merge_method == "lines"
         self._planned: list[PlannedTensor] | None = None
+        self._coefficients: dict[str, float] = {}
         self._module: str | None = None
         self._wraps: dict[str, str] = {}
         self._names: set[str] = set()
@@ -283,13 +286,12 @@ class LinesPlanner(plan.MergePlanner):
         self._plan()
         return self._planned or []
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         """Find α where it is wanted, and write each tensor's coefficient into its task."""
         from mergekit_lines.calibrate import calibrate
 
         planned = self.planned()
-        found = calibrate(planned, self._run.seed, self.options, self.out_model_config)
-        tensors = []
+        found = calibrate(planned, self._run, self.options, self.out_model_config)
         containers: dict[str, dict[int, set[float]]] = defaultdict(lambda: defaultdict(set))
         outside = {}
         for item in planned:
@@ -298,9 +300,7 @@ class LinesPlanner(plan.MergePlanner):
                 outside[item.weight.name] = coefficient
             else:
                 containers[item.depth.container][item.depth.index].add(coefficient)
-            values = {"coefficient": coefficient, "seed": self._run.seed}
-            tensors.append((item.weight, item.task.with_values(values)))
-        self._tensors = tensors
+            self._coefficients[item.weight.name] = coefficient
         alphas = {
             item.values["gamma"]
             if self._postprocess and item.values["gamma"] is not None
@@ -321,18 +321,32 @@ class LinesPlanner(plan.MergePlanner):
             self._run.on_summary(self._run.summary)
 
     def plan_to_disk(self, out_path: str) -> list[Task]:
-        """Plan the merge to disk, reading weights first where ``alpha: auto`` needs them."""
-        if self._lines:
-            self._finish()
-            # The tasks give the output's dtype already; casting again would reach buffers.
-            self.config = self.config.model_copy(update={"out_dtype": None})
-        return super().plan_to_disk(out_path)
+        """Plan the merge to disk, reading weights first where ``alpha: auto`` needs them.
 
-    def plan_in_memory(self) -> list[ReturnTensor]:
-        """Plan the merge in memory, reading weights first where ``alpha: auto`` needs them."""
-        if self._lines:
-            self._finish()
-        return super().plan_in_memory()
+        The engine stores the tensors: mergekit's own writer is not used.
+        """
+        if not self._lines:
+            return super().plan_to_disk(out_path)
+        self.finish()
+        engine = self._run.engine
+        tasks: list[Task] = [
+            engine_task(
+                item.task,
+                WriteTask,
+                {
+                    "engine": engine,
+                    "number": number,
+                    "coefficient": self._coefficients[item.weight.name],
+                    "seed": self._run.seed,
+                },
+            )
+            for number, item in enumerate(self.planned())
+            if engine.wants(item.weight.name)
+        ]
+        engine.order(tasks)
+        if self._tokenizer_task:
+            tasks.append(self._tokenizer_task)
+        return tasks
 
 
 def models_in_order(config: MergeConfiguration) -> list[ModelReference]:

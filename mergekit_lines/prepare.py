@@ -16,10 +16,11 @@ from mergekit.io import LazyTensorLoader, ShardedTensorIndex
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
-from mergekit_lines.checkpoint.headers import Headers, read_headers, weight_files
+from mergekit_lines.checkpoint.headers import Headers, read_headers
 from mergekit_lines.checkpoint.remote import remote_headers
-from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.fit import check_adapters, check_layers, check_plan
+from mergekit_lines.opening import open_model
 from mergekit_lines.planner import ACTIVE, LinesPlanner, MergeRun, PlannedTensor, models_in_order
 
 
@@ -112,22 +113,3 @@ def _feed_pickle(model: ModelReference) -> None:
     """Let mergekit list a pickled checkpoint's names itself: there is no header to read."""
     plain = ModelReference(model=model.model)
     LoaderCache().loaders[model] = open_model(plain)
-
-
-def open_model(model: ModelReference) -> LazyTensorLoader:
-    """Download a model, merge its adapter, and read its index, as mergekit does.
-
-    Raises:
-        LinesError: a file is missing or broken, or an adapter does not fit its base.
-    """
-    try:
-        return LoaderCache().get(model)
-    except (LinesError, OSError):
-        raise
-    except Exception as error:
-        files = some(weight_files(Path(model.model.path)), 3)
-        made_for = " Was the adapter made for this base?" if model.lora else ""
-        raise LinesError(
-            f"model {model}: its files ({files or 'on the Hub'}) cannot be opened "
-            f"({reason(error)}). Download or save it again.{made_for}"
-        ) from error

@@ -36,10 +36,7 @@ def report(summary: Summary, method: str, recipe: str) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "mergekit_lines": __version__,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
+        "versions": versions(),
         "merge_method": method,
         "wrap": list(summary.wraps),
         "seed": summary.seed,
@@ -51,6 +48,14 @@ def report(summary: Summary, method: str, recipe: str) -> dict[str, Any]:
         ],
         "outside": summary.outside,
         "recipe": recipe,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a merge's bytes may hang on."""
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
 

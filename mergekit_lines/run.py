@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from mergekit.architecture.auto import infer_architecture_info
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
@@ -21,15 +21,21 @@ from mergekit.options import MergeOptions
 from transformers import AutoTokenizer
 
 from mergekit_lines.card import card
+from mergekit_lines.checkpoint.opened import OpenedModels
 from mergekit_lines.checkpoint.partial import partial_folder
+from mergekit_lines.checkpoint.writer import ShardLayout, ShardWriter, lay_out, whole_name
+from mergekit_lines.engine import Engine
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.fit import dropped_tensors
 from mergekit_lines.inputs import check_models
+from mergekit_lines.opening import open_models
 from mergekit_lines.planner import ACTIVE, MergeRun, base_listed, models_in_order
 from mergekit_lines.preflight import check_recipe
-from mergekit_lines.prepare import open_model, prepare
-from mergekit_lines.report import describe, report, to_json
+from mergekit_lines.prepare import prepare
+from mergekit_lines.report import describe, report, to_json, versions
+from mergekit_lines.sizes import Sizes
 from mergekit_lines.tokenizer import OrderedTokenizer
+from mergekit_lines.workers import one_thread
 
 LOG = logging.getLogger(__name__)
 # mergekit's caches and torch's generators are global to the process.
@@ -78,24 +84,35 @@ def run_lines_merge(
     )
     with_card = options.write_model_card
     effective = effective_options(config, options, say)
-    with ONE_AT_A_TIME, plain_failures(out), partial_folder(out, say) as partial:
+    with ONE_AT_A_TIME, one_thread(), plain_failures(out), partial_folder(out, say) as partial:
         with fresh_caches():
             prepared = prepare(original, effective, run)
             dropped = dropped_tensors(prepared.planned, original)
         for model, names in dropped.items():
             say(f"{model}: {len(names)} tensors that the base lacks are dropped: {some(names, 3)}")
-        with fresh_caches(), _adapter_cache(config, effective, partial) as with_cache:
-            LoaderCache().setup(options=with_cache)
-            for model in models_in_order(config):
-                open_model(model)
-            check_tokenizers(original, with_cache, run)
+        with fresh_caches(), ExitStack() as stack:
+            LoaderCache().setup(options=effective)
+            models = open_models(original, effective, partial.path, stack)
+            check_tokenizers(original, effective, run)
+            sizes = Sizes(
+                prepared.planned, prepared.headers, original, effective, vocabulary(original, run)
+            )
+            shards = lay_out([sized.slot for sized in sizes.tensors], effective.out_shard_size)
+            partial.begin(_identity(original, effective, run, models), shards)
+            _check_space(out, partial.path, shards)
+            engine = Engine(models, ShardWriter(partial.path, shards), effective)
+            run.engine, run.partial = engine, partial
+            stack.callback(engine.close)
             token = ACTIVE.set(run)
             try:
                 # A copy: mergekit rewrites the recipe, and the caller may use it again.
-                run_merge(config.model_copy(deep=True), str(partial), with_cache, recipe)
+                run_merge(config.model_copy(deep=True), str(partial.path), effective, recipe)
             finally:
                 ACTIVE.reset(token)
-        _write_texts(partial, original, run, recipe, given.name if with_card else None, dropped)
+            engine.finish()
+        name = given.name if with_card else None
+        _write_texts(partial.path, original, run, recipe, name, dropped)
+        partial.publish(shards)
     say(f"the merged model is in {out_path}")
 
 
@@ -184,30 +201,6 @@ def fresh_caches() -> Iterator[None]:
 
 
 @contextmanager
-def _adapter_cache(
-    config: MergeConfiguration, options: MergeOptions, partial: Path
-) -> Iterator[MergeOptions]:
-    """Merge adapters into a folder of this run alone.
-
-    mergekit reuses what lies in ``--lora-merge-cache`` by path: a retrained adapter would be
-    ignored, and a copy that was left half-made would be taken for whole.
-    """
-    if all(model.lora is None for model in models_in_order(config)):
-        yield options
-        return
-    parent = Path(options.lora_merge_cache or partial)
-    made = not parent.exists()
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix="mergekit-lines-adapters-", dir=parent)
-    try:
-        yield options.model_copy(update={"lora_merge_cache": folder})
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if made:
-            parent.rmdir()
-
-
-@contextmanager
 def plain_failures(out: Path) -> Iterator[None]:
     """Turn failures of disk and files into one sentence."""
     try:
@@ -217,7 +210,8 @@ def plain_failures(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise LinesError(
-                f"OUT {out}: the disk is full. Free some space; nothing was kept."
+                f"OUT {out}: the disk is full. Free some space and run the same command again; "
+                f"whole shards, if there are any, are kept in the partial folder beside it."
             ) from error
         where = f" ({error.filename})" if error.filename else ""
         raise LinesError(
@@ -228,6 +222,39 @@ def plain_failures(out: Path) -> Iterator[None]:
         raise LinesError(
             f"the merge failed ({reason(error)}). OUT was not made; mergekit-yaml -vv shows where."
         ) from error
+
+
+def _identity(
+    config: MergeConfiguration, options: MergeOptions, run: MergeRun, models: OpenedModels
+) -> dict[str, Any]:
+    """Return what the bytes of the output hang on, by what people call it."""
+    return {
+        "the recipe": repr(config),  # to_yaml fails for paths that are no plain identifiers
+        "the seed": run.seed,
+        "--out-shard-size": options.out_shard_size,
+        "the device": torch.device(options.device or "cpu").type,
+        "the versions of the packages": versions(),
+        **{f"model {name}": found for name, found in models.describe().items()},
+    }
+
+
+def _check_space(out: Path, partial: Path, shards: Sequence[ShardLayout]) -> None:
+    missing = [shard for shard in shards if not (partial / whole_name(shard.file)).exists()]
+    needed, free = sum(shard.size for shard in missing), shutil.disk_usage(partial).free
+    if needed > free:
+        raise LinesError(
+            f"OUT {out}: the merged model takes {needed:,} bytes more on this disk, which has "
+            f"{free:,} free. Free some space, or choose another OUT."
+        )
+
+
+def vocabulary(config: MergeConfiguration, run: MergeRun) -> int | None:
+    """Return the number of rows of the output's embeddings, where they are aligned."""
+    if run.tokenizer is None:
+        return None
+    size = len(run.tokenizer.execute().tokenizer.get_vocab())
+    multiple = (config.tokenizer.pad_to_multiple_of if config.tokenizer else None) or 1
+    return -(-size // multiple) * multiple
 
 
 def _write_texts(

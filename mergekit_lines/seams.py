@@ -173,12 +173,24 @@ SEAMS = (
     ),
     Seam("mergekit.io", "LazyTensorLoader", ("index", "lazy_unpickle")),
     Seam("mergekit.io.tasks", "LoaderCache.flush_all", ("self",)),
-    Seam("mergekit.tokenizer.embed", "PermutedVocabulary", fields=("tokenizer_task",)),
+    Seam("mergekit.io.lazy_tensor_loader", "LazyTensorLoader", fields=("index",)),
+    Seam("mergekit.io.lazy_tensor_loader", "LazyTensorLoader.get_tensor", ("key",)),
+    Seam(
+        "mergekit.tokenizer.embed",
+        "PermutedVocabulary",
+        fields=("tokenizer_task", "gather_tensors"),
+    ),
+    Seam("mergekit.io.tasks", "LoadTensor", fields=("model", "tensor", "aliases", "optional")),
+    Seam("mergekit.merge_methods.passthrough", "passthrough_merge_method"),
+    Seam(
+        "mergekit.merge_methods.generalized_task_arithmetic",
+        "GeneralizedTaskArithmeticMerge",
+        ("consensus_method", "sparsification_method"),
+    ),
     Seam("mergekit.io.tasks", "LoaderCache.loaders"),
     Seam("mergekit.io.tasks", "LoaderCache.setup", ("self", "options")),
     Seam("mergekit.io.tasks", "LoaderCache.get", ("self", "model")),
     Seam("mergekit.io.tasks", "GatherTensors", fields=("weight_info", "dtype", "device")),
-    Seam("mergekit.io.tasks", "ReturnTensor"),
     Seam("mergekit.graph", "Task"),
     Seam("mergekit.graph", "Executor", ("targets", "math_device", "storage_device")),
     Seam("mergekit.graph", "Executor.run", ("self", "quiet", "desc")),
@@ -208,6 +220,7 @@ SEAMS = (
             "out_shard_size",
             "quiet",
             "multi_gpu",
+            "num_threads",
             "trust_remote_code",
         ),
     ),
@@ -266,7 +279,8 @@ def _difference(seam: Seam) -> str | None:
         if isinstance(found, type) and found.__module__.startswith("mergekit_lines."):
             found = found.__base__  # ours has taken its place, and would hide what is gone
     if seam.fields:
-        present = set(getattr(found, "model_fields", {}))
+        declared = getattr(found, "__annotations__", {})
+        present = {*getattr(found, "model_fields", declared)}
         missing = [name for name in seam.fields if name not in present]
     elif seam.parameters:
         present = set(inspect.signature(found).parameters)  # type: ignore[arg-type]

@@ -17,23 +17,9 @@ from mergekit.options import MergeOptions
 from transformers.initialization import no_init_weights
 
 from mergekit_lines.checkpoint.headers import Headers, TensorHeader
+from mergekit_lines.checkpoint.sources import DTYPES
+from mergekit_lines.checkpoint.writer import Slot
 from mergekit_lines.planner import PlannedTensor
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "U16": torch.uint16,
-    "U32": torch.uint32,
-    "U64": torch.uint64,
-    "BOOL": torch.bool,
-}
 
 
 def header_bytes(header: TensorHeader) -> int:
@@ -57,6 +43,11 @@ class Sized:
     def entries(self) -> int:
         """Number of entries."""
         return math.prod(self.shape)
+
+    @property
+    def slot(self) -> Slot:
+        """Its place in the output."""
+        return Slot(self.item.weight.name, self.shape, self.dtype)
 
     @property
     def bytes(self) -> int:

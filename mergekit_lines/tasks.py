@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mergekit.common import ModelReference
+from mergekit.common import ModelReference, dtype_from_name
+from mergekit.graph import Task
+from mergekit.io.tasks import GatherTensors
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 from safetensors import SafetensorError
 
@@ -24,6 +27,20 @@ class LinesTask(ExecuteMergeMethodTask):
         fields["parameters"] = {**dict(self.parameters.items()), **values}
         return (kind or type(self))(**fields)
 
+    def input_dtype(self) -> torch.dtype | None:
+        """Return the dtype to which inputs are rounded first, where the recipe gives one."""
+        dtype: torch.dtype | None = dtype_from_name(self.dtype)
+        return dtype
+
+    def input_values(self, models: Sequence[ModelReference]) -> dict[str, dict[Any, Any]]:
+        """Return the parameters that each model has its own value of, by name, then model."""
+        result: dict[str, dict[Any, Any]] = {}
+        given = dict(self.input_parameters.items())
+        for model in models:
+            for name, value in given[model].items():
+                result.setdefault(name, {})[model] = value
+        return result
+
     def execute(
         self, tensors: dict[ModelReference, torch.Tensor], **_kwargs: Any
     ) -> torch.Tensor | None:
@@ -32,11 +49,18 @@ class LinesTask(ExecuteMergeMethodTask):
         Raises:
             LinesError: the wrapped method or a check of mergekit refused this tensor.
         """
-        try:
+        with self.failures(tensors):
             result: torch.Tensor | None = super().execute(tensors)
+        return result
+
+    @contextmanager
+    def failures(self, inputs: Mapping[ModelReference, Any]) -> Iterator[None]:
+        """Name the tensor in what the wrapped method and mergekit's checks raise."""
+        try:
+            yield
         except (ValueError, RuntimeError, IndexError, SafetensorError) as error:
             name = self.output_weight.name
-            found = {str(t.dtype) for t in tensors.values() if not t.is_floating_point()}
+            found = {str(t.dtype) for t in inputs.values() if not t.dtype.is_floating_point}
             if found:
                 raise LinesError(
                     f"tensor {name}: found {', '.join(sorted(found))} that differs between the "
@@ -46,7 +70,6 @@ class LinesTask(ExecuteMergeMethodTask):
                 f"tensor {name}: {self.method_name} failed with {self._values()}: "
                 f"{reason(error)}. Check these values and the models' tensors of that name."
             ) from error
-        return result
 
     def _values(self) -> str:
         """Tell the numbers that the wrapped method was given."""
@@ -57,9 +80,77 @@ class LinesTask(ExecuteMergeMethodTask):
         return ", ".join(f"{key} {value:g}" for key, value in sorted(numbers.items()))
 
 
-class NormTask(LinesTask):
+class EngineTask(LinesTask):
+    """One tensor's merge as the engine does it, which is among its parameters.
+
+    It has arguments only where mergekit prepares the inputs: aligned vocabularies.
+    """
+
+    def arguments(self) -> dict[str, Task[Any]]:
+        """Return the tasks that prepare the inputs."""
+        plain = isinstance(self.gather_tensors, GatherTensors)
+        return {} if plain else {"tensors": self.gather_tensors}
+
+    def group_label(self) -> str:
+        """Keep mergekit's executor to the order of the plan, which the engine reads ahead."""
+        return f"{self.parameters['number']:08d}"
+
+
+class WriteTask(EngineTask):
+    """The engine's merge of one tensor into its place in a shard."""
+
+    def execute(
+        self, tensors: dict[ModelReference, torch.Tensor] | None = None, **_kwargs: Any
+    ) -> None:
+        """Merge and store the tensor."""
+        plain = self.with_values({}, LinesTask)
+        self.parameters["engine"].merge(plain, tensors)
+
+
+class NormTask(EngineTask):
     """The same tensor's terms in Eq. 2 instead of the tensor; they go to a collector."""
 
-    def execute(self, tensors: dict[ModelReference, torch.Tensor], **_kwargs: Any) -> None:
+    def execute(
+        self, tensors: dict[ModelReference, torch.Tensor] | None = None, **_kwargs: Any
+    ) -> None:
         """Add this tensor's norm terms to the collector among its values."""
-        super().execute(tensors)
+        plain = self.with_values({}, LinesTask)
+        self.parameters["engine"].norms(plain, self.parameters["collector"], tensors)
+
+
+class EngineGather(GatherTensors):
+    """The inputs of one tensor, read whole by the engine."""
+
+    engine: Any = None
+
+    def arguments(self) -> dict[str, Task[Any]]:
+        """Return nothing: the engine reads."""
+        return {}
+
+    def group_label(self) -> str:
+        """Return no label."""
+        return ""
+
+    def execute(self, **_kwargs: Any) -> dict[ModelReference, torch.Tensor]:
+        """Read the tensor of every model."""
+        found: dict[ModelReference, torch.Tensor] = self.engine.gather(self)
+        return found
+
+
+def engine_task(task: LinesTask, kind: type[EngineTask], values: Mapping[str, Any]) -> LinesTask:
+    """Return a task of the engine for the same tensor.
+
+    Args:
+        task: the tensor's task.
+        kind: what the engine shall do.
+        values: for the method; the ``engine`` and the ``number`` in the plan among them.
+    """
+    result = task.with_values(values, kind)
+    gather: Any = result.gather_tensors
+    if isinstance(gather, GatherTensors):
+        return result
+    inner = gather.gather_tensors
+    reading = EngineGather(weight_info=inner.weight_info, engine=values["engine"])
+    return result.model_copy(
+        update={"gather_tensors": gather.model_copy(update={"gather_tensors": reading})}
+    )

@@ -15,6 +15,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from mergekit.io.tasks import LoaderCache
 from mergekit.merge_methods import registered_methods
 from mergekit.options import MergeOptions
 
+from mergekit_lines.checkpoint.writer import ShardWriter
+from mergekit_lines.engine import Engine
+from mergekit_lines.opening import open_models
 from mergekit_lines.planner import ACTIVE, LinesPlanner, MergeRun, Summary, base_listed
 from tests import models
 from tests.e2e import runner
@@ -212,9 +216,12 @@ def summary(document: Mapping[str, Any], scratch: Path) -> Summary:
     run = MergeRun(base_listed=base_listed(config))
     token = ACTIVE.set(run)
     try:
-        planner = LinesPlanner(config, arch_info, options, out_config)
-        assert planner.planned()
-        planner.plan_to_disk(str(scratch / "unwritten"))
+        with ExitStack() as stack:
+            opened = open_models(config, options, scratch, stack)
+            run.engine = Engine(opened, ShardWriter(scratch, []), options)
+            planner = LinesPlanner(config, arch_info, options, out_config)
+            assert planner.planned()
+            planner.finish()
     finally:
         ACTIVE.reset(token)
         LoaderCache().flush_all()

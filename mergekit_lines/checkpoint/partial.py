@@ -1,24 +1,33 @@
 """The partial folder: nothing looks like a model before it is one.
 
-A merge is written to a hidden sibling of OUT, which is renamed to OUT when it is whole.
+A merge is written to a hidden sibling of OUT, which is renamed to OUT when it is whole. What an
+interrupted merge leaves there is whole shards under names that no loader knows, and a state
+that tells which merge they belong to.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from mergekit_lines.checkpoint.headers import weight_files
+from mergekit_lines.checkpoint.writer import ShardLayout, index_of, sync, whole_name
 from mergekit_lines.errors import LinesError, some
 
 # What a merge writes beside the weights; none of it is overwritten.
-OWN_FILES = ("config.json", "lines_report.json", "README.md", "mergekit_config.yml")
+OWN_FILES = (
+    *("config.json", "lines_report.json", "README.md", "mergekit_config.yml"),
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
+)
 MARK = "mergekit-lines.partial"
+HIDDEN_CONFIG = "config.json.whole"
 
 
 def partial_path(out: Path) -> Path:
@@ -63,17 +72,132 @@ def _check_out(out: Path) -> Iterator[str]:
         yield f"OUT {out}: {parent} is not a folder that can be written to. Choose another OUT."
 
 
+class Partial:
+    """A partial folder that this process holds the lock of."""
+
+    def __init__(self, path: Path, out: Path, say: Callable[[str], None]) -> None:
+        self.path, self.out, self._say = path, out, say
+        self._state: dict[str, Any] = {}
+        self.begun = False  # what is in the folder is ours
+
+    def begin(self, merge: Mapping[str, Any], shards: Sequence[ShardLayout]) -> None:
+        """Take over what an interrupted run of the same merge left, or begin anew.
+
+        Args:
+            merge: what the bytes of the output hang on, as JSON values by what people call it.
+            shards: the output's shards.
+
+        Raises:
+            LinesError: whole shards of another merge are there.
+        """
+        left = self._read_state()
+        merge = json.loads(json.dumps(merge))
+        found = len(list(self.path.glob("*.safetensors")))
+        if found and left.get("merge") != merge:
+            differ = _differences(left.get("merge") or {}, merge)
+            raise LinesError(
+                f"{self.path}: holds {found} shards of an interrupted merge to the same OUT, "
+                f"and that was another one: {some(differ, 5)} differ. Run that merge again to "
+                f"finish it, choose another OUT, or remove the folder to begin anew."
+            )
+        self.begun = True
+        for shard in shards:  # the last renames had begun
+            if (self.path / shard.file).exists():
+                (self.path / shard.file).rename(self.path / whole_name(shard.file))
+        if found:
+            self._say(
+                f"found {found} of {len(shards)} shards in {self.path}, left by a merge that "
+                f"was killed or stopped: going on behind them"
+            )
+        self._state = left if found else {"merge": merge}
+        self._write_state()
+
+    def recall(self, key: str) -> Any:
+        """Return what :meth:`keep` kept, in this run or the interrupted one; else None."""
+        return self._state.get(key)
+
+    def keep(self, key: str, value: Any) -> None:
+        """Keep a JSON value for a run that goes on after this one."""
+        self._state[key] = value
+        self._write_state()
+
+    def publish(self, shards: Sequence[ShardLayout]) -> None:
+        """Make all files durable and move them to OUT: shards, index, config, then the folder.
+
+        Into a folder that holds other things, files are moved one by one, config.json last:
+        nothing loads a model without it.
+
+        Raises:
+            LinesError: a file in OUT would be overwritten.
+        """
+        config = self.path / "config.json"
+        if config.exists():
+            config.rename(self.path / HIDDEN_CONFIG)
+        clash = [
+            path.name
+            for path in self.path.iterdir()
+            if path.name not in (MARK, HIDDEN_CONFIG) and (self.out / path.name).exists()
+        ]
+        if clash:
+            raise LinesError(f"OUT {self.out}: would overwrite {some(clash)}. Choose another OUT.")
+        for shard in shards:
+            (self.path / whole_name(shard.file)).rename(self.path / shard.file)
+        index = index_of(shards)
+        if index is not None:
+            path = self.path / "model.safetensors.index.json"
+            path.write_text(index, encoding="utf-8")
+        for path in self.path.rglob("*"):
+            sync(path)
+        (self.path / HIDDEN_CONFIG).rename(config)
+        sync(self.path)
+        self._move()
+        sync(self.out)
+        sync(self.out.parent)
+
+    def _move(self) -> None:
+        if not (self.out.is_dir() and any(self.out.iterdir())):
+            self.path.rename(self.out)
+            (self.out / MARK).unlink()
+            return
+        entries = sorted(self.path.iterdir(), key=lambda path: (path.name == "config.json", path))
+        for path in entries:
+            if path.name != MARK:
+                path.rename(self.out / path.name)
+        shutil.rmtree(self.path)
+
+    def _read_state(self) -> dict[str, Any]:
+        try:
+            state = json.loads((self.path / MARK).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return state if isinstance(state, dict) else {}
+
+    def _write_state(self) -> None:
+        path = self.path / f"{MARK}.new"
+        path.write_text(json.dumps(self._state), encoding="utf-8")
+        sync(path)
+        path.rename(self.path / MARK)
+        sync(self.path)
+
+
+def _differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
+    names = [name for name in {**left, **right} if left.get(name) != right.get(name)]
+    return names or ["its state is lost"]
+
+
 @contextmanager
-def partial_folder(out: Path, say: Callable[[str], None]) -> Iterator[Path]:
-    """Yield an empty partial folder; it becomes ``out`` at the end, or vanishes on failure.
+def partial_folder(out: Path, say: Callable[[str], None]) -> Iterator[Partial]:
+    """Yield the partial folder of ``out``, locked; the caller publishes it.
+
+    After a failure that another run may get over (Ctrl-C, a full disk) its whole shards stay.
 
     Raises:
         LinesError: another merge is writing to the same OUT.
     """
-    partial = partial_path(out)
+    path = partial_path(out)
     made = [parent for parent in out.parents if not parent.exists()]
     out.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(partial.with_name(f"{partial.name}.lock"), timeout=0)
+    lock = FileLock(path.with_name(f"{path.name}.lock"), timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -81,16 +205,21 @@ def partial_folder(out: Path, say: Callable[[str], None]) -> Iterator[Path]:
             f"OUT {out}: another merge is writing to it right now. Wait, or choose another OUT."
         ) from None
     try:
-        if partial.exists():
-            say(f"removing {partial}, left by a merge that was killed")
-            shutil.rmtree(partial)
-        partial.mkdir()
-        (partial / MARK).touch()
+        path.mkdir(exist_ok=True)
+        for left in path.iterdir():
+            if left.name != MARK and left.suffix != ".safetensors":
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        if not (path / MARK).exists():
+            (path / MARK).touch()
+        partial = Partial(path, out, say)
         try:
             yield partial
-            _publish(partial, out)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+        except BaseException as error:
+            whole = len(list(path.glob("*.safetensors")))
+            if not whole or (partial.begun and isinstance(error, LinesError)):
+                shutil.rmtree(path, ignore_errors=True)
+            elif partial.begun:
+                say(f"stopped; {whole} whole shards are kept. Run the same command to go on")
             raise
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
@@ -98,38 +227,3 @@ def partial_folder(out: Path, say: Callable[[str], None]) -> Iterator[Path]:
         for parent in made:
             if not any(parent.iterdir()):
                 parent.rmdir()
-
-
-def _publish(partial: Path, out: Path) -> None:
-    """Make the partial folder's files durable, then move them to ``out`` in one rename.
-
-    Into a folder that holds other things, files are moved one by one, config.json last:
-    nothing loads a model without it.
-    """
-    for path in partial.rglob("*"):
-        _fsync(path)
-    _fsync(partial)
-    if out.is_dir() and any(out.iterdir()):
-        entries = sorted(partial.iterdir(), key=lambda path: (path.name == "config.json", path))
-        entries = [path for path in entries if path.name != MARK]
-        clash = [path.name for path in entries if (out / path.name).exists()]
-        if clash:
-            raise LinesError(f"OUT {out}: would overwrite {some(clash)}. Choose another OUT.")
-        for path in entries:
-            path.rename(out / path.name)
-        shutil.rmtree(partial)
-    else:
-        partial.rename(out)
-        (out / MARK).unlink()
-    _fsync(out)
-    _fsync(out.parent)
-
-
-def _fsync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,7 +20,23 @@ def scale_task_vector(base: torch.Tensor, merged: torch.Tensor, coefficient: flo
         merged: M, what the wrapped merge made of the models; same shape and dtype.
         coefficient: λ, dimensionless.
     """
-    return torch.add(base, merged - base, alpha=coefficient)
+    return add_scaled(base, merged - base, coefficient)
+
+
+def add_scaled(
+    base: torch.Tensor, task_vector: torch.Tensor, coefficient: float
+) -> torch.Tensor:
+    """Return θ_0 + λ·τ; τ is overwritten.
+
+    Two roundings, never a fused one: the result of an entry must not hang on where in a
+    piece it stands.
+
+    Args:
+        base: θ_0, any shape, fp32 or float64.
+        task_vector: τ, same shape and dtype.
+        coefficient: λ, dimensionless.
+    """
+    return task_vector.mul_(coefficient).add_(base)
 
 
 def norm_terms(
@@ -37,19 +53,30 @@ def norm_terms(
         models: the fine-tuned models' tensors, same shape and dtype.
         power: 1 for the L1 norm, 2 for the L2 norm (whose root the caller takes).
     """
-    start = torch.split(base.flatten(), _PIECE)
     total, task = 0.0, 0.0
-    made = torch.split(merged.flatten(), _PIECE)
-    tuned = [torch.split(tensor.flatten(), _PIECE) for tensor in models]
-    for number, piece in enumerate(start):
-        origin = piece.double()
-        summed = torch.zeros_like(origin)
-        for tensor in tuned:
-            summed += tensor[number].double() - origin
-        total += _power_sum(summed, power)
-        task += _power_sum(made[number].double() - origin, power)
+    tensors = [torch.split(tensor.flatten(), _PIECE) for tensor in (base, merged, *models)]
+    for origin, made, *tuned in zip(*tensors, strict=True):
+        total += sum_norm(origin, tuned, power)
+        task += power_sum(made.double() - origin, power)
     return total, task
 
 
-def _power_sum(tensor: torch.Tensor, power: int) -> float:
+def sum_norm(base: torch.Tensor, models: list[torch.Tensor], power: int) -> float:
+    """Return Σ|x|^power in float64 of τ_sum, the plain sum of the task vectors.
+
+    Args:
+        base: θ_0, any shape, fp32 or float64; float64 copies of it are made.
+        models: the fine-tuned models' tensors, same shape and dtype.
+        power: 1 or 2.
+    """
+    origin = base.double()
+    summed = torch.zeros_like(origin)
+    for tensor in models:
+        summed += tensor.double() - origin
+    return power_sum(summed, power)
+
+
+def power_sum(tensor: torch.Tensor, power: int) -> float:
+    """Return Σ|x|^power of a tensor of any shape, in float64."""
+    tensor = tensor.double()
     return float((tensor.abs() if power == 1 else tensor.square()).sum())

@@ -21,10 +21,24 @@ from mergekit.merge_methods.base import (
     TensorGroup,
 )
 from mergekit.merge_methods.dtype import align_dtype
+from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge
+from mergekit.merge_methods.passthrough import passthrough_merge_method
 
+from mergekit_lines.checkpoint.sources import HeldTensor
 from mergekit_lines.errors import LinesError
+from mergekit_lines.kernels.merge import Merge, Sparsity
 from mergekit_lines.kernels.scale import norm_terms, scale_task_vector, work_dtype
+from mergekit_lines.merging import (
+    HeldResult,
+    Job,
+    TensorPieces,
+    merge_tensor,
+    refuse_input,
+    refuse_result,
+    tensor_norms,
+)
 from mergekit_lines.methods.words import strict
+from mergekit_lines.workers import Workers, one_thread
 
 REFERENCE = "https://arxiv.org/abs/2410.17146"
 
@@ -91,6 +105,11 @@ class LinesMethod(MergeMethod):
         for given, values, input_dtype in zip(groups, parameters, input_dtypes, strict=True):
             if given.base is None:
                 raise LinesError(f"tensor {given.metadata.name}: the base has no such tensor.")
+            models = [entry.id for entry in given.non_base]
+            merge = self.kernel(values, models) if models and given.base.tensor.numel() else None
+            if merge is not None:
+                results.append(self._in_pieces(given, merge, values, input_dtype, out_dtype))
+                continue
             # The recipe's dtype comes first, as in mergekit; then the arithmetic's.
             group = align_dtype(given, input_dtype)
             if not values["allow_nonfinite"]:
@@ -110,6 +129,75 @@ class LinesMethod(MergeMethod):
             results.append(result.to(dtype))
         return tuple(results)
 
+    def kernel(self, values: dict[str, Any], models: Sequence[Any]) -> Merge | None:
+        """Return our own kernel for the wrapped method, or None where there is none.
+
+        Args:
+            values: the method's parameters; those that each model has are keyed by model.
+            models: the ids of the fine-tuned models, in their order.
+        """
+        if self.wrapped is passthrough_merge_method:  # lines_postprocess: M is the model itself
+            return Merge((Sparsity("none"),), (1.0,)) if len(models) == 1 else None
+        wrapped = self.wrapped
+        if type(wrapped) is not GeneralizedTaskArithmeticMerge:
+            return None
+        given = {name: values[word] for name, word in self.names.items()}
+        kind = wrapped.sparsification_method
+        return Merge(
+            sparsities=tuple(
+                Sparsity(
+                    kind=kind.value if kind else "none",
+                    density=given["density"][model],
+                    gamma=given["gamma"][model] if "gamma" in given else 0.0,
+                    epsilon=given["epsilon"][model] if "epsilon" in given else 0.0,
+                    rescale=given["rescale"],
+                )
+                for model in models
+            ),
+            weights=tuple(given["weight"][model] for model in models),
+            consensus=wrapped.consensus_method.value if wrapped.consensus_method else None,
+            normalize=given["normalize"],
+            scale=given["lambda"],
+        )
+
+    def _in_pieces(
+        self,
+        group: TensorGroup,
+        merge: Merge,
+        values: dict[str, Any],
+        input_dtype: torch.dtype | None,
+        out_dtype: torch.dtype | None,
+    ) -> torch.Tensor:
+        """Merge a tensor in memory with the kernel that a recipe's merge to disk uses."""
+        base = next(entry.tensor for entry in group.entries if entry.is_base)
+        pieces = TensorPieces(
+            HeldTensor(base),
+            [HeldTensor(entry.tensor) for entry in group.non_base],
+            input_dtype,
+            base.device,
+            Workers(1),
+            merge,
+        )
+        job = Job(
+            name=group.metadata.name or "",
+            models=[_base_id(group), *(entry.id for entry in group.non_base)],
+            wrap=self.wrapped.spec.name,
+            merge=merge,
+            coefficient=values["coefficient"],
+            seed=values.get("seed", 0),
+            allow_nonfinite=values["allow_nonfinite"],
+        )
+        dtype = out_dtype or pieces.aligned
+        collector = values.get("collector")
+        with one_thread(), torch.no_grad():
+            if collector is not None:
+                # A calibration wants the norm terms; what it returns is thrown away.
+                collector.terms[group.metadata.name] = tensor_norms(job, pieces, collector.power)
+                return base
+            result = torch.empty(base.shape, dtype=dtype, device=base.device)
+            merge_tensor(job, pieces, dtype, HeldResult(result))
+        return result
+
     def _merge(
         self, group: TensorGroup, values: dict[str, Any], out_dtype: torch.dtype
     ) -> torch.Tensor:
@@ -117,7 +205,7 @@ class LinesMethod(MergeMethod):
         merged = self._wrapped_merge(group, values)
         result = scale_task_vector(base, merged, values["coefficient"]).to(out_dtype)
         if not values["allow_nonfinite"] and not torch.isfinite(result).all():
-            self._refuse_result(group, merged, out_dtype)
+            refuse_result(group.metadata.name, self.wrapped.spec.name, merged, out_dtype)
         return result
 
     def _norms(self, group: TensorGroup, values: dict[str, Any], power: int) -> tuple[float, float]:
@@ -160,21 +248,6 @@ class LinesMethod(MergeMethod):
             (merged,) = self.wrapped._execute_resolved((seen,), [bound])
         return merged
 
-    def _refuse_result(
-        self, group: TensorGroup, merged: torch.Tensor, out_dtype: torch.dtype
-    ) -> None:
-        name = group.metadata.name
-        if not torch.isfinite(merged).all():
-            raise LinesError(
-                f"tensor {name}: the wrapped method {self.wrapped.spec.name} gave NaN or infinity "
-                f"for finite inputs (weights that sum to zero, for example). Change its "
-                f"parameters, or set parameters.allow_nonfinite: true to keep them."
-            )
-        raise LinesError(
-            f"tensor {name}: the result does not fit the output dtype {out_dtype}. "
-            f"Set out_dtype: float32 or bfloat16."
-        )
-
 
 def _check_finite(given: TensorGroup, group: TensorGroup) -> None:
     """Refuse NaN and infinity in the inputs, by tensor and model."""
@@ -182,15 +255,7 @@ def _check_finite(given: TensorGroup, group: TensorGroup) -> None:
         if torch.isfinite(entry.tensor).all():
             continue
         place = f"tensor {group.metadata.name} of model {entry.id}"
-        if torch.isfinite(before.tensor).all():
-            raise LinesError(
-                f"{place}: found values beyond the recipe's dtype {entry.tensor.dtype}. Set "
-                f"dtype: float32, or leave it out."
-            )
-        raise LinesError(
-            f"{place}: found NaN or infinity, wanted finite weights. Repair or replace the model, "
-            f"or set parameters.allow_nonfinite: true to carry them into the merge."
-        )
+        refuse_input(place, before.tensor, entry.tensor.dtype)
 
 
 def _contract(wrapped: InputContract) -> InputContract:
@@ -208,17 +273,6 @@ def _default(parameter: ParameterSpec, group: TensorGroup) -> Any:
 
 def _base_id(group: TensorGroup) -> Any:
     return group.base.id if group.base else None
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch's CPU kernels on one thread: sums then have one order, so one result."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

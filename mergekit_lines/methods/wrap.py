@@ -62,6 +62,12 @@ def postprocess_method() -> LinesMethod:
     return _registered("lines_postprocess[model]", registry.passthrough_merge_method)
 
 
+def registered(name: str) -> LinesMethod:
+    """Return a method that :func:`method_for` or :func:`postprocess_method` registered."""
+    method: LinesMethod = registry.get(name)
+    return method
+
+
 def _registered(name: str, wrapped: MergeMethod) -> LinesMethod:
     known = {method.spec.name: method for method in registry.registered_methods()}
     if name not in known:

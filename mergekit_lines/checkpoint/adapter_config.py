@@ -1,0 +1,187 @@
+"""adapter_config.json: what a LoRA adapter of PEFT says of its tensors."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergekit_lines.errors import LinesError
+
+CONFIG = "adapter_config.json"
+
+# Fields of PEFT's LoraConfig that change nothing about the merged weights: they say which
+# layers were adapted (the file's tensors say that too), or how they were trained.
+_INERT = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+}
+_READ = {
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "init_lora_weights",
+    "lora_alpha",
+    "lora_bias",
+    "r",
+    "rank_pattern",
+    "trainable_token_indices",
+    "use_dora",
+    "use_rslora",
+}
+# Others (PiSSA, OLoRA, CorDA, LoftQ, MiCA) draw A, B or the base's weights from an SVD of the base.
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "lora_ga")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The fields that the merged weights hang on, as PEFT reads them.
+
+    Attributes:
+        file: where they were read.
+        reason: why the merged weights are more than these fields say, or None.
+        tokens: the trained rows of embeddings, by the end of a module's name; "" for the input
+            embedding.
+    """
+
+    file: Path
+    reason: str | None
+    rank_default: int = 0
+    alpha_default: float = 0.0
+    ranks: Mapping[str, int] | None = None
+    alphas: Mapping[str, float] | None = None
+    rank_stabilised: bool = False
+    dora: bool = False
+    bias: bool = False
+    transposed: bool = False
+    tokens: Mapping[str, list[int]] | None = None
+
+    def rank(self, module: str) -> int:
+        """Return the rank of a module's update."""
+        return (self.ranks or {}).get(self._pattern(self.ranks, module), self.rank_default)
+
+    def scale(self, module: str) -> float:
+        """Return what B·A is multiplied by: alpha/rank, or alpha/√rank."""
+        alpha = (self.alphas or {}).get(self._pattern(self.alphas, module), self.alpha_default)
+        rank = self.rank(module)
+        return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+
+    def token_indices(self, module: str) -> list[int]:
+        """Return the trained rows of an embedding, in the order of the file.
+
+        Raises:
+            LinesError: the config names no rows of this module.
+        """
+        for end, indices in (self.tokens or {}).items():
+            if not end or module == end or module.endswith(f".{end}"):
+                return indices
+        raise LinesError(
+            f"{self.file}: trainable_token_indices names no rows of {module}, of which the adapter "
+            f"holds some. Save the adapter again."
+        )
+
+    def _pattern(self, patterns: Mapping[str, Any] | None, module: str) -> str:
+        """Return the first pattern that matches the whole name or its end behind a dot."""
+        try:
+            for pattern in patterns or ():
+                if re.match(rf"(.*\.)?({pattern})$", module):
+                    return pattern
+        except re.error as error:
+            raise LinesError(
+                f"{self.file}: the pattern {pattern!r} is no regular expression ({error})."
+            ) from error
+        return module
+
+
+def read_config(folder: Path) -> LoraConfig:
+    """Read a folder's adapter_config.json.
+
+    Raises:
+        LinesError: there is none, it is no JSON object with a peft_type, or a field of LoRA
+            holds what PEFT would not take.
+    """
+    file = folder / CONFIG
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        kind = fields["peft_type"]
+    except FileNotFoundError:
+        raise LinesError(
+            f"{folder}: found no {CONFIG}, wanted the folder of an adapter that PEFT saved. "
+            f"Check the path behind the + in the recipe."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LinesError(
+            f"{file}: cannot be read ({type(error).__name__}: {error}), wanted a JSON object with "
+            f"a peft_type. Download it again."
+        ) from error
+    if kind != "LORA":
+        return LoraConfig(file, f"its peft_type is {kind}")
+    start = fields.get("init_lora_weights", True)
+    strange = [name for name in fields if name not in _INERT | _READ and fields[name]]
+    if strange:
+        return LoraConfig(file, f"it sets {', '.join(sorted(strange))}")
+    if start not in _PLAIN_STARTS:
+        return LoraConfig(file, f"its init_lora_weights is {start}")
+    return LoraConfig(
+        file,
+        None,
+        rank_default=_number(file, "r", fields.get("r"), whole=True),
+        alpha_default=_number(file, "lora_alpha", fields.get("lora_alpha")),
+        ranks=_numbers(file, "rank_pattern", fields, whole=True),
+        alphas=_numbers(file, "alpha_pattern", fields),
+        rank_stabilised=bool(fields.get("use_rslora")),
+        dora=bool(fields.get("use_dora")),
+        bias=bool(fields.get("lora_bias")),
+        transposed=bool(fields.get("fan_in_fan_out")),
+        tokens=_tokens(file, fields.get("trainable_token_indices")),
+    )
+
+
+def _number(file: Path, name: str, value: Any, whole: bool = False) -> Any:
+    right = type(value) is int or (type(value) is float and math.isfinite(value) and not whole)
+    if not right or (whole and value < 1):
+        wanted = "a rank of at least 1" if whole else "a finite number"
+        raise LinesError(f"{file}: {name} is {value!r}, wanted {wanted}. Save the adapter again.")
+    return value
+
+
+def _numbers(file: Path, name: str, fields: Any, whole: bool = False) -> dict[str, Any]:
+    patterns = fields.get(name) or {}
+    if not isinstance(patterns, dict):
+        raise LinesError(f"{file}: {name} is {patterns!r}, wanted numbers by layer name.")
+    return {key: _number(file, f"{name}.{key}", one, whole) for key, one in patterns.items()}
+
+
+def _tokens(file: Path, value: Any) -> dict[str, list[int]]:
+    tokens = {"": value} if isinstance(value, list) else value or {}
+    lists = list(tokens.values()) if isinstance(tokens, dict) else [None]
+    for indices in lists:
+        if not isinstance(indices, list) or any(type(one) is not int or one < 0 for one in indices):
+            raise LinesError(
+                f"{file}: trainable_token_indices is {value!r}, wanted row numbers, or row numbers "
+                f"by layer name. Save the adapter again."
+            )
+    return dict(tokens)

@@ -1,0 +1,155 @@
+"""The recipe's models, opened: every input tensor as a source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from mergekit.architecture import WeightInfo
+from mergekit.common import ModelReference
+from mergekit.io import LazyTensorLoader
+from mergekit.io.tasks import LoadTensor
+
+from mergekit_lines.checkpoint.adapters import Adapter
+from mergekit_lines.checkpoint.headers import TensorHeader, read_headers
+from mergekit_lines.checkpoint.sources import HeldTensor, Shard, ShardTensor, Source
+from mergekit_lines.errors import LinesError
+
+
+@dataclass
+class OpenedModel:
+    """One model's folder, and the adapter over it where it is read as one."""
+
+    folder: Path
+    loader: LazyTensorLoader
+    tensors: Mapping[str, TensorHeader] | None  # None: pickled
+    adapter: Adapter | None = None
+
+    def resolve(self, weight: WeightInfo) -> str | None:
+        """Return the name under which the checkpoint holds ``weight``."""
+        names = (weight.name, *(weight.aliases or ()), *(weight.tied_names or ()))
+        return next((name for name in names if name in self.loader.index.tensor_paths), None)
+
+
+@dataclass
+class OpenedModels:
+    """The models of a recipe; shards that several of them share are opened once."""
+
+    models: dict[ModelReference, OpenedModel] = field(default_factory=dict)
+    shards: dict[Path, Shard] = field(default_factory=dict)
+
+    def add(self, model: ModelReference, loader: LazyTensorLoader, adapter: Adapter | None) -> None:
+        """Open a model that is on this machine.
+
+        Raises:
+            LinesError: a shard cannot be opened, or is not whole.
+        """
+        folder = Path(loader.index.base_path)
+        headers = read_headers(folder)
+        if headers.problems:
+            raise LinesError(headers.problems)
+        opened = OpenedModel(folder, loader, headers.tensors, adapter)
+        self.models[model] = opened
+        if adapter is not None and adapter.shard is not None:
+            self.shards[adapter.shard.path] = adapter.shard
+        for file in {header.file for header in (headers.tensors or {}).values()}:
+            self._shard(folder / file)
+
+    def _shard(self, path: Path) -> Shard:
+        path = path.resolve()
+        if path not in self.shards:
+            self.shards[path] = Shard(path)
+        return self.shards[path]
+
+    def source(self, model: ModelReference, weight: WeightInfo) -> Source | None:
+        """Return the tensor that mergekit takes for ``weight``, or None where it is optional.
+
+        Raises:
+            LinesError: the tensor is needed and not there.
+        """
+        opened = self.models[model]
+        name = opened.resolve(weight)
+        if name is None:
+            return self._converted(model, weight)
+        stored = self.stored(model, weight)
+        if stored is None:
+            return HeldTensor(opened.loader.get_tensor(name))
+        return opened.adapter.source(name, stored) if opened.adapter else stored
+
+    def stored(self, model: ModelReference, weight: WeightInfo) -> ShardTensor | None:
+        """Return the tensor as its shard holds it, before an adapter; None where none does."""
+        opened = self.models[model]
+        name = opened.resolve(weight)
+        if name is None or opened.tensors is None:
+            return None
+        return self._shard(opened.folder / opened.tensors[name].file).tensor(name)
+
+    def _converted(self, model: ModelReference, weight: WeightInfo) -> Source | None:
+        """Let mergekit convert the tensor from others, as it does for fused experts."""
+        task = LoadTensor(model=model, tensor=weight.name, aliases=weight.aliases, optional=True)
+        tensor = task.execute()
+        if tensor is not None:
+            return HeldTensor(tensor)
+        if weight.optional:
+            return None
+        raise LinesError(
+            f"model {model}: lacks the tensor {weight.name}, wanted one of the same architecture "
+            f"as the others, and whole."
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what tells this input from a changed one: files, sizes, times, digests."""
+        return {str(model): self._describe(opened) for model, opened in self.models.items()}
+
+    def _describe(self, opened: OpenedModel) -> dict[str, Any]:
+        files: dict[str, dict[str, Any]] = {}
+        names = {header.file for header in (opened.tensors or {}).values()}
+        if opened.tensors is None:
+            names = set(opened.loader.index.tensor_paths.values())
+        for name in sorted(names):
+            stat = (opened.folder / name).stat()
+            files[name] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+            if opened.tensors is not None:
+                files[name]["header_sha256"] = self._shard(opened.folder / name).digest
+        for path in opened.adapter.fingerprint_files if opened.adapter else ():
+            stat = path.stat()
+            files[f"adapter/{path.name}"] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        return {"folder": str(opened.folder), "files": files}
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of tensors read from shards so far."""
+        return sum(shard.bytes_read for shard in self.shards.values())
+
+    def check_unchanged(self) -> None:
+        """Refuse inputs that changed since they were opened.
+
+        Raises:
+            LinesError: names the file.
+        """
+        for shard in self.shards.values():
+            shard.check_unchanged()
+
+    def close(self) -> None:
+        """Close the shards."""
+        for shard in self.shards.values():
+            shard.close()
+        self.shards.clear()
+
+
+def adapter_folder(model: ModelReference) -> Path:
+    """Return the folder of a model's adapter, downloading it from the Hub where it is there."""
+    lora: Any = model.lora
+    folder = Path(lora.path)
+    if folder.is_dir():
+        return folder
+    return Path(
+        snapshot_download(
+            lora.path,
+            revision=lora.revision,
+            allow_patterns=["adapter_config.json", "adapter_model.*"],
+        )
+    )

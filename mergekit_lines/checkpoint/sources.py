@@ -1,0 +1,238 @@
+"""Input tensors, read in runs of entries: from a shard, or from memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from mergekit_lines.errors import LinesError, reason
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "BOOL": torch.bool,
+}
+
+_SCRATCH = threading.local()  # what a thread read last, before its conversion: key and bytes
+
+
+class Source(Protocol):
+    """One input tensor that need not be in memory; several threads may read it at once."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the tensor is stored, or computed."""
+
+    def read_into(self, start: int, stop: int, into: torch.Tensor) -> None:
+        """Fill ``into`` with the entries [start, stop) in C order.
+
+        Args:
+            start: the first entry.
+            stop: behind the last one.
+            into: a contiguous 1-D CPU tensor of stop − start entries, fp32 or float64.
+
+        Raises:
+            LinesError: the file is shorter than its header says, or cannot be read.
+        """
+
+
+def whole(source: Source) -> torch.Tensor:
+    """Return the whole tensor of a source, in its own dtype."""
+    if isinstance(source, (ShardTensor, HeldTensor)):
+        return source.tensor()
+    result = torch.empty(source.shape, dtype=source.dtype)
+    source.read_into(0, result.numel(), result.view(-1))
+    return result
+
+
+@dataclass(frozen=True)
+class HeldTensor:
+    """A tensor in memory."""
+
+    held: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
+        return tuple(self.held.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The tensor's dtype."""
+        return self.held.dtype
+
+    def tensor(self) -> torch.Tensor:
+        """Return the tensor itself."""
+        return self.held
+
+    def read_into(self, start: int, stop: int, into: torch.Tensor) -> None:
+        """See :class:`Source`."""
+        into.copy_(self.held.reshape(-1)[start:stop])
+
+
+class Shard:
+    """A safetensors file, open for reading; it is read with pread, so nothing is mapped.
+
+    A mapped file that is cut while it is read ends the process with a bus error; a read that
+    comes up short is an error with a name.
+
+    Raises:
+        LinesError: the file is not a whole safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bytes_read = 0
+        self._counting = threading.Lock()
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise LinesError(f"{path}: cannot be opened ({error.strerror}).") from error
+        self.state = _state(os.fstat(self.descriptor))
+        try:
+            self._offset, self._tensors, self.digest = _read_header(self.descriptor, self.state[1])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            os.close(self.descriptor)
+            raise LinesError(
+                f"{path}: not a whole safetensors file ({reason(error)}). Download it again."
+            ) from error
+
+    def tensor(self, name: str) -> ShardTensor:
+        """Return one of its tensors, unread."""
+        entry = self._tensors[name]
+        shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
+        first, last = entry["data_offsets"]
+        if last - first != math.prod(shape) * dtype.itemsize or self._offset + last > self.state[1]:
+            raise LinesError(
+                f"{self.path}: tensor {name} has {last - first} bytes for shape {shape}. "
+                f"Download the file again."
+            )
+        return ShardTensor(self, self._offset + first, shape, dtype, name)
+
+    def count(self, size: int) -> None:
+        """Add to the bytes read."""
+        with self._counting:
+            self.bytes_read += size
+
+    def check_unchanged(self) -> None:
+        """Refuse a file that is no longer the one that was opened.
+
+        Raises:
+            LinesError: inode, size or time of change differ.
+        """
+        try:
+            found = _state(self.path.stat()), _state(os.fstat(self.descriptor))
+        except OSError:
+            found = None
+        if found != (self.state, self.state):
+            raise LinesError(
+                f"{self.path}: changed while it was merged, so that the result would mix two "
+                f"versions of it. Let no one write to the inputs, and run the merge again."
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.descriptor)
+
+
+@dataclass(frozen=True)
+class ShardTensor:
+    """One tensor of a shard."""
+
+    shard: Shard
+    offset: int  # bytes from the start of the file
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    name: str
+
+    def tensor(self) -> torch.Tensor:
+        """Return the whole tensor."""
+        result = torch.empty(self.shape, dtype=self.dtype)
+        self._read(0, result.view(-1))
+        return result
+
+    def read_into(self, start: int, stop: int, into: torch.Tensor) -> None:
+        """See :class:`Source`."""
+        # Kept for the next read: adapters over one base want the same entries one after another.
+        key = (self.shard, self.offset, start, stop)
+        if getattr(_SCRATCH, "key", None) != key:
+            size = (stop - start) * self.dtype.itemsize
+            raw = getattr(_SCRATCH, "bytes", None)
+            if raw is None or len(raw) < size:
+                raw = torch.empty(size, dtype=torch.uint8)
+            _SCRATCH.key = None
+            _SCRATCH.bytes = raw
+            self._read(start, raw[:size])
+            _SCRATCH.key = key
+        into.copy_(_SCRATCH.bytes[: (stop - start) * self.dtype.itemsize].view(self.dtype))
+
+    def will_need(self) -> None:
+        """Tell the system that this tensor is read next."""
+        if hasattr(os, "posix_fadvise"):
+            size = math.prod(self.shape) * self.dtype.itemsize
+            os.posix_fadvise(self.shard.descriptor, self.offset, size, os.POSIX_FADV_WILLNEED)
+
+    def _read(self, start: int, into: torch.Tensor) -> None:
+        left = memoryview(into.view(torch.uint8).numpy().data)
+        offset = self.offset + start * self.dtype.itemsize
+        self.shard.count(len(left))
+        while left:
+            try:
+                count = os.preadv(self.shard.descriptor, [left], offset)
+            except OSError as error:
+                raise LinesError(
+                    f"{self.shard.path}: tensor {self.name} cannot be read ({error.strerror}). "
+                    f"Check the disk, or download the file again."
+                ) from error
+            if not count:
+                raise LinesError(
+                    f"{self.shard.path}: ends inside tensor {self.name}, though its header "
+                    f"promises more. It was cut while it was read; download it again."
+                )
+            left, offset = left[count:], offset + count
+
+
+def _state(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _read_header(descriptor: int, size: int) -> tuple[int, dict[str, Any], str]:
+    """Return where the data begins, the tensors' entries, and the header's digest."""
+    length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+    if not 2 <= length <= size - 8:
+        raise ValueError(f"a header of {length} bytes in a file of {size}")
+    text = os.pread(descriptor, length, 8)
+    tensors = json.loads(text, object_pairs_hook=_without_duplicates)
+    tensors.pop("__metadata__", None)
+    return 8 + length, tensors, hashlib.sha256(text).hexdigest()
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands twice in its header")
+    return result

@@ -1,0 +1,224 @@
+"""The output's shards: laid out before a tensor is merged, then filled in any order."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mergekit_lines.checkpoint.sources import DTYPES
+
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# No loader takes a shard that is being filled, or one under its name of :func:`whole_name`,
+# for a part of a model.
+WRITING = ".writing"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """An output tensor's name, shape and dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its data."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """One shard of the output: its final name, its header, and where each tensor stands."""
+
+    file: str
+    header: bytes
+    offsets: dict[str, int]  # from the start of the file
+    slots: dict[str, Slot]
+    size: int
+
+
+def whole_name(file: str) -> str:
+    """Return the name of a whole and durable shard before the output is whole."""
+    return f"partial-{file}"
+
+
+def lay_out(slots: Sequence[Slot], shard_size: int) -> list[ShardLayout]:
+    """Cut the output into shards, as mergekit's writer does.
+
+    Args:
+        slots: every output tensor, in the order of the output.
+        shard_size: bytes of a shard at most, if it holds more than one tensor; 0: no limit.
+    """
+    shards: list[list[Slot]] = []
+    held = 0
+    for slot in slots:
+        if not shards or (shard_size > 0 and held + slot.bytes > shard_size):
+            shards.append([])
+            held = 0
+        shards[-1].append(slot)
+        held += slot.bytes
+    count = len(shards)
+    return [
+        _shard(
+            "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors",
+            # The widest types first keeps every tensor aligned.
+            sorted(shard, key=lambda slot: -slot.dtype.itemsize),
+        )
+        for number, shard in enumerate(shards, 1)
+    ]
+
+
+def _shard(file: str, slots: Sequence[Slot]) -> ShardLayout:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begins, begin = {}, 0
+    for slot in slots:
+        begins[slot.name] = begin
+        entries[slot.name] = {
+            "dtype": NAMES[slot.dtype],
+            "shape": list(slot.shape),
+            "data_offsets": [begin, begin + slot.bytes],
+        }
+        begin += slot.bytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    offsets = {name: len(header) + start for name, start in begins.items()}
+    named = {slot.name: slot for slot in slots}
+    return ShardLayout(file, header, offsets, named, len(header) + begin)
+
+
+def index_of(shards: Sequence[ShardLayout]) -> str | None:
+    """Return the text of the index file, or None for a single shard."""
+    if len(shards) == 1:
+        return None
+    content = {
+        "metadata": {"total_size": sum(shard.size - len(shard.header) for shard in shards)},
+        "weight_map": {name: shard.file for shard in shards for name in shard.offsets},
+    }
+    return json.dumps(content, indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class TensorSink:
+    """The place of one tensor in a shard that is being written; threads may share it."""
+
+    descriptor: int
+    offset: int
+
+    def write(self, start: int, piece: torch.Tensor) -> None:
+        """Store a 1-D tensor of the output's dtype from entry ``start`` on."""
+        left = memoryview(piece.contiguous().view(torch.uint8).numpy().data)
+        offset = self.offset + start * piece.element_size()
+        while left:
+            count = os.pwrite(self.descriptor, left, offset)
+            left, offset = left[count:], offset + count
+
+
+class ShardWriter:
+    """Fills the shards of a layout in a folder; each is made durable when its last tensor is in.
+
+    fsync of a whole shard runs beside the merging of the next one.
+
+    Args:
+        folder: where the shards are; those that are whole already are kept.
+        shards: the layout.
+    """
+
+    def __init__(self, folder: Path, shards: Sequence[ShardLayout]) -> None:
+        self._folder = folder
+        self._shard_of = {name: shard for shard in shards for name in shard.offsets}
+        self.done = {shard.file for shard in shards if self._is_whole(shard)}
+        self._missing = {
+            shard.file: set(shard.offsets) for shard in shards if shard.file not in self.done
+        }
+        self._open: dict[str, int] = {}
+        self._syncing: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self.bytes_written = 0
+
+    def _is_whole(self, shard: ShardLayout) -> bool:
+        path = self._folder / whole_name(shard.file)
+        return path.is_file() and path.stat().st_size == shard.size
+
+    def wants(self, name: str) -> bool:
+        """Tell whether the tensor is in the output, and not in a shard that was whole already."""
+        return name in self._shard_of and self._shard_of[name].file not in self.done
+
+    def slot(self, name: str) -> Slot:
+        """Return what the tensor has to be."""
+        return self._shard_of[name].slots[name]
+
+    def sink(self, name: str) -> TensorSink:
+        """Return the place of a tensor that is not stored yet."""
+        shard = self._shard_of[name]
+        if shard.file not in self._open:
+            path = self._folder / (shard.file + WRITING)
+            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+            self._open[shard.file] = descriptor = os.open(path, flags, 0o666)
+            os.truncate(descriptor, shard.size)
+            header = torch.frombuffer(bytearray(shard.header), dtype=torch.uint8)
+            TensorSink(descriptor, 0).write(0, header)
+        return TensorSink(self._open[shard.file], shard.offsets[name])
+
+    def stored(self, name: str) -> None:
+        """Take note that a tensor is stored; the shard's last one ends the shard."""
+        shard = self._shard_of[name]
+        missing = self._missing[shard.file]
+        missing.discard(name)
+        if missing:
+            return
+        self._wait()  # at most one shard waits for the disk
+        descriptor = self._open.pop(shard.file)
+        self.bytes_written += shard.size
+        self._syncing = threading.Thread(target=self._finish, args=(shard.file, descriptor))
+        self._syncing.start()
+
+    def _finish(self, file: str, descriptor: int) -> None:
+        try:
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            (self._folder / (file + WRITING)).rename(self._folder / whole_name(file))
+            sync(self._folder)
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            self._failure = error
+
+    def _wait(self) -> None:
+        if self._syncing is not None:
+            self._syncing.join()
+            self._syncing = None
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self) -> None:
+        """Wait for the disk.
+
+        Raises:
+            OSError: a shard could not be made durable.
+        """
+        try:
+            self._wait()
+        finally:
+            for descriptor in self._open.values():
+                os.close(descriptor)
+            self._open.clear()
+
+
+def sync(path: Path) -> None:
+    """Make a file or a folder's entries durable."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,195 @@
+"""The merge itself: sources in, kernels, shards out; one output tensor after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from mergekit.io.tasks import GatherTensors
+from mergekit.options import MergeOptions
+
+from mergekit_lines.checkpoint.opened import OpenedModels
+from mergekit_lines.checkpoint.sources import HeldTensor, Source, whole
+from mergekit_lines.checkpoint.writer import ShardWriter
+from mergekit_lines.errors import LinesError
+from mergekit_lines.merging import Job, TensorPieces, merge_tensor, tensor_norms
+from mergekit_lines.methods import wrap as methods
+from mergekit_lines.workers import Workers
+
+if TYPE_CHECKING:
+    from mergekit.common import ModelReference
+
+    from mergekit_lines.tasks import LinesTask
+
+
+class Engine:
+    """Merges the tensors of a plan.
+
+    Where the wrapped method has a kernel, a tensor goes through memory in pieces; otherwise the
+    method gets its inputs whole.
+
+    Args:
+        models: the recipe's models.
+        writer: takes the output.
+        options: mergekit's flags; device and number of threads count here.
+    """
+
+    def __init__(self, models: OpenedModels, writer: ShardWriter, options: MergeOptions) -> None:
+        self.models, self.writer = models, writer
+        self.workers = Workers(options.num_threads)
+        self.device = torch.device(options.device or "cpu")
+        self._following: dict[str, LinesTask] = {}
+
+    # Tasks are hashed with their values; two engines are never the same one.
+    __hash__ = object.__hash__
+
+    def wants(self, name: str) -> bool:
+        """Tell whether the output has this tensor and an interrupted run left it undone."""
+        return self.writer.wants(name)
+
+    def order(self, tasks: Sequence[LinesTask]) -> None:
+        """Take the order in which tensors will be merged, to read ahead."""
+        names = [task.output_weight.name for task in tasks]
+        self._following = dict(zip(names, tasks[1:], strict=False))
+
+    def gather(self, task: GatherTensors) -> dict[ModelReference, torch.Tensor]:
+        """Return a tensor of every model, whole."""
+        return {model: whole(source) for model, source in self._sources(task).items()}
+
+    def merge(
+        self, task: LinesTask, tensors: dict[ModelReference, torch.Tensor] | None = None
+    ) -> None:
+        """Merge one tensor into its place in the output.
+
+        Args:
+            task: the tensor's task, its coefficient among its parameters.
+            tensors: the inputs, where they are not read from the models as they are.
+
+        Raises:
+            LinesError: names the tensor.
+        """
+        name = task.output_weight.name
+        sources = self._inputs(task, tensors)
+        self._read_ahead(name)
+        sink = self.writer.sink(name)
+        slot = self.writer.slot(name)
+        found = self._streamed(task, sources)
+        with task.failures(sources):
+            if found:
+                job, pieces = found
+                merge_tensor(job, pieces, slot.dtype, sink)
+            else:
+                held = {model: whole(source).to(self.device) for model, source in sources.items()}
+                result = task.execute(held)
+                if result is None or (tuple(result.shape), result.dtype) != (
+                    slot.shape,
+                    slot.dtype,
+                ):
+                    given = "nothing" if result is None else f"{result.dtype} {tuple(result.shape)}"
+                    raise LinesError(
+                        f"tensor {name}: {task.method_name} gave {given}, wanted {slot.dtype} "
+                        f"{slot.shape}. Use another wrap for this tensor."
+                    )
+                sink.write(0, result.reshape(-1).cpu())
+        self.writer.stored(name)
+
+    def norms(
+        self,
+        task: LinesTask,
+        collector: Any,
+        tensors: dict[ModelReference, torch.Tensor] | None = None,
+    ) -> None:
+        """Put one tensor's terms of Eq. 2 into the collector.
+
+        Raises:
+            LinesError: names the tensor.
+        """
+        sources = self._inputs(task, tensors)
+        self._read_ahead(task.output_weight.name)
+        found = self._streamed(task, sources)
+        with task.failures(sources):
+            if found:
+                collector.terms[task.output_weight.name] = tensor_norms(*found, collector.power)
+            else:
+                held = {model: whole(source).to(self.device) for model, source in sources.items()}
+                task.execute(held)
+
+    def _sources(self, gather: Any) -> dict[ModelReference, Source]:
+        found = {
+            model: self.models.source(model, weight) for model, weight in gather.weight_info.items()
+        }
+        return {model: source for model, source in found.items() if source is not None}
+
+    def _inputs(
+        self, task: LinesTask, tensors: dict[ModelReference, torch.Tensor] | None
+    ) -> dict[ModelReference, Source]:
+        if tensors is None:
+            return self._sources(task.gather_tensors)
+        return {model: HeldTensor(tensor) for model, tensor in tensors.items()}
+
+    def _streamed(
+        self, task: LinesTask, sources: dict[ModelReference, Source]
+    ) -> tuple[Job, TensorPieces] | None:
+        """Return how to merge the tensor in pieces, or None where it has to be whole."""
+        order, base = task.model_order, task.base_model
+        tuned = [model for model in order if model != base]
+        if base is None or set(sources) != set(order) or not tuned:
+            return None
+        first = sources[base]
+        if not all(s.dtype.is_floating_point and s.shape == first.shape for s in sources.values()):
+            return None
+        if 0 in first.shape:
+            return None
+        values = dict(task.parameters.items())
+        method = methods.registered(task.method_name)
+        merge = method.kernel({**values, **task.input_values(tuned)}, tuned)
+        if merge is None:
+            return None
+        job = Job(
+            name=task.output_weight.name,
+            models=[base, *tuned],
+            wrap=method.wrapped.spec.name,
+            merge=merge,
+            coefficient=values["coefficient"],
+            seed=values["seed"],
+            allow_nonfinite=values["allow_nonfinite"],
+        )
+        pieces = TensorPieces(
+            first,
+            [sources[model] for model in tuned],
+            task.input_dtype(),
+            self.device,
+            self.workers,
+            merge,
+        )
+        return job, pieces
+
+    def _read_ahead(self, name: str) -> None:
+        """Ask for the next tensor's bytes while this one is merged."""
+        task = self._following.get(name)
+        if task is None or not isinstance(task.gather_tensors, GatherTensors):
+            return
+        for model, weight in task.gather_tensors.weight_info.items():
+            stored = self.models.stored(model, weight)
+            if stored is not None:
+                stored.will_need()
+
+    def finish(self) -> None:
+        """Wait for the disk, and see that the inputs are still what they were.
+
+        Raises:
+            LinesError: an input changed.
+            OSError: a shard could not be made durable.
+        """
+        self.close()
+        self.models.check_unchanged()
+
+    def close(self) -> None:
+        """End the threads and wait for the disk.
+
+        Raises:
+            OSError: the last shard could not be made durable.
+        """
+        self.workers.close()
+        self.writer.close()

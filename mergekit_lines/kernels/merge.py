@@ -1,0 +1,224 @@
+"""Task arithmetic and its relatives, piece by piece: TIES, DARE, Breadcrumbs, DELLA."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mergekit_lines.kernels.consensus import elected_sum, weighted_sum
+from mergekit_lines.kernels.cuts import Cut, deltas, find_cuts
+from mergekit_lines.kernels.draws import Draws, bound, mask
+from mergekit_lines.kernels.pieces import Pieces
+from mergekit_lines.kernels.rows import row_bounds
+from mergekit_lines.kernels.sparsity import Sparsity, rescale_factor
+from mergekit_lines.kernels.sums import total
+
+__all__ = ["Merge", "Sparsity", "State"]
+
+
+@dataclass(frozen=True)
+class State:
+    """What has to be known of the whole tensor before one piece of it can be merged.
+
+    Attributes:
+        keys: per model, the key of its draws.
+        cuts: per model, what to keep by magnitude: None for all; no cut for nothing; one cut;
+            or one and, second, the cut of the outliers to drop again.
+        rescales: per model, the factor that matches the L1 norm; 1 where none is asked for.
+    """
+
+    keys: tuple[bytes, ...]
+    cuts: tuple[tuple[Cut, ...] | None, ...]
+    rescales: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """M − θ_0 of mergekit's generalized task arithmetic, for one tensor's parameters.
+
+    The results are mergekit's but for the order of fp32 roundings, and the choices it leaves
+    to chance: among equal magnitudes the lowest flat index counts as the largest (DELLA: the
+    highest), and draws come from :class:`Draws`. mergekit's ``int8_mask`` changes the dtype
+    of an intermediate only, no result, and is not a parameter here.
+
+    Attributes:
+        sparsities: one per model.
+        weights: w, one per model.
+        consensus: None, "sum" or "count": how TIES elects the sign of an entry.
+        normalize: divide by the sum of the weights (with a consensus, of those that agree).
+        scale: mergekit's ``lambda``.
+
+    Source: TIES-Merging, arXiv 2306.01708; DARE, arXiv 2311.03099; Model Breadcrumbs, arXiv
+    2312.06795; DELLA, arXiv 2406.11617.
+    """
+
+    sparsities: tuple[Sparsity, ...]
+    weights: tuple[float, ...]
+    consensus: str | None = None
+    normalize: bool = False
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.consensus not in (None, "sum", "count"):
+            raise ValueError(f"consensus: found {self.consensus!r}, wanted None, sum or count")
+        if len(self.sparsities) != len(self.weights) or not self.weights:
+            raise ValueError(
+                f"found {len(self.sparsities)} sparsities and {len(self.weights)} weights, wanted "
+                f"one of each per model"
+            )
+
+    @property
+    def row_aligned(self) -> bool:
+        """Whether the pieces of a 2-D tensor have to be whole rows."""
+        return any(sparsity.by_rows for sparsity in self.sparsities)
+
+    def supports(self, shape: tuple[int, ...]) -> bool:
+        """Return whether a tensor of this shape can be merged in pieces.
+
+        DELLA ranks a 1-D tensor as a whole, and one of 3 and more dimensions across its C
+        order: these have to come as a single piece.
+        """
+        return not self.row_aligned or len(shape) == 2
+
+    def prepare(self, pieces: Pieces, keys: Sequence[bytes]) -> State:
+        """Read the pieces as often as the method needs, and return what it has to know.
+
+        That is never for task arithmetic and for DARE without rescale; for magnitudes once,
+        and an eighth of the pieces once before; once for draws with rescale.
+
+        Args:
+            pieces: the tensor.
+            keys: per model, 16 or more bytes that the model's draws for this tensor depend on.
+
+        Raises:
+            ValueError: the numbers of models, keys and weights differ.
+        """
+        if not len(keys) == pieces.models == len(self.weights):
+            raise ValueError(
+                f"found {pieces.models} models and {len(keys)} keys, wanted {len(self.weights)}"
+            )
+        cuts, rescales = self._cut(pieces)
+        state = State(tuple(keys), cuts, rescales)
+        rescaled = [sparsity.drawn and sparsity.rescale for sparsity in self.sparsities]
+        drawn = [model for model, wanted in enumerate(rescaled) if wanted]
+        if not drawn:
+            return state
+        found = pieces.map(lambda index: self._norms(pieces, state, index, drawn))
+        matched = list(rescales)
+        for place, model in enumerate(drawn):
+            before = math.fsum(norms[place][0] for norms in found)
+            after = math.fsum(norms[place][1] for norms in found)
+            matched[model] = rescale_factor(before, after)
+        return State(state.keys, cuts, tuple(matched))
+
+    def task_vector(
+        self,
+        pieces: Pieces,
+        state: State,
+        index: int,
+        base: torch.Tensor,
+        models: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """Return M − θ_0 of one piece, 1-D, in the dtype of the arithmetic.
+
+        Args:
+            pieces: the tensor; only its shape and bounds are read.
+            state: what :meth:`prepare` returned for it.
+            index: number of the piece.
+            base: θ_0's piece, 1-D.
+            models: the models' pieces, 1-D; overwritten, and one may become the result.
+        """
+        tasks = [model.sub_(base) for model in models]
+        draws = self._draws(pieces, index, base.device)
+        for model, task in enumerate(tasks):
+            self._sparsify(pieces, state, index, model, task, draws)
+        factors = [w * rescale for w, rescale in zip(self.weights, state.rescales, strict=True)]
+        if self.consensus is None:
+            common = self.scale / self._divisor(base.dtype)
+            return weighted_sum(tasks, [factor * common for factor in factors])
+        for task, factor in zip(tasks, factors, strict=True):
+            if factor != 1:
+                task.mul_(factor)
+        by_count = self.consensus == "count"
+        mixed = elected_sum(tasks, self.weights, by_count=by_count, normalize=self.normalize)
+        return mixed if self.scale == 1 else mixed.mul_(self.scale)
+
+    def _cut(self, pieces: Pieces) -> tuple[tuple[tuple[Cut, ...] | None, ...], tuple[float, ...]]:
+        """Find the magnitudes at which the models are cut, and match the norms."""
+        size = pieces.bounds[-1][1] if pieces.bounds else 0
+        ranks = [sparsity.ranks(size) for sparsity in self.sparsities]
+        wanted: list[tuple[int, int]] = []
+        for model, rank in enumerate(ranks):
+            if rank is not None and rank[1]:
+                wanted.append((model, sum(rank)))
+                if rank[0]:
+                    wanted.append((model, rank[0]))
+        sums = any(self.sparsities[model].rescale for model, _ in wanted)
+        found, totals = find_cuts(pieces, wanted, sums=sums) if wanted else ([], [])
+        cuts: list[tuple[Cut, ...] | None] = []
+        rescales = []
+        for model, rank in enumerate(ranks):
+            own = [cut for (owner, _), cut in zip(wanted, found, strict=True) if owner == model]
+            cuts.append(None if rank is None else tuple(own))
+            if own and self.sparsities[model].rescale:
+                after = own[0].total - sum(cut.total for cut in own[1:])
+                rescales.append(rescale_factor(totals[model], after))
+            else:
+                rescales.append(1.0)
+        return tuple(cuts), tuple(rescales)
+
+    def _norms(
+        self, pieces: Pieces, state: State, index: int, models: Sequence[int]
+    ) -> list[tuple[float, float]]:
+        """Return Σ|δ| of one piece before and after the draws, for the models asked for."""
+        base, tasks = deltas(pieces, index, models)
+        draws = self._draws(pieces, index, base.device)
+        norms = []
+        for model, task in tasks.items():
+            task.abs_()
+            before = total(task)
+            self._sparsify(pieces, state, index, model, task, draws)
+            norms.append((before, total(task)))
+        return norms
+
+    def _sparsify(
+        self,
+        pieces: Pieces,
+        state: State,
+        index: int,
+        model: int,
+        task: torch.Tensor,
+        draws: Draws | None,
+    ) -> None:
+        """Set what does not stay of one model's piece to 0, in place."""
+        sparsity, cuts = self.sparsities[model], state.cuts[model]
+        if cuts is not None:
+            if not cuts:
+                task.zero_()
+                return
+            cuts[0].apply(task, index)
+            for outliers in cuts[1:]:
+                # They are among those kept, and first among equals there too.
+                task.sub_(outliers.apply(task.clone(), index))
+        elif draws is not None and sparsity.drawn:
+            drawn = draws.draw(state.keys[model])
+            limit: int | torch.Tensor = bound(sparsity.density)
+            if sparsity.by_rows:
+                limit = row_bounds(task.abs(), pieces.shape, sparsity.density, sparsity.epsilon)
+            mask(task, drawn.lt_(limit))
+
+    def _draws(self, pieces: Pieces, index: int, device: torch.device) -> Draws | None:
+        if not any(sparsity.drawn for sparsity in self.sparsities):
+            return None
+        start, end = pieces.bounds[index]
+        return Draws(start, end - start, device)
+
+    def _divisor(self, dtype: torch.dtype) -> float:
+        """Return mergekit's divisor without a consensus, by its own arithmetic."""
+        if not self.normalize:
+            return 1.0
+        total = float(torch.tensor(self.weights, dtype=dtype).sum(dim=0))
+        return 1.0 if abs(total) < 1e-8 else total

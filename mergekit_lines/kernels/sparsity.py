@@ -1,0 +1,86 @@
+"""Which entries of a task vector stay: mergekit's four sparsifications, by their numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KINDS = ("none", "magnitude", "random", "magnitude_outliers", "della_magprune")
+
+_EPSILON = 1e-7  # mergekit's: a norm below it is not matched
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """How one model's task vector is sparsified.
+
+    Attributes:
+        kind: one of :data:`KINDS`; the words are mergekit's.
+        density: share of the entries to keep; 1 or more keeps all, 0 or less none.
+        gamma: magnitude_outliers: share of the entries to drop as too large.
+        epsilon: della_magprune: half the range of the probabilities.
+        rescale: match the L1 norm from before.
+
+    Raises:
+        ValueError: the kind is unknown, density is no probability (random), or density ±
+            epsilon is not within (0, 1) (della_magprune).
+    """
+
+    kind: str
+    density: float = 1.0
+    gamma: float = 0.01
+    epsilon: float = 0.15
+    rescale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"sparsification: found {self.kind!r}, wanted one of {KINDS}")
+        if self.kind == "random" and not self.density >= 0:
+            raise ValueError(f"density: found {self.density}, wanted 0 or more")
+        if self.kind == "della_magprune" and self.drawn:
+            low, high = self.density - self.epsilon, self.density + self.epsilon
+            if low <= 0 or high >= 1:
+                raise ValueError(
+                    f"density {self.density} and epsilon {self.epsilon}: density − epsilon and "
+                    f"density + epsilon must lie within (0, 1)"
+                )
+
+    @property
+    def drawn(self) -> bool:
+        """Whether draws decide what stays."""
+        return self.kind in ("random", "della_magprune") and 0 < self.density < 1
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether entries are ranked within rows."""
+        return self.kind == "della_magprune" and self.drawn
+
+    def ranks(self, size: int) -> tuple[int, int] | None:
+        """Return how many of the largest to drop and how many of the next to keep.
+
+        None where that is not how the kind works: all stay, or draws decide.
+
+        Args:
+            size: number of entries of the tensor.
+        """
+        if self.kind == "none" or self.drawn or self.density >= 1:
+            return None
+        if self.density <= 0 or not size:
+            return 0, 0
+        if self.kind == "magnitude":
+            return 0, max(1, int(self.density * size))
+        target = int(self.density * size)
+        first = max(0, size - target - int(self.gamma * size))
+        end = min(size, first + target)
+        return size - end, max(0, end - first)
+
+
+def rescale_factor(before: float, after: float) -> float:
+    """Return what the sparsified task vector is multiplied with to have the L1 norm from before.
+
+    Args:
+        before: Σ|δ| of all entries.
+        after: Σ|δ| of those that stayed.
+    """
+    if before < _EPSILON or after < _EPSILON:
+        return 1.0
+    return before / after

@@ -1,0 +1,114 @@
+"""Opening a recipe's models: downloads, indexes, adapters."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.io import LazyTensorLoader
+from mergekit.io.tasks import LoaderCache
+from mergekit.options import MergeOptions
+
+from mergekit_lines.checkpoint.adapters import Adapter
+from mergekit_lines.checkpoint.headers import read_headers, weight_files
+from mergekit_lines.checkpoint.opened import OpenedModels, adapter_folder
+from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.planner import models_in_order
+
+LOG = logging.getLogger(__name__)
+
+
+def open_model(model: ModelReference) -> LazyTensorLoader:
+    """Download a model, merge its adapter, and read its index, as mergekit does.
+
+    Raises:
+        LinesError: a file is missing or broken, or an adapter does not fit its base.
+    """
+    try:
+        return LoaderCache().get(model)
+    except (LinesError, OSError):
+        raise
+    except Exception as error:
+        files = some(weight_files(Path(model.model.path)), 3)
+        made_for = " Was the adapter made for this base?" if model.lora else ""
+        raise LinesError(
+            f"model {model}: its files ({files or 'on the Hub'}) cannot be opened "
+            f"({reason(error)}). Download or save it again.{made_for}"
+        ) from error
+
+
+def open_models(
+    config: MergeConfiguration, options: MergeOptions, partial: Path, stack: ExitStack
+) -> OpenedModels:
+    """Open every model of a recipe, downloading what is on the Hub.
+
+    An adapter is read as one, over its base's shards. One of a kind that is not read so is
+    merged by peft into a whole copy first, which lasts as long as ``stack``.
+
+    Args:
+        config: the recipe.
+        options: mergekit's flags.
+        partial: the partial folder, where copies go unless ``--lora-merge-cache`` is given.
+        stack: closes the files.
+
+    Raises:
+        LinesError: a model cannot be opened.
+    """
+    opened = OpenedModels()
+    stack.callback(opened.close)
+    for model in models_in_order(config):
+        plain = ModelReference(model=model.model)
+        loader = open_model(plain)
+        adapter = None
+        if model.lora is not None:
+            adapter = _adapter(model, loader, options)
+            if adapter is None:
+                cache = stack.enter_context(_copies(options, partial))
+                LoaderCache().setup(options=options.model_copy(update={"lora_merge_cache": cache}))
+                loader = open_model(model)
+        LoaderCache().loaders[model] = loader
+        opened.add(model, loader, adapter)
+    return opened
+
+
+def _adapter(
+    model: ModelReference, loader: LazyTensorLoader, options: MergeOptions
+) -> Adapter | None:
+    """Return the model's adapter, or None where peft has to merge it."""
+    headers = read_headers(Path(loader.index.base_path)).tensors
+    if headers is None:
+        return None
+    shapes = {name: header.shape for name, header in headers.items()}
+    config = model.config(trust_remote_code=options.trust_remote_code)
+    adapter = Adapter.open(adapter_folder(model), shapes, base_config=config)
+    if adapter.reason is None:
+        return adapter
+    LOG.info("adapter %s is merged by peft: %s", adapter.folder, adapter.reason)
+    if adapter.shard is not None:
+        adapter.shard.close()
+    return None
+
+
+@contextmanager
+def _copies(options: MergeOptions, partial: Path) -> Iterator[str]:
+    """Yield a folder of this run alone for a model with its adapter merged.
+
+    mergekit reuses what lies in ``--lora-merge-cache`` by path: a retrained adapter would be
+    ignored, and a copy that was left half-made would be taken for whole.
+    """
+    parent = Path(options.lora_merge_cache or partial)
+    made = not parent.exists()
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix="mergekit-lines-adapters-", dir=parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if made and not any(parent.iterdir()):
+            parent.rmdir()
