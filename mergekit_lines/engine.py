@@ -37,8 +37,10 @@ class Engine:
 
     def __init__(self, models: OpenedModels, writer: ShardWriter, options: MergeOptions) -> None:
         self.models, self.writer = models, writer
-        self.workers = Workers(options.num_threads)
         self.device = torch.device(options.device or "cpu")
+        # A GPU wants one piece read while another is computed, and holds each of them.
+        few = None if self.device.type == "cpu" else 2
+        self.workers = Workers(options.num_threads or few)
         self._following: dict[str, LinesTask] = {}
 
     # Tasks are hashed with their values; two engines are never the same one.
@@ -126,7 +128,7 @@ class Engine:
     ) -> dict[ModelReference, Source]:
         if tensors is None:
             return self._sources(task.gather_tensors)
-        return {model: HeldTensor(tensor) for model, tensor in tensors.items()}
+        return {model: HeldTensor(tensor.contiguous()) for model, tensor in tensors.items()}
 
     def _streamed(
         self, task: LinesTask, sources: dict[ModelReference, Source]

@@ -65,15 +65,23 @@ def open_models(
     for model in models_in_order(config):
         plain = ModelReference(model=model.model)
         loader = open_model(plain)
-        adapter = None
+        adapter: Adapter | None = None
+        copied_from: tuple[Path, ...] = ()
         if model.lora is not None:
             adapter = _adapter(model, loader, options)
             if adapter is None:
                 cache = stack.enter_context(_copies(options, partial))
                 LoaderCache().setup(options=options.model_copy(update={"lora_merge_cache": cache}))
+                folders = Path(loader.index.base_path), adapter_folder(model)
+                copied_from = tuple(
+                    path
+                    for folder in folders
+                    for path in sorted(folder.iterdir())
+                    if path.is_file()
+                )
                 loader = open_model(model)
         LoaderCache().loaders[model] = loader
-        opened.add(model, loader, adapter)
+        opened.add(model, loader, adapter, copied_from)
     return opened
 
 

@@ -6,7 +6,6 @@ between reads, so that several threads may read one source at once.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from mergekit_lines.checkpoint.sources import Source
+from mergekit_lines.checkpoint.sources import Source, whole
 
 # Entries that a norm over a whole tensor is computed from at a time.
 PIECE = 1 << 20
@@ -246,10 +245,7 @@ def _computed(base: Source) -> torch.dtype:
 
 
 def _whole(source: Source, dtype: torch.dtype) -> torch.Tensor:
-    entries = math.prod(source.shape)
-    tensor = torch.empty(entries, dtype=dtype)
-    source.read_into(0, entries, tensor)
-    return tensor
+    return whole(source).to(dtype).view(-1)
 
 
 def _parts(

@@ -27,6 +27,7 @@ class OpenedModel:
     loader: LazyTensorLoader
     tensors: Mapping[str, TensorHeader] | None  # None: pickled
     adapter: Adapter | None = None
+    copied_from: tuple[Path, ...] = ()  # what the whole copy of an adapted model was made from
 
     def resolve(self, weight: WeightInfo) -> str | None:
         """Return the name under which the checkpoint holds ``weight``."""
@@ -41,8 +42,20 @@ class OpenedModels:
     models: dict[ModelReference, OpenedModel] = field(default_factory=dict)
     shards: dict[Path, Shard] = field(default_factory=dict)
 
-    def add(self, model: ModelReference, loader: LazyTensorLoader, adapter: Adapter | None) -> None:
+    def add(
+        self,
+        model: ModelReference,
+        loader: LazyTensorLoader,
+        adapter: Adapter | None,
+        copied_from: tuple[Path, ...] = (),
+    ) -> None:
         """Open a model that is on this machine.
+
+        Args:
+            model: the model.
+            loader: mergekit's, of its folder.
+            adapter: read over the folder's tensors.
+            copied_from: the files of base and adapter, where the folder is a copy of this run.
 
         Raises:
             LinesError: a shard cannot be opened, or is not whole.
@@ -51,10 +64,10 @@ class OpenedModels:
         headers = read_headers(folder)
         if headers.problems:
             raise LinesError(headers.problems)
-        opened = OpenedModel(folder, loader, headers.tensors, adapter)
+        opened = OpenedModel(folder, loader, headers.tensors, adapter, copied_from)
         self.models[model] = opened
         if adapter is not None and adapter.shard is not None:
-            self.shards[adapter.shard.path] = adapter.shard
+            self.shards[adapter.shard.path.resolve()] = adapter.shard
         for file in {header.file for header in (headers.tensors or {}).values()}:
             self._shard(folder / file)
 
@@ -105,19 +118,19 @@ class OpenedModels:
         return {str(model): self._describe(opened) for model, opened in self.models.items()}
 
     def _describe(self, opened: OpenedModel) -> dict[str, Any]:
+        paths = list(opened.copied_from)
+        if not paths:
+            names = {header.file for header in (opened.tensors or {}).values()}
+            names = names or set(opened.loader.index.tensor_paths.values())  # pickled
+            paths = [opened.folder / name for name in sorted(names)]
+            paths += opened.adapter.fingerprint_files if opened.adapter else []
         files: dict[str, dict[str, Any]] = {}
-        names = {header.file for header in (opened.tensors or {}).values()}
-        if opened.tensors is None:
-            names = set(opened.loader.index.tensor_paths.values())
-        for name in sorted(names):
-            stat = (opened.folder / name).stat()
-            files[name] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-            if opened.tensors is not None:
-                files[name]["header_sha256"] = self._shard(opened.folder / name).digest
-        for path in opened.adapter.fingerprint_files if opened.adapter else ():
+        for path in paths:
             stat = path.stat()
-            files[f"adapter/{path.name}"] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        return {"folder": str(opened.folder), "files": files}
+            files[str(path)] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+            if path.resolve() in self.shards:
+                files[str(path)]["header_sha256"] = self.shards[path.resolve()].digest
+        return files
 
     @property
     def bytes_read(self) -> int:

@@ -69,7 +69,7 @@ def whole(source: Source) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class HeldTensor:
-    """A tensor in memory."""
+    """A contiguous tensor in memory."""
 
     held: torch.Tensor
 
@@ -89,7 +89,7 @@ class HeldTensor:
 
     def read_into(self, start: int, stop: int, into: torch.Tensor) -> None:
         """See :class:`Source`."""
-        into.copy_(self.held.reshape(-1)[start:stop])
+        into.copy_(self.held.view(-1)[start:stop])
 
 
 class Shard:

@@ -171,8 +171,8 @@ class LinesMethod(MergeMethod):
         """Merge a tensor in memory with the kernel that a recipe's merge to disk uses."""
         base = next(entry.tensor for entry in group.entries if entry.is_base)
         pieces = TensorPieces(
-            HeldTensor(base),
-            [HeldTensor(entry.tensor) for entry in group.non_base],
+            HeldTensor(base.contiguous()),
+            [HeldTensor(entry.tensor.contiguous()) for entry in group.non_base],
             input_dtype,
             base.device,
             Workers(1),

@@ -1,0 +1,220 @@
+"""The engine in whole merges: what it reads, how it reads adapters, what it holds in memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mergekit_lines import merging
+from mergekit_lines.checkpoint import opened
+from mergekit_lines.checkpoint.sources import ShardTensor
+from tests import models
+from tests.e2e.runner import in_process
+
+SOUP = {"wrap": "task_arithmetic", "alpha": 0.4, "beta": 0.5, "weight": 0.5}
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+    """Bytes that merges read from each file, by its name."""
+    counted: dict[str, int] = {}
+    close = opened.OpenedModels.close
+
+    def closing(self: opened.OpenedModels) -> None:
+        for path, shard in self.shards.items():
+            counted[f"{path.parent.name}/{path.name}"] = shard.bytes_read
+        close(self)
+
+    monkeypatch.setattr(opened.OpenedModels, "close", closing)
+    return counted
+
+
+def recipe(base: Path, others: list[str], **parameters: Any) -> dict[str, Any]:
+    """Return a recipe of ``lines``."""
+    return {
+        "merge_method": "lines",
+        "base_model": str(base),
+        "models": [{"model": other} for other in others],
+        "parameters": parameters,
+    }
+
+
+def tensor_bytes(folder: Path) -> int:
+    """Return the bytes of a checkpoint's tensors."""
+    return sum(tensor.nbytes for tensor in models.read(folder).values())
+
+
+@pytest.fixture(scope="module")
+def soup(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A bf16 base with three adapters: LoRA, rsLoRA, DoRA."""
+    here = tmp_path_factory.mktemp("soup")
+    base = models.llama(here / "base", seed=1, dtype=torch.bfloat16)
+    return {
+        "base": base,
+        "plain": models.lora(base, here / "plain", seed=2),
+        "rs": models.lora(base, here / "rs", seed=3, rslora=True),
+        "dora": models.lora(base, here / "dora", seed=4, dora=True),
+    }
+
+
+def merged(base: Path, adapter: Path, path: Path) -> Path:
+    """Save what peft makes of base and adapter, in fp32."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    whole = PeftModel.from_pretrained(loaded, str(adapter)).merge_and_unload()
+    whole.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("wrap", ["task_arithmetic", "ties", "dare_ties", "sce"])
+def test_adapters_equal_peft(wrap: str, soup: Mapping[str, Path], tmp_path: Path) -> None:
+    """``base+adapter`` entries give what peft's merged models give in fp32, kernel or not."""
+    whole = {
+        name: merged(soup["base"], soup[name], tmp_path / name) for name in ("plain", "rs", "dora")
+    }
+    words: dict[str, Any] = {"wrap": wrap, "alpha": 0.4, "beta": 0.5}
+    words |= {"weight": 0.5, "density": 0.5} if wrap != "sce" else {"select_topk": 0.5}
+    adapted = recipe(soup["base"], [f"{soup['base']}+{soup[name]}" for name in whole], **words)
+    plain = recipe(soup["base"], [str(path) for path in whole.values()], **words)
+    got = models.read(in_process({**adapted, "out_dtype": "float32"}, tmp_path / "adapted"))
+    want = models.read(in_process({**plain, "out_dtype": "float32"}, tmp_path / "plain-out"))
+    flips = 0
+    for name, tensor in want.items():
+        error = (got[name] - tensor).abs()
+        bound = 1e-6 * tensor.abs().max()
+        # peft adds in another order: an entry at TIES's threshold may fall on its other side.
+        flips += int((error > bound).sum())
+    assert flips <= (0 if wrap in ("task_arithmetic", "dare_ties") else 2)
+
+
+def test_a_soup_reads_its_base_once(
+    soup: Mapping[str, Path], tmp_path: Path, read: dict[str, int]
+) -> None:
+    """Adapters over one base: the base's bytes are read once, and no copy of it is written."""
+    entries = [f"{soup['base']}+{soup[name]}" for name in ("plain", "rs", "dora")]
+    in_process(recipe(soup["base"], entries, **SOUP), tmp_path / "out", lora_merge_cache=None)
+    assert read["base/model.safetensors"] == tensor_bytes(soup["base"])
+    for name in ("plain", "rs", "dora"):
+        size = (soup[name] / "adapter_model.safetensors").stat().st_size
+        assert 0 < read[f"{name}/adapter_model.safetensors"] <= size
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_full_models_are_read_once_per_pass(
+    llama_bf16_base: Path,
+    llama_bf16_a: Path,
+    llama_bf16_b: Path,
+    tmp_path: Path,
+    read: dict[str, int],
+) -> None:
+    """One pass for task arithmetic with a given α; Eq. 2 adds one for every tensor but ties."""
+    tuned = [str(llama_bf16_a), str(llama_bf16_b)]
+    in_process(recipe(llama_bf16_base, tuned, **SOUP), tmp_path / "out")
+    for folder in (llama_bf16_base, llama_bf16_a, llama_bf16_b):
+        assert read[f"{folder.name}/model.safetensors"] == tensor_bytes(folder)
+    twice = {**SOUP, "alpha": "auto", "normalize": True}  # no closed form
+    in_process(recipe(llama_bf16_base, tuned, **twice), tmp_path / "twice")
+    for folder in (llama_bf16_base, llama_bf16_a, llama_bf16_b):
+        assert read[f"{folder.name}/model.safetensors"] == 2 * tensor_bytes(folder)
+
+
+def test_an_adapter_of_another_kind_is_merged_by_peft(llama_base: Path, tmp_path: Path) -> None:
+    """LoHa has no reader of ours: peft merges it into a copy that is gone afterwards."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(llama_base)
+    config = peft.LoHaConfig(r=2, alpha=4, target_modules=["q_proj"], init_weights=False)
+    adapted = peft.get_peft_model(model, config)
+    adapted.save_pretrained(str(tmp_path / "loha"))
+    want = adapted.merge_and_unload().state_dict()
+    entry = f"{llama_base}+{tmp_path / 'loha'}"
+    edit = {**recipe(llama_base, [entry], gamma=1.0), "merge_method": "lines_postprocess"}
+    got = models.read(in_process(edit, tmp_path / "out"))
+    for name, tensor in want.items():
+        assert models.max_error_ratio(got[name], tensor) <= 1e-6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loha", "out"]
+
+
+@pytest.mark.parametrize("wrap", ["task_arithmetic", "ties", "breadcrumbs_ties", "dare_ties"])
+def test_pieces_change_nothing(
+    wrap: str,
+    llama_bf16_base: Path,
+    llama_bf16_a: Path,
+    llama_bf16_b: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tensors cut into hundreds of pieces on three threads give the bytes of one piece on one."""
+    words = {"wrap": wrap, "alpha": 0.4, "beta": 0.5, "weight": 0.5}
+    words |= {"density": 0.5} if wrap != "task_arithmetic" else {}
+    tuned = [str(llama_bf16_a), str(llama_bf16_b)]
+    want = in_process(recipe(llama_bf16_base, tuned, **words), tmp_path / "one", num_threads=1)
+    monkeypatch.setattr(merging, "PIECE", 96)
+    got = in_process(recipe(llama_bf16_base, tuned, **words), tmp_path / "many", num_threads=3)
+    assert models.weights_digest(got) == models.weights_digest(want)
+
+
+def test_an_input_that_changes_while_it_is_read(
+    llama_base: Path, llama_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard that is replaced or cut during the merge is refused by name, and nothing is kept."""
+    tuned = tmp_path / "tuned"
+    original = ShardTensor.read_into
+    for change in ("replaced", "cut", "touched"):
+        shutil.copytree(llama_a, tuned)
+        file = tuned / "model.safetensors"
+
+        def read_into(
+            self: ShardTensor,
+            start: int,
+            stop: int,
+            into: torch.Tensor,
+            change: str = change,
+            file: Path = file,
+        ) -> None:
+            original(self, start, stop, into)
+            if self.name != "model.layers.1.mlp.up_proj.weight" or not file.exists():
+                return
+            if change == "cut":
+                with file.open("r+b") as handle:
+                    handle.truncate(5_000)
+            elif change == "replaced":
+                shutil.copy(file, f"{file}.new")
+                Path(f"{file}.new").rename(file)
+            else:
+                file.touch()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ShardTensor, "read_into", read_into)
+            with pytest.raises(Exception, match=r"tuned.model\.safetensors: (changed|ends)"):
+                in_process(recipe(llama_base, [str(tuned)], **SOUP), tmp_path / "out")
+        assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
+        shutil.rmtree(tuned)
+
+
+def test_the_index_names_every_tensor_once(llama_base: Path, llama_a: Path, tmp_path: Path) -> None:
+    """Shards are cut by ``--out-shard-size``; index and shards agree."""
+    from safetensors import safe_open
+
+    out = in_process(
+        recipe(llama_base, [str(llama_a)], **SOUP), tmp_path / "out", out_shard_size=40_000
+    )
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    held: dict[str, str] = {}
+    for shard in sorted(out.glob("*.safetensors")):
+        with safe_open(shard, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - a shard is no mapping
+                assert name not in held
+                held[name] = shard.name
+    assert held == index["weight_map"]
+    assert len(set(held.values())) > 2
+    assert index["metadata"]["total_size"] == tensor_bytes(out)
