@@ -15,7 +15,7 @@ from torch.autograd import profiler_legacy
 
 from mergekit_lines.alpha import NormCollector
 from mergekit_lines.sizes import Sized
-from mergekit_lines.tasks import LinesTask, NormTask
+from mergekit_lines.tasks import LinesTask
 
 SIZES = (2**18, 2**19)  # entries of the made-up tensors
 
@@ -76,12 +76,9 @@ def _alike(tensor: Sized) -> tuple[Any, ...]:
 def _measure(tensor: Sized, *, calibrating: bool) -> tuple[tuple[int, Log], ...]:
     """Return the logs of two small tensors, each with its number of entries."""
     values: dict[str, Any] = {"coefficient": 0.5, "seed": 0}
-    kind: type[LinesTask] = LinesTask
     if calibrating:
-        power = 1 if tensor.item.values["norm"] == "l1" else 2
-        values["collector"] = NormCollector(power)
-        kind = NormTask
-    task = tensor.item.task.with_values(values, kind)
+        values["collector"] = NormCollector(1 if tensor.item.values["norm"] == "l1" else 2)
+    task = tensor.item.task.with_values(values)
     points = []
     for size in SIZES:
         shape = _shrunk(tensor.shape, size)

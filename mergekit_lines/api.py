@@ -19,8 +19,9 @@ from mergekit_lines.errors import LinesError, nearest, reason, some
 from mergekit_lines.in_memory import DTYPES, merge_groups, storage
 from mergekit_lines.kernels.scale import work_dtype
 from mergekit_lines.methods.words import POSTPROCESS_WORDS, number
+from mergekit_lines.parameters import schema_problems
 from mergekit_lines.plugin import register
-from mergekit_lines.schedule import Schedule
+from mergekit_lines.schedule import Schedule, plain
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -63,7 +64,9 @@ def scale_task_vector(
             f"only weights have task vectors. Leave them out."
         )
     given = _words(schedule=schedule, outside=outside, blocks=blocks, num_blocks=num_blocks)
-    scheduled = Schedule(number("alpha", alpha), number("beta", beta), given["schedule"])
+    scheduled = Schedule(
+        number("alpha", plain(alpha)), number("beta", plain(beta)), given["schedule"]
+    )
     elsewhere = scheduled.alpha if given["outside"] == "alpha" else given["outside"]
     chosen = given["blocks"].split(",") if given["blocks"] else None
     depths = block_depths(task_vector, blocks=chosen, num_blocks=given["num_blocks"])
@@ -178,12 +181,14 @@ def merge(recipe: str | os.PathLike[str] | Mapping[str, Any], out: Any, **option
     from mergekit import merge as mergekit_merge
     from mergekit.config import MergeConfiguration
 
+    if not isinstance(out, (str, os.PathLike)) or not os.fspath(out):
+        raise LinesError(f"out: found {out!r}, wanted the path of a folder to make.")
     text, document = _document(recipe)
     flags = _options(options)
     try:
         config = MergeConfiguration.model_validate(document)
     except ValidationError as error:
-        raise LinesError([f"recipe: {problem}" for problem in _problems(error)]) from None
+        raise LinesError([f"recipe: {problem}" for problem in schema_problems(error)]) from None
     except (RuntimeError, TypeError) as error:  # mergekit's own check of models, slices, modules
         raise LinesError(f"recipe: {reason(error)}.") from None
     mergekit_merge.run_merge(config, os.fspath(out), options=flags, config_source=text)
@@ -193,7 +198,7 @@ def merge(recipe: str | os.PathLike[str] | Mapping[str, Any], out: Any, **option
 def _document(recipe: Any) -> tuple[str, Any]:
     """Return a recipe's text and what it holds."""
     if isinstance(recipe, Mapping):
-        document = _plain(recipe)
+        document = _plain("recipe", recipe)
         return yaml.safe_dump(document, sort_keys=False, allow_unicode=True), document
     if not isinstance(recipe, (str, os.PathLike)):
         raise LinesError(
@@ -216,13 +221,19 @@ def _document(recipe: Any) -> tuple[str, Any]:
         raise LinesError(f"recipe {path}: not YAML ({reason(error)}).") from None
 
 
-def _plain(value: Any) -> Any:
-    """Return mappings, sequences and paths as YAML has them."""
+def _plain(place: str, value: Any) -> Any:
+    """Return mappings, sequences, paths and numbers as YAML has them."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(f"{place}.{key}", item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+        return [_plain(f"{place}[{number}]", item) for number, item in enumerate(value)]
+    value = plain(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise LinesError(
+        f"{place}: found {value!r:.80} ({type(value).__name__}), wanted what a YAML file can "
+        f"hold: text, a number, true or false, a list or a mapping."
+    )
 
 
 def _options(options: Mapping[str, Any]) -> Any:
@@ -240,7 +251,9 @@ def _options(options: Mapping[str, Any]) -> Any:
     try:
         flags = MergeOptions(**options)
     except ValidationError as error:
-        raise LinesError([f"option {problem}" for problem in _problems(error)]) from None
+        raise LinesError([f"option {problem}" for problem in schema_problems(error)]) from None
+    if flags.num_threads is not None and flags.num_threads < 1:
+        raise LinesError(f"option num_threads: found {flags.num_threads}, wanted 1 or more.")
     # What the command's global options do, but for the threads between operations: torch lets
     # them be set only once.
     if flags.num_threads is not None:
@@ -250,17 +263,11 @@ def _options(options: Mapping[str, Any]) -> Any:
     return flags
 
 
-def _problems(error: ValidationError) -> Iterable[str]:
-    for problem in error.errors():
-        place = ".".join(map(str, problem["loc"]))
-        yield f"{place}: {problem['msg']}." if place else f"{problem['msg']}."
-
-
 def _words(**given: Any) -> dict[str, Any]:
     """Return words checked as a recipe's are, with their defaults."""
     specs = {word.name: word for word in POSTPROCESS_WORDS}
     return {
-        name: specs[name].validate(specs[name].default if value is None else value)
+        name: specs[name].validate(specs[name].default if value is None else plain(value))
         for name, value in given.items()
     }
 

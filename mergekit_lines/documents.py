@@ -10,12 +10,13 @@ import yaml
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 from mergekit.scripts.multimerge import load_config
+from pydantic import ValidationError
 
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.findings import Inspection
-from mergekit_lines.inspection import anywhere, inspect_recipe
+from mergekit_lines.inspection import inspect_recipe, recipe_problems
+from mergekit_lines.parameters import schema_problems
 from mergekit_lines.plugin import METHODS
-from mergekit_lines.preflight import check_recipe
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def read_documents(path: Path) -> list[Document]:
     try:
         text = path.read_text(encoding="utf-8")
         found: list[Any] = [entry for entry in yaml.safe_load_all(text) if entry is not None]
+        _check_mappings(path, found)
         if len(found) == 1:
             document = {key: value for key, value in found[0].items() if key != "name"}
             return [Document(None, MergeConfiguration.model_validate(document), text)]
@@ -73,10 +75,23 @@ def read_documents(path: Path) -> list[Document]:
             for entry in found
             for name in [entry.get("name")]
         ]
+    except LinesError:
+        raise
+    except ValidationError as error:
+        raise LinesError([f"{path}: {problem}" for problem in schema_problems(error)]) from error
     except Exception as error:
         raise LinesError(
             f"{path}: mergekit cannot read this recipe ({reason(error)}). Mend the file."
         ) from error
+
+
+def _check_mappings(path: Path, found: list[Any]) -> None:
+    for entry in found:
+        if not isinstance(entry, dict):
+            raise LinesError(
+                f"{path}: found {str(entry)[:40]!r}, wanted a recipe: merge_method, base_model, "
+                f"models, parameters."
+            )
 
 
 def _inspect(document: Document, options: MergeOptions, out: Path | None) -> Inspection:
@@ -94,7 +109,5 @@ def _inspect(document: Document, options: MergeOptions, out: Path | None) -> Ins
             f"itself was checked. Once that is merged, inspect this document alone with the path "
             f"in place of the name.",
         ),
-        problems=tuple(
-            check_recipe(document.config, place or anywhere(), options, document.source)
-        ),
+        problems=tuple(recipe_problems(document.config, document.source, options, place)),
     )

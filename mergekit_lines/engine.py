@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from mergekit_lines.checkpoint.opened import OpenedModels
 from mergekit_lines.checkpoint.sources import HeldTensor, Source, whole
 from mergekit_lines.checkpoint.writer import ShardWriter
 from mergekit_lines.errors import LinesError
+from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.merging import Job, TensorPieces, merge_tensor, tensor_norms
 from mergekit_lines.methods import wrap as methods
 from mergekit_lines.workers import Workers
@@ -76,8 +77,8 @@ class Engine:
         self._read_ahead(name)
         sink = self.writer.sink(name)
         slot = self.writer.slot(name)
-        found = self._streamed(task, sources)
         with task.failures(sources):
+            found = self._streamed(task, sources)
             if found:
                 job, pieces = found
                 merge_tensor(job, pieces, slot.dtype, sink)
@@ -109,8 +110,8 @@ class Engine:
         """
         sources = self._inputs(task, tensors)
         self._read_ahead(task.output_weight.name)
-        found = self._streamed(task, sources)
         with task.failures(sources):
+            found = self._streamed(task, sources)
             if found:
                 collector.terms[task.output_weight.name] = tensor_norms(*found, collector.power)
             else:
@@ -134,24 +135,19 @@ class Engine:
         self, task: LinesTask, sources: dict[ModelReference, Source]
     ) -> tuple[Job, TensorPieces] | None:
         """Return how to merge the tensor in pieces, or None where it has to be whole."""
-        order, base = task.model_order, task.base_model
-        tuned = [model for model in order if model != base]
-        if base is None or set(sources) != set(order) or not tuned:
+        base = task.base_model
+        merge = kernel_of(task, {model: source.dtype for model, source in sources.items()})
+        first = sources.get(base)
+        if merge is None or first is None or 0 in first.shape:
             return None
-        first = sources[base]
-        if not all(s.dtype.is_floating_point and s.shape == first.shape for s in sources.values()):
+        if any(source.shape != first.shape for source in sources.values()):
             return None
-        if 0 in first.shape:
-            return None
+        tuned = [model for model in task.model_order if model != base]
         values = dict(task.parameters.items())
-        method = methods.registered(task.method_name)
-        merge = method.kernel({**values, **task.input_values(tuned)}, tuned)
-        if merge is None:
-            return None
         job = Job(
             name=task.output_weight.name,
             models=[base, *tuned],
-            wrap=method.wrapped.spec.name,
+            wrap=methods.registered(task.method_name).wrapped.spec.name,
             merge=merge,
             coefficient=values["coefficient"],
             seed=values["seed"],
@@ -195,3 +191,19 @@ class Engine:
         """
         self.workers.close()
         self.writer.close()
+
+
+def kernel_of(task: LinesTask, inputs: Mapping[ModelReference, torch.dtype]) -> Merge | None:
+    """Return the kernel that merges a tensor in pieces, or None where it has to be whole.
+
+    Args:
+        task: the tensor's task.
+        inputs: the dtypes of the models that have the tensor.
+    """
+    tuned = [model for model in task.model_order if model != task.base_model]
+    if set(inputs) != set(task.model_order) or task.base_model not in inputs or not tuned:
+        return None
+    if not all(dtype.is_floating_point for dtype in inputs.values()):
+        return None
+    values = {**dict(task.parameters.items()), **task.input_values(tuned)}
+    return methods.registered(task.method_name).kernel(values, tuned)

@@ -66,8 +66,8 @@ class Input:
         merge: what the merge takes of it.
         calibration: what Eq. 2 takes before, for ``alpha: auto`` without a closed form.
         adapter: the adapter's file.
-        copy: BASE+ADAPTER only: mergekit reads the whole base, merges the adapter into it, and
-            writes a checkpoint that lasts as long as the run; the merge reads that one.
+        copy: BASE+ADAPTER of a kind that only peft can merge: the checkpoint that it makes of
+            them, which lasts as long as the run; the merge reads that one.
         read: all that is read.
     """
 
@@ -87,17 +87,16 @@ class Memory:
 
     Args:
         process: the imported packages and the plan; None where the system does not tell.
-        buffered: output that waits to be written, with the holes around it.
-        temporaries: of the tensor being merged; on an accelerator they are there, and not in
-            ``total``.
-        loaded: what merging an adapter into its base makes anew, before the merge.
+        tensor: what is held of the tensor that takes most: its pieces on every thread, or its
+            inputs and the method's own temporaries where it cannot be merged in pieces. On an
+            accelerator the temporaries are there, and are counted all the same.
+        loaded: what peft makes anew in merging an adapter into its base, before the merge.
         total: the peak; None where ``process`` is.
-        device: where the temporaries are.
+        device: where the arithmetic is done.
     """
 
     process: int | None
-    buffered: int
-    temporaries: int
+    tensor: int
     loaded: int
     total: int | None
     device: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from mergekit.architecture import WeightInfo
@@ -14,7 +13,6 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
-from safetensors import safe_open
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
@@ -92,8 +90,9 @@ def check_plan(
     """
     problems: list[str] = []
     grouped: dict[str, list[Trouble]] = defaultdict(list)
+    convertible = Convertible(options)
     for item in planned:
-        for trouble in _check_tensor(item, headers, options):
+        for trouble in _check_tensor(item, headers, convertible):
             grouped[trouble.text].append(trouble)
     for text, troubles in grouped.items():
         named = f"{some((trouble.tensor for trouble in troubles), 3)}{troubles[0].example}"
@@ -101,39 +100,6 @@ def check_plan(
     problems += _check_lost(planned, config, arch_info, options)
     problems += _check_ties(planned, config, options)
     return problems
-
-
-def check_adapters(headers: Mapping[ModelReference, Headers]) -> list[str]:
-    """Return the adapters that were made for another model than the base they are added to."""
-    problems = []
-    for model, found in headers.items():
-        folder = Path(model.lora.path) if model.lora else None
-        if folder is None or found.tensors is None:
-            continue
-        file = folder / "adapter_model.safetensors"
-        if file.exists():
-            problems += list(_check_adapter(model, file, found.tensors))[:1]
-    return problems
-
-
-def _check_adapter(
-    model: ModelReference, file: Path, tensors: Mapping[str, TensorHeader]
-) -> Iterator[str]:
-    with safe_open(file, framework="pt") as adapter:
-        for name in adapter.keys():  # noqa: SIM118 - a shard is no mapping
-            match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
-            if not match:
-                continue
-            layer, side = match.groups()
-            shape = adapter.get_slice(name).get_shape()
-            size = shape[1] if side == "A" else shape[0]
-            target = tensors.get(f"{layer}.weight")
-            if target is None or size not in target.shape:
-                has = f"the shape {target.shape}" if target else "no such layer"
-                yield (
-                    f"{file}: {name} has the shape {tuple(shape)}, and {model.model} has "
-                    f"{has} for {layer}.weight. Use the base that the adapter was made for."
-                )
 
 
 def dropped_tensors(
@@ -165,8 +131,39 @@ def _names(weight: WeightInfo) -> list[str]:
     return [weight.name, *(weight.aliases or ()), *(weight.tied_names or ())]
 
 
+class Convertible:
+    """What mergekit can make of the tensors of a checkpoint in an older layout (fused experts).
+
+    mergekit looks through all names that it is given for every tensor it is asked for. Those
+    with the tensor's own number, which is its block's, most often are enough.
+    """
+
+    def __init__(self, options: MergeOptions) -> None:
+        self._options = options
+        self._known: dict[ModelReference, tuple[str, dict[str, set[str]]]] = {}
+
+    def __call__(self, model: ModelReference, name: str) -> bool:
+        """Tell whether the model's tensors give the one that it has not under this name."""
+        if model not in self._known:
+            kind = model.config(trust_remote_code=self._options.trust_remote_code).model_type
+            numbered: dict[str, set[str]] = defaultdict(set)
+            for held in LoaderCache().get(model).index.tensor_paths:
+                numbered[_number(held)].add(held)
+            self._known[model] = (kind, numbered)
+        kind, numbered = self._known[model]
+        few = numbered.get(_number(name), set())
+        return can_convert_checkpoint_keys(kind, few, name) or can_convert_checkpoint_keys(
+            kind, set().union(*numbered.values()), name
+        )
+
+
+def _number(name: str) -> str:
+    """Return the first number of a name, or nothing."""
+    return next((part for part in name.split(".") if part.isdecimal()), "")
+
+
 def _check_tensor(
-    item: PlannedTensor, headers: Mapping[ModelReference, Headers], options: MergeOptions
+    item: PlannedTensor, headers: Mapping[ModelReference, Headers], convertible: Convertible
 ) -> Iterator[Trouble]:
     gather: Any = item.task.gather_tensors
     aligned = hasattr(gather, "tokenizer_task")
@@ -176,8 +173,7 @@ def _check_tensor(
         index = LoaderCache().get(model).index.tensor_paths
         name = next((name for name in _names(weight) if name in index), None)
         if name is None:
-            kind = model.config(trust_remote_code=options.trust_remote_code).model_type
-            if can_convert_checkpoint_keys(kind, set(index), weight.name):
+            if convertible(model, weight.name):
                 continue
             if not weight.optional:
                 yield Trouble(

@@ -19,11 +19,13 @@ from mergekit.merge_methods.base import ParameterScope, PerGroupValues, TensorGr
 
 from mergekit_lines.alpha import NormCollector, find_alpha
 from mergekit_lines.depth import BlockDepth, block_depths
-from mergekit_lines.errors import LinesError, nearest, reason, some
+from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.methods.lines import LinesMethod
 from mergekit_lines.methods.words import LINES_WORDS, WHOLE_RECIPE, incomplete
 from mergekit_lines.methods.wrap import method_for, postprocess_method
+from mergekit_lines.parameters import hint
 from mergekit_lines.planner import PlannedTensor
+from mergekit_lines.schedule import plain
 
 LOG = logging.getLogger(__name__)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -65,8 +67,8 @@ def merge_groups(
     Raises:
         LinesError: a word, a name, a dtype or a tensor is at fault.
     """
-    given = {key: value for key, value in parameters.items() if value is not None}
-    check_groups(name, groups)
+    given = {key: _plain(value) for key, value in parameters.items() if value is not None}
+    check_groups(name, groups, dtype, out_dtype)
     method = _method(name, given)
     values = bind(method, groups, given)
     ties = _ties(groups)
@@ -100,6 +102,15 @@ def merge_groups(
             results[first] if tied else run(number, {"coefficient": coefficients[number]})
         )
     return tuple(results)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value, or values per model or tensor, with numbers as Python has them."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, PerGroupValues):
+        return PerGroupValues([_plain(one) for one in value.values])
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else plain(value)
 
 
 def merge_group(
@@ -136,7 +147,7 @@ def bind(
     problems = []
     for key, value in given.items():
         if key not in specs:
-            problems.append(f"parameters.{key}: nobody declares this name.{_hint(key, specs)}")
+            problems.append(f"parameters.{key}: nobody declares this name.{hint(key, specs)}")
         elif key in WHOLE_RECIPE and isinstance(value, PerGroupValues):
             problems.append(f"parameters.{key}: found a value per tensor, wanted one value.")
         elif specs[key].scope != ParameterScope.SHARED and isinstance(value, Mapping):
@@ -154,6 +165,12 @@ def bind(
             )
     if problems:
         raise LinesError(problems)
+    shared = {
+        key: value if isinstance(value, PerGroupValues) else parameter.validate(value)
+        for key, parameter in specs.items()
+        if parameter.scope == ParameterScope.SHARED
+        for value in [given.get(key, parameter.default)]
+    }
     try:
         values = [
             method._bind_group_parameters(group, given, number, len(groups))
@@ -162,19 +179,11 @@ def bind(
     except (ValueError, TypeError) as error:
         raise LinesError(f"parameters: {error}.") from error
     wrap = method.wrapped.spec.name
-    problems = [text for found in values if (text := incomplete(found, wrap))]
+    # A model without a floating-point tensor has no groups: the words are checked all the same.
+    problems = [text for found in values or [shared] if (text := incomplete(found, wrap))]
     if problems:
         raise LinesError(list(dict.fromkeys(problems)))
     return values
-
-
-def _hint(name: str, known: Mapping[str, Any]) -> str:
-    postprocess = "wrap" not in known
-    if not postprocess and name == "gamma":
-        return " It belongs to merge_method: lines_postprocess; here write alpha and beta."
-    if postprocess and name in {word.name for word in LINES_WORDS}:
-        return " It belongs to merge_method: lines; lines_postprocess edits one model."
-    return nearest(name, known) or f" (known: {', '.join(sorted(known))})"
 
 
 def _method(name: str, given: Mapping[str, Any]) -> LinesMethod:
@@ -186,13 +195,25 @@ def _method(name: str, given: Mapping[str, Any]) -> LinesMethod:
     return method_for(WRAP.validate(wrap))
 
 
-def check_groups(name: str, groups: Sequence[TensorGroup]) -> None:
+def check_groups(
+    name: str,
+    groups: Sequence[TensorGroup],
+    dtype: torch.dtype | None,
+    out_dtype: torch.dtype | None,
+) -> None:
     """Check names, dtypes and the number of models.
 
     Raises:
         LinesError: one of them is at fault.
     """
     problems = []
+    for key, kind in {"dtype": dtype, "out_dtype": out_dtype}.items():
+        if kind is not None and kind not in DTYPES:
+            wanted = ", ".join(map(str, DTYPES))
+            problems.append(
+                f"{key}: found {kind}, wanted one of {wanted}. Merge to one of these, and convert "
+                f"the result."
+            )
     names = [group.metadata.name for group in groups]
     if None in names:
         problems.append(

@@ -181,9 +181,12 @@ def _with_totals(
     notes: list[str],
 ) -> Inspection:
     """Fill in what is read and written, and the memory and disk that it takes."""
-    models = inputs(sizes.tensors, calibrated, prepared.headers, options)
+    models = inputs(sizes.tensors, calibrated, prepared, options)
     output = sum(sized.bytes for sized in sizes.tensors)
-    loaded = max(adapted_bytes(*entry, options) for entry in prepared.headers.items())
+    loaded = max(
+        (adapted_bytes(model, prepared.headers[model], options) for model in prepared.copied),
+        default=0,
+    )
     try:
         memory = estimate(sizes.tensors, calibrated, process, options, loaded)
     except LinesError as error:

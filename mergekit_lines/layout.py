@@ -98,7 +98,8 @@ def _needs_weights(_collector: NormCollector) -> None:
 def _alpha(planned: list[PlannedTensor], found: Calibration | None) -> tuple[float | None, str]:
     """Return α and where it comes from; gamma is an α too."""
     if found is not None:
-        return found.alpha, f"Eq. 2 in closed form, {found.models} models"
+        models = f"{found.models} model{'s' if found.models != 1 else ''}"
+        return found.alpha, f"Eq. 2 in closed form, {models}"
     given = {_given_alpha(item) for item in planned}
     if "auto" in given:
         return None, WEIGHTS

@@ -1,24 +1,31 @@
 """How much memory a merge needs, told before it begins.
 
-A merge's anonymous memory is, at any moment, the sum of three parts: what the imported
-packages hold; the output that mergekit's writer keeps until a shard is full; and what the
-method allocates for the tensor being merged (weights are mapped from their files, which is no
-anonymous memory). The second and third are followed through mergekit's order of tensors.
+A merge's anonymous memory is what the imported packages hold, and what the engine holds of the
+tensor that is being merged: a few pieces on every thread; or, where the wrapped method has no
+kernel, the tensor of every model and what the method allocates.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from mergekit_lines.allocations import Allocations, Log
+from mergekit_lines.allocations import Allocations, peak
+from mergekit_lines.engine import kernel_of
 from mergekit_lines.findings import Memory
+from mergekit_lines.kernels.merge import Merge
+from mergekit_lines.kernels.scale import work_dtype
+from mergekit_lines.merging import PIECE
 from mergekit_lines.sizes import Sized
+from mergekit_lines.workers import available_cores
 
 STATUS = Path("/proc/self/status")
-# glibc maps larger blocks by themselves, and gives them back at once.
-HEAP = 32 * 2**20
+# Beside the inputs' pieces a thread holds the bytes it read, the task vector, masks and draws.
+TEMPORARIES = 6
+# Of a tensor's magnitudes, those that a selection gathers near its threshold.
+CANDIDATES = 0.05
 
 
 def process_bytes() -> int | None:
@@ -46,70 +53,28 @@ def estimate(
         options: mergekit's flags.
         loaded: bytes that merging an adapter into its base makes anew, before the merge.
     """
-    device = str(options.device or "cpu")
-    allocations, heap = Allocations(), _Heap()
-    ordered = sorted(tensors, key=lambda tensor: tensor.label)
-    for tensor in ordered:
+    threads = options.num_threads or available_cores()
+    allocations = Allocations()
+    most = 0
+    for tensor in tensors:
+        with tensor.item.task.failures({}):
+            merge = kernel_of(tensor.item.task, tensor.inputs)
+        if merge is not None and tensor.entries:
+            most = max(most, tensor.held + _pieces(tensor, merge, threads))
+            continue
+        logs = [allocations.of(tensor)]
         if tensor.item.weight.name in calibrated:
-            heap.run(allocations.of(tensor, calibrating=True))
-    written = 0
-    for tensor in ordered:
-        heap.run(allocations.of(tensor))
-        if written and written + tensor.bytes > options.out_shard_size:
-            heap.flush(waiting=options.async_write)
-            written = 0
-        heap.keep(tensor.bytes + _holes(tensor))
-        written += tensor.bytes
-        heap.run([tensor.bytes] if options.clone_tensors else [])
-    buffered, temporaries = heap.peak
-    here = buffered if device != "cpu" else buffered + temporaries
-    total = None if process is None else process + max(here, loaded)
-    return Memory(process, buffered, temporaries, loaded, total, device)
+            logs.append(allocations.of(tensor, calibrating=True))
+        most = max(most, tensor.held + tensor.read_bytes + max(map(peak, logs)))
+    total = None if process is None else process + max(most, loaded)
+    return Memory(process, most, loaded, total, str(options.device or "cpu"))
 
 
-def _holes(tensor: Sized) -> int:
-    """Return what the heap loses around a result that is kept there, half of it on average.
-
-    A rounded result lies in a block that was made for the wider dtype of the arithmetic; what
-    is left of the block fits other tensors sometimes.
-    """
-    if tensor.bytes >= HEAP or not tensor.dtype.is_floating_point:
-        return 0
-    wide = max(4, *(dtype.itemsize for dtype in tensor.inputs.values()))
-    return max(0, tensor.entries * wide - tensor.bytes) // 2
-
-
-class _Heap:
-    """glibc's memory: small blocks share a heap that does not shrink, large ones come and go."""
-
-    def __init__(self) -> None:
-        self.peak = (0, 0)  # of what is kept for the writer, and of all else
-        self._small = 0  # kept
-        self._large = 0  # kept
-        self._waiting = 0  # of a shard that is being written
-        self._size = 0  # of the heap
-
-    def run(self, log: Log) -> None:
-        """Go through one tensor's allocations."""
-        small, large = self._small, self._large + self._waiting
-        kept = small + large
-        for size in [0, *log]:
-            if abs(size) < HEAP:
-                small += size
-            else:
-                large += size
-            self._size = max(self._size, small)
-            if large + self._size > sum(self.peak):
-                self.peak = (kept, large + self._size - kept)
-
-    def keep(self, size: int) -> None:
-        """Keep a result until it is written."""
-        if size < HEAP:
-            self._small += size
-        else:
-            self._large += size
-
-    def flush(self, *, waiting: bool) -> None:
-        """Write what is kept; ``waiting`` keeps it until the next time."""
-        self._waiting = self._small + self._large if waiting else 0
-        self._small = self._large = 0
+def _pieces(tensor: Sized, merge: Merge, threads: int) -> int:
+    """Return what the threads hold while a tensor goes through memory in pieces."""
+    width = max(work_dtype(dtype).itemsize for dtype in tensor.inputs.values())
+    size = min(PIECE, tensor.entries) if merge.supports(tensor.shape) else tensor.entries
+    count = min(threads, math.ceil(tensor.entries / size))
+    selected = sum(sparsity.ranks(tensor.entries) is not None for sparsity in merge.sparsities)
+    candidates = int(CANDIDATES * tensor.entries) * selected
+    return width * (count * size * (len(tensor.inputs) + TEMPORARIES) + candidates)

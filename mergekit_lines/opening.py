@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.adapters import Adapter
-from mergekit_lines.checkpoint.headers import read_headers, weight_files
+from mergekit_lines.checkpoint.headers import TensorHeader, read_headers, weight_files
 from mergekit_lines.checkpoint.opened import OpenedModels, adapter_folder
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.planner import models_in_order
@@ -68,7 +68,8 @@ def open_models(
         adapter: Adapter | None = None
         copied_from: tuple[Path, ...] = ()
         if model.lora is not None:
-            adapter = _adapter(model, loader, options)
+            tensors = read_headers(Path(loader.index.base_path)).tensors
+            adapter = adapter_of(model, tensors, options)
             if adapter is None:
                 cache = stack.enter_context(_copies(options, partial))
                 LoaderCache().setup(options=options.model_copy(update={"lora_merge_cache": cache}))
@@ -85,21 +86,31 @@ def open_models(
     return opened
 
 
-def _adapter(
-    model: ModelReference, loader: LazyTensorLoader, options: MergeOptions
+def adapter_of(
+    model: ModelReference, tensors: Mapping[str, TensorHeader] | None, options: MergeOptions
 ) -> Adapter | None:
-    """Return the model's adapter, or None where peft has to merge it."""
-    headers = read_headers(Path(loader.index.base_path)).tensors
-    if headers is None:
+    """Return the model's adapter, or None where peft has to merge it.
+
+    Args:
+        model: BASE+ADAPTER; an adapter on the Hub is downloaded.
+        tensors: what the base's headers say; None for a pickled one.
+        options: mergekit's flags.
+
+    Raises:
+        LinesError: the adapter is broken, or was made for another base.
+    """
+    if tensors is None:
         return None
-    shapes = {name: header.shape for name, header in headers.items()}
+    shapes = {name: header.shape for name, header in tensors.items()}
     config = model.config(trust_remote_code=options.trust_remote_code)
-    adapter = Adapter.open(adapter_folder(model), shapes, base_config=config)
+    try:
+        adapter = Adapter.open(adapter_folder(model), shapes, base_config=config)
+    except LinesError as error:
+        raise LinesError([f"model {model}: {problem}" for problem in error.problems]) from None
     if adapter.reason is None:
         return adapter
     LOG.info("adapter %s is merged by peft: %s", adapter.folder, adapter.reason)
-    if adapter.shard is not None:
-        adapter.shard.close()
+    adapter.close()
     return None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from mergekit.common import ModelReference
 from mergekit.config import ConditionalParameter, MergeConfiguration
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
+from pydantic import ValidationError
 
 from mergekit_lines.errors import LinesError, nearest
 from mergekit_lines.methods.words import (
@@ -50,6 +51,13 @@ def sections(config: MergeConfiguration) -> Iterator[Section]:
     for name, module in (config.modules or {}).items():
         yield from one(f"modules.{name}.", module)
         yield from inputs(f"modules.{name}.", module)
+
+
+def schema_problems(error: ValidationError) -> Iterator[str]:
+    """Yield what mergekit's schema says of a recipe or an option, by place."""
+    for problem in error.errors():
+        place = ".".join(map(str, problem["loc"]))
+        yield f"{place}: {problem['msg']}." if place else f"{problem['msg']}."
 
 
 def check_parameters(config: MergeConfiguration, *, names_known: bool = True) -> list[str]:
@@ -152,7 +160,7 @@ def _check_sections(
         for name, setting in section.parameters.items():
             place = f"{section.place}.{name}"
             if name not in known:
-                yield f"{place}: nobody declares this name.{_hint(name, known, postprocess)}"
+                yield f"{place}: nobody declares this name.{hint(name, known)}"
                 continue
             shared = all(spec.scope == ParameterScope.SHARED for spec in known[name])
             if section.model is not None and shared:
@@ -164,7 +172,9 @@ def _check_sections(
             yield from _check_values(place, setting, known[name], name)
 
 
-def _hint(name: str, known: dict[str, Any], postprocess: bool) -> str:
+def hint(name: str, known: Iterable[str]) -> str:
+    """Return what an unknown name may have meant, where ``known`` are those of one method."""
+    postprocess = "wrap" not in known
     if not postprocess and name == "gamma":
         return " It belongs to merge_method: lines_postprocess; here write alpha and beta."
     if postprocess and name in {word.name for word in LINES_WORDS}:

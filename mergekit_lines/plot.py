@@ -13,6 +13,7 @@ from mergekit_lines.findings import Inspection
 # Dark on white, and told apart by the colour-blind (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
+SPAN = 0.2  # of the y axis at least: a constant λ has no range of its own
 
 
 def draw(inspections: Sequence[Inspection], path: Path) -> None:
@@ -41,7 +42,9 @@ def draw(inspections: Sequence[Inspection], path: Path) -> None:
     try:
         figure.savefig(path, dpi=150, format="png")
     except OSError as error:
-        raise LinesError(f"--plot {path}: cannot be written ({error.strerror}).") from error
+        raise LinesError(
+            f"--plot {path}: cannot be written ({error.strerror}). Choose another file."
+        ) from error
 
 
 def _drawable(told: Inspection) -> bool:
@@ -59,16 +62,19 @@ def _panel(axes: Any, told: Inspection) -> None:
         for value in block.coefficients
     )
     longest = 0
+    drawn: Counter[tuple[Any, ...]] = Counter()
     for number, container in enumerate(told.containers):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         points = [(b.index, value.value) for b in container.blocks for value in b.coefficients]
         alone = len(points) == len(container.blocks)
+        beneath = drawn[tuple(points)]  # towers of one length: the one below shows around
+        drawn[tuple(points)] += 1
         axes.plot(
             *zip(*points, strict=True),
             color=colour,
             marker=marker,
-            markersize=4.5,
-            linewidth=1.4 if alone else 0,  # several per block have no one order
+            markersize=4.5 + 2.5 * beneath,
+            linewidth=1.4 + 2.5 * beneath if alone else 0,  # several per block have no one order
             label=container.name,
             zorder=3 - number * 0.1,
         )
@@ -77,7 +83,10 @@ def _panel(axes: Any, told: Inspection) -> None:
     _mark_outside(axes, told, side, relative=relative)
     axes.set_xlim(side - 0.05 * longest - 0.4, max(longest, 1) + 0.02 * longest + 0.4)
     step = next(s for s in (1, 2, 4, 5, 8, 10, 20, 50, 100) if longest <= 12 * s)
-    ticks = [index for index in range(1, longest + 1) if index == 1 or index % step == 0]
+    ticks = sorted({1, *range(step, longest - step // 2, step), longest}) if longest else []
+    low, high = axes.get_ylim()
+    if high - low < SPAN:
+        axes.set_ylim((low + high - SPAN) / 2, (low + high + SPAN) / 2)
     axes.set_xticks([side, *ticks], ["outside", *map(str, ticks)])
     axes.axvline((side + 1) / 2, color="#999999", linewidth=0.8, linestyle=":")
     axes.set_xlabel("residual block, first to last")

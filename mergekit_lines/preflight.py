@@ -39,11 +39,11 @@ _INNER = {
 
 
 def check_recipe(
-    config: MergeConfiguration, out: Path, options: MergeOptions, source: str | None
+    config: MergeConfiguration, out: Path | None, options: MergeOptions, source: str | None
 ) -> list[str]:
     """Return every problem of the recipe, its options and OUT; no file of a model is opened."""
     keys = list(_check_keys(source))
-    problems = [*keys, *check_out(out), *_check_options(options)]
+    problems = [*keys, *(check_out(out) if out else ()), *_check_options(options)]
     problems += _check_structure(config)
     problems += _check_values(config)
     problems += check_parameters(config, names_known=not keys)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,8 @@ from mergekit.options import MergeOptions
 from mergekit_lines.checkpoint.headers import Headers, read_headers
 from mergekit_lines.checkpoint.remote import remote_headers
 from mergekit_lines.errors import LinesError, reason
-from mergekit_lines.fit import check_adapters, check_layers, check_plan
-from mergekit_lines.opening import open_model
+from mergekit_lines.fit import check_layers, check_plan
+from mergekit_lines.opening import adapter_of, open_model
 from mergekit_lines.planner import ACTIVE, LinesPlanner, MergeRun, PlannedTensor, models_in_order
 
 
@@ -31,6 +31,7 @@ class Prepared:
     planned: list[PlannedTensor]
     arch_info: Any
     headers: dict[ModelReference, Headers]
+    copied: set[ModelReference]  # adapted models that peft has to merge into a copy
 
 
 def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) -> Prepared:
@@ -46,7 +47,7 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     LoaderCache().setup(options=options)
     headers = {model: _feed(model) for model in models_in_order(config)}
     problems = [problem for found in headers.values() for problem in found.problems]
-    problems += check_adapters(headers)
+    copied = set() if problems else _check_adapters(headers, options, problems)
     if problems:
         raise LinesError(list(dict.fromkeys(problems)))
     try:
@@ -70,7 +71,27 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     problems = check_plan(planned, headers, config, arch_info, options)
     if problems:
         raise LinesError(problems)
-    return Prepared(planned, arch_info, headers)
+    return Prepared(planned, arch_info, headers, copied)
+
+
+def _check_adapters(
+    headers: Mapping[ModelReference, Headers], options: MergeOptions, problems: list[str]
+) -> set[ModelReference]:
+    """Collect what is wrong with adapters on this machine; return those that peft merges."""
+    copied = set()
+    for model, found in headers.items():
+        if model.lora is None or not Path(model.lora.path).is_dir():
+            continue
+        try:
+            adapter = adapter_of(model, found.tensors, options)
+        except LinesError as error:
+            problems += error.problems
+            continue
+        if adapter is None:
+            copied.add(model)
+        else:
+            adapter.close()
+    return copied
 
 
 @contextmanager

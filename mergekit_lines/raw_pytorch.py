@@ -51,7 +51,7 @@ def merge_raw(
             f"depth, and this command shows it one tensor at a time. Run the recipe with "
             f"mergekit-yaml or mergekit-multi."
         )
-    check_groups(name, [group])
+    check_groups(name, [group], dtype, out_dtype)
     method = postprocess_method() if name == "lines_postprocess" else method_for(resolved["wrap"])
     (values,) = bind(method, [group], _given(method, group, resolved))
     if values["alpha"] == "auto":

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-import math
+import operator
+import sys
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 EXPONENTS = {"linear": 1.0, "sqrt": 0.5, "quadratic": 2.0}
+
+
+def plain(value: Any) -> Any:
+    """Return a number of another library, e.g. numpy, as Python's own; all else as it is."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 @dataclass(frozen=True)
@@ -29,10 +39,11 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta", "exponent"):
-            value = getattr(self, name)
+            value = plain(getattr(self, name))
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not math.isfinite(value):
-                raise ValueError(f"{name}: found {value!r}, wanted a finite number")
+            if not number or not abs(value) <= sys.float_info.max:
+                raise ValueError(f"{name}: found {value!r:.80}, wanted a finite number")
+            object.__setattr__(self, name, float(value))
         if self.exponent <= 0:
             raise ValueError(f"exponent: found {self.exponent!r}, wanted a number above 0")
 
@@ -42,8 +53,12 @@ class Schedule:
         A container of one block has x = 0, hence λ = α.
 
         Raises:
-            ValueError: the index lies outside the container.
+            ValueError: the index lies outside the container, or is no whole number.
         """
+        try:
+            index, count = operator.index(index), operator.index(count)
+        except TypeError:
+            raise ValueError(f"block {index!r} of {count!r}: wanted whole numbers") from None
         if not 0 <= index < count:
             raise ValueError(f"block {index} is not one of {count} blocks")
         if count == 1:

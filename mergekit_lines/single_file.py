@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from mergekit_lines.checkpoint.headers import BUFFERS, FLOATS
+from mergekit_lines.checkpoint.partial import MARK, partial_path
 from mergekit_lines.depth import block_depths, natural_key
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.kernels.scale import scale_task_vector, work_dtype
@@ -110,7 +111,8 @@ def edit_file(
         rule = _Rule(config, coefficients, options.device or "cpu", headers)
         layout = rule.layout(headers[model], headers[base])
         _check_space(out, layout)
-        with plain_failures(out), _partial(out) as (partial, report_file):
+        with plain_failures(out), _partial(out) as folder:
+            partial = folder / out.name
             with partial.open("wb") as handle:
                 _write_header(handle, layout, tuned.metadata())
                 for name in tqdm(layout, disable=options.quiet or None):
@@ -121,7 +123,7 @@ def edit_file(
             with safe_open(partial, framework="pt"):
                 pass  # safetensors itself agrees with the header and the length
             text = to_json(report(summary, config.merge_method, recipe))
-            report_file.write_text(text, encoding="utf-8")
+            (folder / _report_file(out).name).write_text(text, encoding="utf-8")
     if not options.quiet:
         click.echo(f"[lines] the edited model is {out}", err=True)
 
@@ -306,8 +308,8 @@ def _check_space(out: Path, layout: Mapping[str, Slot]) -> None:
     free = shutil.disk_usage(parent).free
     if wanted > free:
         raise LinesError(
-            f"OUT {out}: found {free / 1e9:.1f} GB free, wanted {wanted / 1e9:.1f} GB. Free some "
-            f"space, or choose another OUT."
+            f"OUT {out}: found {free:,} bytes free, wanted {wanted:,}. Free some space, "
+            f"or choose another OUT."
         )
 
 
@@ -339,31 +341,60 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 @contextmanager
-def _partial(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield a hidden sibling that becomes ``out`` at the end, and the report's place."""
-    partial, report_file = out.with_name(f".{out.name}.partial"), _report_file(out)
+def _partial(out: Path) -> Iterator[Path]:
+    """Yield a hidden sibling folder, whose files become ``out`` and its report at the end."""
+    partial = partial_path(out)
     made = [parent for parent in out.parents if not parent.exists()]
     out.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(partial.with_name(f"{partial.name}.lock"), timeout=0)
     try:
-        lock.acquire()
-    except Timeout:
-        raise LinesError(
-            f"OUT {out}: another edit is writing to it right now. Wait, or choose another OUT."
-        ) from None
-    try:
-        yield partial, report_file
-        partial.rename(out)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        report_file.unlink(missing_ok=True)
-        raise
+        with _locked(partial.with_name(f"{partial.name}.lock"), out):
+            if partial.exists():  # of an edit that was killed: the recipe's checks know the mark
+                shutil.rmtree(partial)
+            try:
+                partial.mkdir()
+                (partial / MARK).touch()
+                yield partial
+                if problems := _check_out(out):
+                    raise LinesError(problems)
+                for place in (_report_file(out), out):  # the model last: it is whole then
+                    (partial / place.name).rename(place)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
         for parent in made:
-            if not any(parent.iterdir()):
+            if parent.exists() and not any(parent.iterdir()):
                 parent.rmdir()
+
+
+@contextmanager
+def _locked(file: Path, out: Path) -> Iterator[None]:
+    """Hold the lock of ``out``, whose file is gone when nobody holds it.
+
+    Raises:
+        LinesError: another process holds it.
+    """
+    lock = FileLock(file, timeout=0)
+    while True:
+        file.touch()
+        try:
+            before = file.stat()
+            lock.acquire()
+        except Timeout:
+            raise LinesError(
+                f"OUT {out}: another edit is writing to it right now. Wait, or choose another OUT."
+            ) from None
+        except FileNotFoundError:
+            continue
+        # Its last holder may have removed the file that we opened, and who comes next locks
+        # a new one: only the file that is there still counts.
+        if file.exists() and os.path.samestat(file.stat(), before):
+            break
+        lock.release()
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        lock.release()
 
 
 @contextmanager

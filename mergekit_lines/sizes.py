@@ -36,13 +36,18 @@ class Sized:
     dtype: torch.dtype
     inputs: Mapping[ModelReference, torch.dtype]
     read: Mapping[ModelReference, int]  # bytes
-    label: str  # what mergekit orders its tasks by
-    made: tuple[int, ...]  # bytes allocated (or released) for inputs that are no mapped files
+    held: int  # bytes of inputs that mergekit has to prepare: aligned, converted, unpickled
+    made: tuple[int, ...]  # bytes allocated (or released) in preparing them
 
     @property
     def entries(self) -> int:
         """Number of entries."""
         return math.prod(self.shape)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of all its inputs."""
+        return sum(self.read.values())
 
     @property
     def slot(self) -> Slot:
@@ -86,7 +91,7 @@ class Sizes:
         gather = getattr(gather, "gather_tensors", gather)
         inputs: dict[ModelReference, torch.dtype] = {}
         read: dict[ModelReference, int] = {}
-        shape, labels, made = None, [""], list[int]()
+        shape, held, made = None, 0, list[int]()
         for model, weight in gather.weight_info.items():
             names = [weight.name, *(weight.aliases or ()), *(weight.tied_names or ())]
             index = LoaderCache().get(model).index.tensor_paths
@@ -95,9 +100,10 @@ class Sizes:
             found = header or self._declared(model, weight, converted=name is None)
             if found is None:
                 continue
-            labels.append(name or "")
             inputs[model] = DTYPES[found.dtype]
             read[model] = header_bytes(found)
+            if header is None or aligned:
+                held += read[model]
             if name is None:  # fused from several: stacked first, then joined
                 made += [read[model], read[model], -read[model]]
             if shape is None or model == item.task.base_model:
@@ -110,7 +116,7 @@ class Sizes:
             widest = max(dtype.itemsize for dtype in inputs.values())
             made += [widest * math.prod(shape)] * len(inputs)
         dtype = _out_dtype(item, inputs)
-        yield Sized(item, shape, dtype, inputs, read, max(labels), tuple(made))
+        yield Sized(item, shape, dtype, inputs, read, held, tuple(made))
 
     def _declared(
         self, model: ModelReference, weight: WeightInfo, *, converted: bool

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from io import TextIOWrapper
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -19,41 +22,71 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 WIDE = 10_000  # columns of a pipe: nothing is folded or cut there
 
 
-def show(inspections: Sequence[Inspection], title: str) -> None:
-    """Print every document to stdout."""
+NARROWEST = 12  # columns of the names, where a terminal is too narrow for them and the numbers
+# What stands for a letter that stdout's encoding lacks, as on Windows in a pipe.
+LETTERS = {"α": "alpha", "λ": "lambda", "·": "-", "─": "-"}
+
+
+def _spelt(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return LETTERS.get(error.object[error.start], "?"), error.start + 1
+
+
+codecs.register_error("mergekit_lines.spelt", _spelt)
+
+
+def open_console() -> Console:
+    """Return stdout for tables and lines; in a pipe nothing is folded or coloured."""
     piped = not sys.stdout.isatty()
-    console = Console(
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="mergekit_lines.spelt")
+    return Console(
         width=WIDE if piped else None,
         color_system=None if piped or os.environ.get("NO_COLOR") else "auto",
         highlight=False,
         markup=False,
         emoji=False,
     )
+
+
+def show(inspections: Sequence[Inspection], title: str) -> None:
+    """Print every document to stdout."""
+    console = open_console()
     for told in inspections:
         name = f" · {told.name}" if told.name else ""
-        _line(console, f"{title}{name}", "bold")
+        print_line(console, f"{title}{name}", "bold")
         for line in _facts(told):
-            _line(console, line)
+            print_line(console, line)
         for container in told.containers:
-            _print(console, _blocks(container))
+            print_table(console, _blocks(container))
         if told.outside:
-            _print(console, _outside(told.outside))
+            print_table(console, _outside(told.outside))
         if told.totals:
-            _print(console, _inputs(told))
+            print_table(console, _inputs(told))
             for line in _totals(told.totals):
-                _line(console, line)
+                print_line(console, line)
         for note in told.notes:
-            _line(console, f"note: {note}")
-        _line(console, "")
+            print_line(console, f"note: {note}")
+        print_line(console, "")
 
 
-def _line(console: Console, text: str, style: str = "") -> None:
+def print_line(console: Console, text: str, style: str = "") -> None:
+    """Print a line of text."""
     console.print(Text(text, style=style), overflow="fold")
 
 
-def _print(console: Console, table: Table) -> None:
+def print_table(console: Console, table: Table) -> None:
+    """Print a table, its first column folded where the terminal is narrow."""
+    # Numbers stay whole: a terminal that is narrower than they are breaks the lines itself.
+    names, wide = table.columns[0], console.width
+    names.max_width = NARROWEST
+    options = console.options.update(max_width=WIDE)
+    console.width = max(wide, Measurement.get(console, options, table).maximum)
+    names.max_width = None
     with console.capture() as captured:
         console.print(table)
+    console.width = wide
     for line in captured.get().splitlines():  # rich pads each line to the table's width
         console.file.write(f"{line.rstrip()}\n")
 
@@ -71,16 +104,17 @@ def _facts(told: Inspection) -> Iterable[str]:
         )
 
 
-def _table(first: str, *others: str) -> Table:
+def new_table(first: str, *others: str) -> Table:
+    """Return an empty table of names and numbers."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
     table.add_column(first, overflow="fold")
     for header in others:
-        table.add_column(header, justify="right", overflow="fold")
+        table.add_column(header, justify="right", no_wrap=True)
     return table
 
 
 def _blocks(container: Container) -> Table:
-    table = _table(f"{container.name}", "block", "λ", "tensors", "parameters", "bytes")
+    table = new_table(f"{container.name}", "block", "λ", "tensors", "parameters", "bytes")
     for block in container.blocks:
         table.add_row(
             "",
@@ -99,7 +133,7 @@ def _outside(outside: Sequence[Outside]) -> Table:
     rows: dict[tuple[str, Coefficient | None], list[Outside]] = defaultdict(list)
     for tensor in outside:
         rows[_NUMBER.sub("*", tensor.name), tensor.coefficient].append(tensor)
-    table = _table("outside the blocks", "", "λ", "tensors", "parameters", "bytes")
+    table = new_table("outside the blocks", "", "λ", "tensors", "parameters", "bytes")
     for (name, coefficient), tensors in rows.items():
         table.add_row(
             name if len(tensors) > 1 else tensors[0].name,
@@ -125,15 +159,14 @@ def _lambda(coefficients: Sequence[Coefficient]) -> str:
 
 
 def _inputs(told: Inspection) -> Table:
-    table = _table("model", "checkpoint", "to download", "for Eq. 2", "for the merge", "read")
+    table = new_table("model", "checkpoint", "to download", "for Eq. 2", "for the merge", "read")
     for model in told.inputs:
         table.add_row(
             model.model,
-            f"{model.checkpoint:,}",
-            f"{model.download:,}",
-            f"{model.calibration:,}",
-            f"{model.merge:,}",
-            f"{model.read:,}",
+            *map(
+                short,
+                (model.checkpoint, model.download, model.calibration, model.merge, model.read),
+            ),
         )
     return table
 
@@ -152,25 +185,21 @@ def _totals(totals: Totals) -> Iterable[str]:
 
 
 def _memory(memory: Memory) -> str:
-    beside = "" if memory.device == "cpu" else f" on {memory.device}"
-    parts = (
-        f"{_short(memory.buffered)} of output until it is written, "
-        f"{_short(memory.temporaries)} for one tensor's merge{beside}"
-    )
+    beside = "" if memory.device == "cpu" else f" (on {memory.device} for the most part)"
+    parts = f"{short(memory.tensor)} for the largest tensor's merge{beside}"
+    if memory.loaded > memory.tensor:
+        parts = f"{short(memory.loaded)} for merging an adapter into its base"
     if memory.total is None or memory.process is None:
         return f"{parts}, and what Python and its packages take"
-    if memory.loaded > memory.total - memory.process - 1 and memory.loaded:
-        parts = f"{_short(memory.loaded)} for merging an adapter into its base"
-    return (
-        f"about {_short(memory.total)}: {_short(memory.process)} for Python and packages, {parts}"
-    )
+    return f"about {short(memory.total)}: {short(memory.process)} for Python and packages, {parts}"
 
 
 def _size(number: int) -> str:
-    return f"{_short(number)} ({number:,} bytes)"
+    return f"{short(number)} ({number:,} bytes)"
 
 
-def _short(number: int) -> str:
+def short(number: int) -> str:
+    """Return bytes in a decimal unit."""
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
         if number >= size:
             return f"{number / size:.2f} {unit}"

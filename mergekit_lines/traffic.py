@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from mergekit.common import ModelReference, dtype_from_name
@@ -13,19 +13,22 @@ from safetensors import safe_open
 from mergekit_lines.checkpoint.headers import Headers
 from mergekit_lines.checkpoint.remote import RemoteHeaders
 from mergekit_lines.findings import Input
+from mergekit_lines.prepare import Prepared
 from mergekit_lines.sizes import Sized, header_bytes
 
 
 def inputs(
     tensors: Sequence[Sized],
     calibrated: Set[str],
-    headers: Mapping[ModelReference, Headers],
+    prepared: Prepared,
     options: MergeOptions,
 ) -> tuple[Input, ...]:
     """Return what becomes of every model; ``calibrated`` are the tensors that Eq. 2 reads."""
+    headers, copied = prepared.headers, prepared.copied
     result = []
+    bases = {str(model) for model in headers}
     for model, found in headers.items():
-        scale = _copy_scale(found, options) if model.lora else 1.0
+        scale = _copy_scale(found, options) if model in copied else 1.0
         merge = sum(int(tensor.read.get(model, 0) * scale) for tensor in tensors)
         again = sum(
             int(tensor.read.get(model, 0) * scale)
@@ -35,7 +38,14 @@ def inputs(
         checkpoint = sum(header_bytes(header) for header in (found.tensors or {}).values())
         checkpoint = checkpoint or merge  # a pickle: what the config says of it
         adapter = _adapter_bytes(model)
-        loaded = checkpoint + adapter if model.lora else 0
+        if model.lora is not None and model not in copied:
+            # Read over the base, piece by piece: a base that is an input is read anyway.
+            base = str(ModelReference(model=model.model))
+            merge, again = (0, 0) if base in bases else (merge, again)
+            bases.add(base)
+            merge += adapter
+            again += adapter if calibrated else 0
+        loaded = checkpoint + adapter if model in copied else 0
         result.append(
             Input(
                 model=str(model),
@@ -44,7 +54,7 @@ def inputs(
                 merge=merge,
                 calibration=again,
                 adapter=adapter,
-                copy=int(checkpoint * scale) if model.lora else 0,
+                copy=int(checkpoint * scale) if model in copied else 0,
                 read=merge + again + loaded,
             )
         )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -301,6 +304,63 @@ def test_odd_state_dicts_are_refused(bad: dict[str, torch.Tensor]) -> None:
     """Names that are no texts and tensors that are not dense end with a sentence."""
     with pytest.raises(LinesError, match="wanted"):
         mergekit_lines.scale_task_vector(bad, alpha=0.1, beta=0.1)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), Fraction(1, 2)])
+def test_numbers_of_other_libraries(number: Any) -> None:
+    """A real number is a number, whoever made it; a boolean of numpy is none."""
+    want = edit_state_dict(state(1), state(2), alpha=0.5, beta=0.5, num_blocks=3)
+    got = edit_state_dict(state(1), state(2), alpha=number, beta=number, num_blocks=np.int64(3))
+    assert all(torch.equal(got[name], want[name]) for name in want)
+    got = scale_task_vector(state(1), alpha=number, beta=number, outside=number, schedule=number)
+    want = scale_task_vector(state(1), alpha=0.5, beta=0.5, outside=0.5, schedule=0.5)
+    assert all(torch.equal(got[name], want[name]) for name in want)
+    schedule = mergekit_lines.Schedule(number, number)
+    assert repr(schedule) == "Schedule(alpha=0.5, beta=0.5, exponent=1.0)"
+    assert schedule.coefficient(np.int64(1), 3) == 0.75
+    assert "found np.True_" in refused(
+        lambda: edit_state_dict(state(1), state(2), gamma=np.True_)  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (("0.1", 1), "alpha: found '0.1', wanted a finite number"),
+        ((1, True), "beta: found True, wanted a finite number"),
+        ((np.float32("nan"), 1), "alpha: found nan, wanted a finite number"),
+        ((10**400, 1), "alpha: found 1000"),
+        ((None, 1), "alpha: found None"),
+        ((1, 1, "sqrt"), "exponent: found 'sqrt'"),
+        ((1, 1, 0), "exponent: found 0.0, wanted a number above 0"),
+    ],
+)
+def test_schedule_refuses_what_is_no_number(values: Any, text: str) -> None:
+    """What is wrong with a schedule is a ValueError that says what was found."""
+    with pytest.raises(ValueError, match=re.escape(text)):
+        mergekit_lines.Schedule(*values)
+
+
+@pytest.mark.parametrize("index", ["0", 0.5, None])
+def test_schedule_wants_whole_indexes(index: Any) -> None:
+    """A block's index is a whole number."""
+    with pytest.raises(ValueError, match=re.escape(f"block {index!r} of 3: wanted whole numbers")):
+        mergekit_lines.Schedule(0.1, 0.2).coefficient(index, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ({"gamma": "much"}, "parameters.gamma: found 'much'"),
+        ({}, "parameters.gamma: found nothing"),
+        ({"gamma": 0.5, "num_blocks": 0}, "parameters.num_blocks: found 0"),
+    ],
+)
+def test_words_are_checked_without_a_weight(words: dict[str, Any], text: str) -> None:
+    """A state without floating-point tensors has its words checked like any other."""
+    ids: Tensors = {"ids": torch.arange(3)}
+    assert text in refused(lambda: edit_state_dict(ids, ids, **words))
+    assert torch.equal(edit_state_dict(ids, ids, gamma=0.5)["ids"], ids["ids"])
 
 
 def test_a_task_vector_of_parameters_keeps_no_graph() -> None:

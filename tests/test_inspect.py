@@ -12,16 +12,17 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from mergekit.architecture.conversion import can_convert_checkpoint_keys
 
 import mergekit_lines
-from mergekit_lines import plot, tables
+from mergekit_lines import fit, plot, tables
 from mergekit_lines.cli import main
 from mergekit_lines.findings import Block, Coefficient, Container, Inspection, Outside
 from tests import models as make
@@ -138,7 +139,9 @@ def test_published_sizes(published: shaped.Published, tmp_path: Path) -> None:
         "models": [{"model": folders[1]}],
         "parameters": {"gamma": 0.25},
     }
+    begun = time.process_time()
     (found,) = told(write(tmp_path, document), "--out-shard-size", "2B")
+    assert time.process_time() - begun < 3  # seconds of computing; imports were before
     totals = found["totals"]
     assert totals["parameters"] == published.parameters
     assert totals["output"] == totals["disk"] == 2 * published.parameters
@@ -205,10 +208,24 @@ def test_what_is_read(sound: Models, tmp_path: Path) -> None:
 
 
 def test_adapter(sound: Models, tmp_path: Path) -> None:
-    """BASE+ADAPTER takes room on disk for a merged copy, which is written and read."""
+    """BASE+ADAPTER takes no room on disk, and is read over its base, which is read once."""
     size = sum(tensor.nbytes for tensor in make.read(sound.base).values())
     small = (sound.adapter / "adapter_model.safetensors").stat().st_size
     (found,) = told(write(tmp_path, with_adapter(lambda path: None)(tmp_path, sound)))
+    assert found["totals"]["disk"] == size
+    assert [model["read"] for model in found["inputs"]] == [size, small, size]
+
+
+def test_adapter_that_peft_merges(sound: Models, tmp_path: Path) -> None:
+    """An adapter that cannot be read over its base takes room for a merged copy, read again."""
+
+    def other_kind(path: Path) -> None:
+        config = json.loads((path / "adapter_config.json").read_text())
+        (path / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "LOHA"}))
+
+    size = sum(tensor.nbytes for tensor in make.read(sound.base).values())
+    small = (sound.adapter / "adapter_model.safetensors").stat().st_size
+    (found,) = told(write(tmp_path, with_adapter(other_kind)(tmp_path, sound)))
     assert found["totals"]["disk"] == 2 * size
     assert [model["read"] for model in found["inputs"]] == [size, 2 * size + small, size]
 
@@ -222,6 +239,38 @@ def test_pickled_checkpoint(sound: Models, tmp_path: Path) -> None:
     (found,) = told(write(tmp_path, recipe(sound, models=[{"model": pickled}])))
     size = sum(tensor.nbytes for tensor in make.read(sound.a).values())
     assert [model["checkpoint"] for model in found["inputs"]] == [size, size]
+
+
+def test_few_names_are_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What mergekit can fuse of an old layout is asked block by block: an index is long.
+
+    An expert that is missing in one block is found all the same.
+    """
+    asked: list[int] = []
+
+    def counting(kind: str, names: set[str], name: str) -> bool:
+        asked.append(len(names))
+        return bool(can_convert_checkpoint_keys(kind, names, name))
+
+    monkeypatch.setattr(fit, "can_convert_checkpoint_keys", counting)
+    config = shaped.MIXTRAL_8X7B | {"hidden_size": 8, "intermediate_size": 16, "vocab_size": 32}
+    shapes = shaped.Published(config, "BF16", 0, 0, 0).shapes
+    base = shaped.write(tmp_path / "base", config, shapes)
+    tuned = shaped.write(tmp_path / "tuned", config, shapes)
+    document = {
+        "merge_method": "lines_postprocess",
+        "base_model": base,
+        "models": [{"model": tuned}],
+        "parameters": {"gamma": 0.25},
+    }
+    told(write(tmp_path, document))
+    assert asked
+    assert max(asked) <= 8 * 3 + 7  # of a block
+    del shapes["model.layers.7.block_sparse_moe.experts.3.w1.weight"]
+    broken = shaped.write(tmp_path / "broken", config, shapes)
+    result = inspect(write(tmp_path, document | {"models": [{"model": broken}]}))
+    assert result.exit_code == 1
+    assert "lacks tensors" in result.stderr and "model.layers.7." in result.stderr
 
 
 # --- memory ------------------------------------------------------------------------------
@@ -294,7 +343,7 @@ DOCUMENT = {
 BLOCK = {"index", "coefficients", "tensors", "parameters", "bytes"}
 INPUT = {"model", "checkpoint", "download", "merge", "calibration", "adapter", "copy", "read"}
 TOTALS = {"tensors", "parameters", "output", "read", "download", "disk", "memory"}
-MEMORY = {"process", "buffered", "temporaries", "loaded", "total", "device"}
+MEMORY = {"process", "tensor", "loaded", "total", "device"}
 
 
 def test_json_keeps_its_form(sound: Models, tmp_path: Path) -> None:
@@ -358,22 +407,35 @@ class _Terminal(StringIO):
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_terminal(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A narrow terminal folds long names, losing no letter; NO_COLOR leaves all escapes out."""
+    """A narrow terminal folds long names and no number; NO_COLOR leaves all escapes out."""
     for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setenv("COLUMNS", "40")
     if plain:
         monkeypatch.setenv("NO_COLOR", "1")
     terminal = _Terminal()
     monkeypatch.setattr("sys.stdout", terminal)
     name = "a_tensor_with_a_name_" * 5
-    outside = (Outside(name, Coefficient(0.3), 10, 20),)
+    outside = (Outside(name, Coefficient(0.3), 10**10, 2 * 10**10),)
     tables.show([Inspection(None, "lines", outside=outside)], "recipe.yml")
     text = terminal.getvalue()
     assert ("\x1b" not in text) == plain
-    assert all(len(line) <= 50 for line in text.splitlines() if "\x1b" not in line)
+    numbers = ["0.3", "1", "10,000,000,000", "20,000,000,000"]
+    assert any(line.split()[1:] == numbers for line in text.splitlines())
     assert name in "".join(line.split(" ")[0] for line in text.splitlines())
+
+
+def test_an_encoding_without_greek(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where stdout cannot write a letter, as on Windows in a pipe, its name is written."""
+    written = BytesIO()
+    monkeypatch.setattr("sys.stdout", TextIOWrapper(written, encoding="ascii", write_through=True))
+    tables.show([Inspection("two", "lines", alpha=0.5, alpha_source="é")], "recipe.yml")
+    assert written.getvalue().splitlines()[:3] == [
+        b"recipe.yml - two",
+        b"merge_method lines, seed 0",
+        b"alpha = 0.5: ?",
+    ]
 
 
 def test_several_coefficients_in_a_block(sound: Models, tmp_path: Path) -> None:
@@ -411,7 +473,9 @@ def test_document_named_as_the_wrap(sound: Models, tmp_path: Path) -> None:
         ("", "recipe"),
         ("- 1", "recipe"),
         ("merge_method: [", "recipe"),
-        ("merge_method: lines\nmodels: 3", "models"),
+        ("merge_method: lines\nmodels: 3", "models: Input should be a valid list."),
+        ("some words", "found 'some words', wanted a recipe"),
+        ("a: 1\n---\nwords", "found 'words', wanted a recipe"),
     ],
 )
 def test_no_recipe(text: str, wanted: str, tmp_path: Path) -> None:
@@ -481,6 +545,23 @@ def test_plot_draws_every_coefficient() -> None:
     marks = [list(line.get_ydata()) for line in axes.get_lines() if line.get_marker() == "X"]
     assert marks == [[0.3], [1.0]]
     assert {"outside: 0.3, 2 tensors", "outside: 1, 1 tensor"} <= set(lines)
+
+
+def test_plot_of_what_lies_on_itself() -> None:
+    """Of two like towers the one below shows; a constant has some room; the last block a number."""
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    towers = [container(name, *[Coefficient(0.5)] * 30) for name in ("text", "vision")]
+    plot._panel(axes, Inspection(None, "lines", containers=tuple(towers)))
+    above, below = (line for line in axes.get_lines() if line.get_label() in ("text", "vision"))
+    assert below.get_zorder() < above.get_zorder()
+    assert below.get_linewidth() > above.get_linewidth() + 1
+    assert below.get_markersize() > above.get_markersize() + 1
+    low, high = axes.get_ylim()
+    assert (low, high) == pytest.approx((0.4, 0.6))
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ["outside", "1", "4", "8", "12", "16", "20", "24", "30"]
 
 
 def test_plot_without_matplotlib(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 import mergekit_lines
+from mergekit_lines.cli import main
 from mergekit_lines.errors import LinesError
 from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS
 from mergekit_lines.schedule import EXPONENTS
-from tests import models
+from tests import models, shaped
+from tests.e2e import runner
 from tests.e2e.runner import in_process
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +92,49 @@ def test_table_of_words() -> None:
         assert default.strip() == defaults.get(name, f"`{ours[name].default}`"), name
     for word in EXPONENTS:
         assert f"`{word}`" in section("The words")
+
+
+def test_what_inspect_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The listing is the recipe's true output, but for the lines that it leaves out."""
+    monkeypatch.chdir(tmp_path)
+    recipe = blocks("yaml")[0]
+    Path("recipe.yml").write_text(recipe, encoding="utf-8")
+    for name in re.findall(r"model: (\S+)", recipe):
+        shaped.write(tmp_path / name, shaped.LLAMA_7B, shaped.LLAMA.shapes, shaped.LLAMA.dtype)
+    (listing,) = blocks("console")
+    prompt, *shown = listing.splitlines()
+    assert prompt == "$ mergekit-lines inspect recipe.yml"
+    result = CliRunner().invoke(main, ["inspect", "recipe.yml"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    told = result.stdout.splitlines()
+    for part in "\n".join(shown).split("\n…"):
+        lines = part.strip("\n").splitlines()
+        if lines:
+            place = told.index(lines[0])
+            assert told[place : place + len(lines)] == lines
+            told = told[place + len(lines) :]
+    Path("recipe.yml").write_text(recipe.replace("beta:", "bta:"), encoding="utf-8")
+    result = CliRunner().invoke(main, ["inspect", "recipe.yml"])
+    assert (result.exit_code, result.stderr.strip()) == (1, blocks("text")[0].splitlines()[0])
+
+
+def test_inspect_commands_shown(
+    llama_base: Path, llama_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other command line of that section runs, and makes its file."""
+    monkeypatch.chdir(tmp_path)
+    text = runner.recipe_text(localised(blocks("yaml")[1], llama_base, llama_a))
+    Path("recipe.yml").write_text(text, encoding="utf-8")
+    commands = re.findall(r"^mergekit-lines (inspect recipe\.yml --.*?) +#", README, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        flags, _, target = command.partition(" > ")
+        result = CliRunner().invoke(main, flags.split())
+        assert result.exit_code == 0
+        if target:
+            Path(target).write_text(result.stdout, encoding="utf-8")
+    assert json.loads(Path("plan.json").read_text())["documents"][0]["totals"]["read"] > 0
+    assert Path("depth.png").read_bytes().startswith(b"\x89PNG")
 
 
 SHOWN = {

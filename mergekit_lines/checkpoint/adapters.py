@@ -88,6 +88,11 @@ class Adapter:
             for name, changes in self.changes.items()
         }
 
+    def close(self) -> None:
+        """Close the adapter's weights."""
+        if self.shard is not None:
+            self.shard.close()
+
     def source(self, name: str, base: Source) -> Source:
         """Return the base's tensor with this adapter, or ``base`` itself if it is left alone.
 

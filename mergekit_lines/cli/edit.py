@@ -76,7 +76,7 @@ def edit(model: str, base: str, out: str | None, print_recipe: bool, **given: An
     then a .safetensors file, or a folder in which the file keeps MODEL's name; the report is
     written beside it as NAME.lines_report.json, and tensors are read one pair at a time.
     """
-    _check_usage(out, print_recipe, given)
+    _check_usage(model, base, out, print_recipe, given)
     recipe = recipe_text(model, base, given)
     files = _files(model, base)
     if print_recipe:
@@ -96,7 +96,11 @@ def edit(model: str, base: str, out: str | None, print_recipe: bool, **given: An
         _edit_folder(str(out), recipe, given)
 
 
-def _check_usage(out: str | None, print_recipe: bool, given: dict[str, Any]) -> None:
+def _check_usage(
+    model: str, base: str, out: str | None, print_recipe: bool, given: dict[str, Any]
+) -> None:
+    if "" in (model, base, out):
+        raise click.UsageError("Found an empty MODEL, --base or --out, wanted a path or Hub id.")
     if out is None and not print_recipe:
         raise click.UsageError("Missing option '--out'.")
     has = [word for word in ("gamma", "alpha", "beta") if given[word] is not None]
@@ -188,10 +192,20 @@ def _files(model: str, base: str) -> tuple[Path, Path] | None:
     if found == (None, None):
         return None
     one, other = (model, base) if found[0] else (base, model)
+    flag = "--base" if found[0] else "MODEL"
     raise LinesError(
-        f"{one}: found one safetensors file without a config.json, and {other} is no such file or "
-        f"folder, wanted the same kind for MODEL and --base. Name the .safetensors file in {other}."
+        f"{flag} {other}: found {_kind(Path(other))}, and {one} is one safetensors file, wanted "
+        f"the same kind for MODEL and --base. Name the .safetensors file for {flag}, or folders "
+        f"with a config.json for both."
     )
+
+
+def _kind(path: Path) -> str:
+    if not path.is_dir():
+        return "another file" if path.exists() else "no file or folder of this name (a Hub id?)"
+    if (path / "config.json").exists():
+        return "a folder with a config.json"
+    return f"a folder with {len(list(path.glob('*.safetensors')))} safetensors files"
 
 
 def _file(place: str) -> Path | None:

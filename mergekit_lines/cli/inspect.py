@@ -70,7 +70,7 @@ def inspect(recipe: Path, out: Path | None, as_json: bool, plot: Path | None, **
       2  wrong usage
     """
     if plot is not None and plot.suffix.lower() != ".png":
-        raise click.BadParameter(f"found {plot.name!r}, wanted FILE.png", param_hint="--plot")
+        raise click.BadParameter(f"found {plot.name!r}, wanted FILE.png", param_hint="'--plot'")
     import mergekit_lines
 
     mergekit_lines.register()
@@ -115,7 +115,7 @@ def _options(given: dict[str, Any]) -> Any:
             values["out_shard_size"] = parse_kmb(size)
         except (ValueError, IndexError):
             raise click.BadParameter(
-                f"found {size!r}, wanted a size such as 500M or 5B", param_hint="--out-shard-size"
+                f"found {size!r}, wanted a size such as 500M or 5B", param_hint="'--out-shard-size'"
             ) from None
     return MergeOptions(quiet=True, **values)
 

@@ -220,16 +220,21 @@ class ForkServer:
         log: where the parent's own stderr goes.
         env: changes to the environment of all commands.
         preload: modules that the parent imports too, beside those of the commands.
+        script: the parent's, if not this file.
     """
 
     def __init__(
-        self, log: Path, env: Environment | None = None, preload: Sequence[str] = ()
+        self,
+        log: Path,
+        env: Environment | None = None,
+        preload: Sequence[str] = (),
+        script: str = __file__,
     ) -> None:
         changes = {"OMP_NUM_THREADS": "1", **(env or {})}
         self._log = log
         with log.open("wb") as stderr:
             self._parent = subprocess.Popen(
-                [sys.executable, str(Path(__file__).resolve()), "serve", *preload],
+                [sys.executable, str(Path(script).resolve()), "serve", *preload],
                 cwd=log.parent,
                 env=environment(changes),
                 stdin=subprocess.PIPE,
@@ -259,10 +264,22 @@ class ForkServer:
         timeout: float = 60,
     ) -> Result:
         """Do as :func:`run` for a command in ``_MAINS``; ``scratch`` is for temporary files."""
+        return self.ask(command, cwd, scratch, timeout)[0]
+
+    def ask(
+        self,
+        command: Sequence[str | Path],
+        cwd: Path | str,
+        scratch: Path | str,
+        timeout: float,
+        more: Mapping[str, Any] | None = None,
+    ) -> tuple[Result, dict[str, Any]]:
+        """Do as :meth:`run`, with more in the job, and return the parent's whole answer too."""
         words = [str(word) for word in command]
         with tempfile.TemporaryDirectory() as logs:
             files = {name: str(Path(logs) / name) for name in ("stdout", "stderr")}
             job = {"words": words, "cwd": str(cwd), "scratch": str(scratch), **files}
+            job |= more or {}
             assert self._parent.stdin is not None
             self._parent.stdin.write(json.dumps({**job, "timeout": timeout}) + "\n")
             self._parent.stdin.flush()
@@ -273,7 +290,7 @@ class ForkServer:
             }
         if answer["returncode"] is None:
             raise TimeoutError(f"{' '.join(words)}: killed after {timeout} s\n{texts['stderr']}")
-        return Result(tuple(words), answer["returncode"], **texts)
+        return Result(tuple(words), answer["returncode"], **texts), answer
 
     def _answer(self, timeout: float) -> dict[str, Any]:
         # The parent answers with one short line per job, so a readable pipe holds a whole line.
@@ -294,11 +311,16 @@ _MAINS = {
 }
 
 
+def import_mains() -> dict[str, Any]:
+    """Return the commands' own functions."""
+    return {name: importlib.import_module(module).main for name, module in _MAINS.items()}
+
+
 def _serve(*preload: str) -> None:
     """Answer every job on stdin with the exit status of its command."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever prints must not get between the answers
-    mains = {name: importlib.import_module(module).main for name, module in _MAINS.items()}
+    mains = import_mains()
     for module in preload:
         importlib.import_module(module)
     print(json.dumps({"ready": True}), file=answers, flush=True)

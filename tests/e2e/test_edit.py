@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,9 @@ import safetensors.torch
 import torch
 import yaml
 from click.testing import CliRunner, Result
+from filelock import FileLock, Timeout
 
+from mergekit_lines import LinesError
 from mergekit_lines.cli import main
 from tests import models
 from tests.e2e import runner
@@ -142,6 +147,7 @@ def test_adapters_words_dtypes_and_shards(
         ("--gamma 1", "Missing option '--out'"),
         ("--gamma 1 --out o --out-shard-size big", "found 'big', wanted a size such as 500M"),
         ("--gamma 1 --out o --num-block 3", "No such option"),
+        ("--gamma 1 --out=", "Found an empty MODEL, --base or --out, wanted a path or Hub id"),
     ],
 )
 def test_wrong_usage(words: str, text: str) -> None:
@@ -446,7 +452,10 @@ def test_places_that_are_refused(tmp_path: Path, llama_base: Path) -> None:
         ([model, "--base", base, "--out", model.parent], "tuned.safetensors is there already"),
         ([model, "--base", model, "--out", new], "found the same file for MODEL and --base"),
         ([broken, "--base", base, "--out", new], "broken.safetensors: not a whole safetensors"),
-        ([model, "--base", llama_base, "--out", new], "wanted the same kind for MODEL and --base"),
+        ([model, "--base", llama_base, "--out", new], f"--base {llama_base}: found a folder with"),
+        ([llama_base, "--base", base, "--out", new], f"MODEL {llama_base}: found a folder with a"),
+        ([model, "--base", "absent", "--out", new], "--base absent: found no file or folder of"),
+        ([model, "--base", tmp_path / "files", "--out", new], "found a folder with 2 safetensors"),
         ([model, "--base", base, "--out", broken / "x"], "is not a folder that can be written to"),
     ):
         result = edit(*words, "--gamma", "0.5")
@@ -466,18 +475,83 @@ def test_a_failure_while_writing_leaves_nothing(
     words = [model, "--base", base, "--out", tmp_path / "out.safetensors", "--gamma", "0.5"]
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    assert "found 0.0 GB free, wanted 0.0 GB" in edit(*words).output
+    assert "found 1,000 bytes free, wanted " in edit(*words).output
     monkeypatch.undo()
 
     def full(_: torch.Tensor) -> bytes:
         raise OSError(28, "No space left on device")
 
-    with module._partial(tmp_path / "out.safetensors") as (partial, _):
+    with module._locked(tmp_path / ".out.safetensors.partial.lock", tmp_path):
         assert "another edit is writing to it right now" in edit(*words).output
-        partial.touch()
-    (tmp_path / "out.safetensors").unlink()
     monkeypatch.setattr(module, "_bytes", full)
     result = edit(*words)
     assert result.exit_code == 1
     assert "the disk is full" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["files"]
+
+
+def test_what_a_killed_edit_left_is_cleared(tmp_path: Path) -> None:
+    """An edit that SIGTERM ends leaves a hidden folder, which the next one to OUT removes."""
+    model, base, *_ = pair(tmp_path / "files")
+    words = [str(model), "--base", str(base), "--out", str(tmp_path / "out.safetensors")]
+    program = (
+        "import os, signal, sys\n"
+        "from mergekit_lines import single_file\n"
+        "from mergekit_lines.cli import main\n"
+        "single_file._bytes = lambda tensor: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "main(['edit', *sys.argv[1:], '--gamma', '0.5'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], env=runner.environment())
+    assert done.returncode == -signal.SIGTERM
+    partial = tmp_path / ".out.safetensors.partial"
+    assert (partial / "out.safetensors").exists()
+    assert edit(*words, "--gamma", "0.5").exit_code == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"files", "out.lines_report.json", "out.safetensors"}
+
+
+def test_nothing_of_others_is_overwritten(tmp_path: Path) -> None:
+    """A file of the partial folder's name, and an OUT that comes while we write, stay."""
+    import mergekit_lines.single_file as module
+
+    model, base, *_ = pair(tmp_path / "files")
+    out = tmp_path / "out.safetensors"
+    (tmp_path / ".out.safetensors.partial").write_text("mine")
+    result = edit(model, "--base", base, "--out", out, "--gamma", "0.5")
+    assert "in the way of the partial folder and not ours" in result.output
+    (tmp_path / ".out.safetensors.partial").unlink()
+
+    def interfere() -> None:
+        with module._partial(out):
+            out.write_text("mine")
+
+    with pytest.raises(LinesError, match="is there already"):
+        interfere()
+    assert out.read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"files", "out.safetensors"}
+
+
+def test_a_lock_that_its_holder_removed_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening and locking, the file may have been removed and made anew by another."""
+    import mergekit_lines.single_file as module
+
+    file = tmp_path / "lock"
+    acquired: list[int] = []
+
+    class Late(FileLock):
+        def acquire(self, *args: Any, **kwargs: Any) -> Any:
+            taken = super().acquire(*args, **kwargs)
+            acquired.append(file.stat().st_ino)
+            if len(acquired) == 1:
+                (tmp_path / "new").touch()
+                (tmp_path / "new").replace(file)
+            return taken
+
+    monkeypatch.setattr(module, "FileLock", Late)
+    with module._locked(file, tmp_path):
+        assert len(acquired) == 2
+        with pytest.raises(Timeout):
+            FileLock(file, timeout=0).acquire()
+    assert not file.exists()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -210,6 +211,30 @@ def test_models_that_do_not_fit_are_refused(llama_base: Path, llama_a: Path) -> 
         merge_state_dicts(states, "lines", parameters={"beta": 1})
 
 
+@pytest.mark.parametrize("key", ["dtype", "out_dtype"])
+def test_dtypes_that_no_recipe_has(key: str, llama_base: Path, llama_a: Path) -> None:
+    """Merging to 8 bits or to integers is refused by the argument's name."""
+    states = [models.read(llama_base), models.read(llama_a)]
+    for kind in (torch.float8_e4m3fn, torch.int8):
+        with pytest.raises(LinesError, match=f" {key}: found {kind}, wanted one of torch.float16"):
+            merge_state_dicts(states, "lines", parameters={"beta": 1}, base=0, **{key: kind})
+
+
+def test_numbers_of_numpy(llama_base: Path, llama_a: Path, llama_b: Path) -> None:
+    """numpy's numbers are taken for one value, per model and per tensor."""
+    half, third = np.float32(0.5), np.float64(1 / 3)
+    paths = (llama_base, llama_a, llama_b)
+    want = in_memory("lines", *paths, beta=0.5, wrap="ties", density=1, weight=[0.5, 1 / 3])
+    for weight in ([half, third], {llama_a.name: half, llama_b.name: third}):
+        got = in_memory("lines", *paths, beta=half, wrap="ties", density=1, weight=weight)
+        assert_same(got, want)
+    every = PerGroupValues([half] * len(_names(llama_base)))
+    assert_same(
+        in_memory("lines", *paths, beta=0.5, weight=every),
+        in_memory("lines", *paths, beta=0.5, weight=0.5),
+    )
+
+
 def test_one_tensor_alone() -> None:
     """``merge_tensors`` needs the tensor's name, ``num_blocks`` and a fixed alpha."""
     zero, one = torch.zeros(3), torch.ones(3)
@@ -267,6 +292,12 @@ def test_merge_of_mergekits_own_method(llama_base: Path, llama_a: Path, tmp_path
         (3, {}, "recipe: found int, wanted the path of a YAML file or a mapping."),
         ({}, {"quite": True}, "option quite: mergekit has no such option. Did you mean 'quiet'?"),
         ({}, {"random_seed": "x"}, "option random_seed: Input should be a valid integer"),
+        ({}, {"num_threads": 0}, "option num_threads: found 0, wanted 1 or more."),
+        (
+            {"merge_method": "lines", "parameters": {"beta": [1, {2}]}},
+            {},
+            "recipe.parameters.beta[1]: found {2} (set), wanted what a YAML file can hold",
+        ),
         ({"merge_method": "lines"}, {}, "Exactly one of 'models', 'slices', or 'modules' must be"),
         ({"merge_method": "lines", "models": [{"mode": 1}]}, {}, "models.0.model: Field required"),
         (
@@ -282,6 +313,13 @@ def test_merge_refuses(given: Any, options: dict[str, Any], text: str, tmp_path:
         mergekit_lines.merge(given, tmp_path / "out", **options)
     assert text in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", [None, "", 3])
+def test_merge_wants_a_place(out: Any) -> None:
+    """Without a folder to make there is nothing to do."""
+    with pytest.raises(LinesError, match=f"out: found {out!r}, wanted the path of a folder"):
+        mergekit_lines.merge({"merge_method": "lines"}, out)
 
 
 # --- mergekit-pytorch --------------------------------------------------------------------
