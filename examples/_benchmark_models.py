@@ -1,0 +1,225 @@
+"""The benchmark's checkpoints: LLaMA shapes in bf16, a base and models that differ a little."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+NOTE = "benchmark.json"  # inside each finished folder: what it was made from
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 2_000_000_000
+ITEM = 2  # bytes of a bf16 entry
+RUN = 1 << 22  # entries that are drawn and written at once
+STDDEV, NOISE = 0.02, 0.001  # of the base's weights, and of what is added to them
+LEAST, MOST = 0.0005, 100.0  # billions of parameters
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A LLaMA, and how many entries of each tensor are real (the rest are holes that read 0)."""
+
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    layers: int
+    heads: int
+    filled: int | None = None
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yield every tensor's name and shape."""
+        hidden, wide = self.hidden, self.intermediate
+        yield "model.embed_tokens.weight", (self.vocabulary, hidden)
+        for layer in range(self.layers):
+            at = f"model.layers.{layer}"
+            for name in ("q", "k", "v", "o"):
+                yield f"{at}.self_attn.{name}_proj.weight", (hidden, hidden)
+            yield f"{at}.mlp.gate_proj.weight", (wide, hidden)
+            yield f"{at}.mlp.up_proj.weight", (wide, hidden)
+            yield f"{at}.mlp.down_proj.weight", (hidden, wide)
+            yield f"{at}.input_layernorm.weight", (hidden,)
+            yield f"{at}.post_attention_layernorm.weight", (hidden,)
+        yield "model.norm.weight", (hidden,)
+        yield "lm_head.weight", (self.vocabulary, hidden)
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters."""
+        return sum(math.prod(shape) for _, shape in self.tensors())
+
+    @property
+    def largest(self) -> int:
+        """The number of entries of the largest tensor."""
+        return max(math.prod(shape) for _, shape in self.tensors())
+
+    @property
+    def disk_bytes(self) -> int:
+        """The bytes of one checkpoint on the disk, without its holes."""
+        return ITEM * sum(self.real(math.prod(shape)) for _, shape in self.tensors())
+
+    def real(self, entries: int) -> int:
+        """Return how many of a tensor's entries are written."""
+        return entries if self.filled is None else min(entries, self.filled)
+
+    def config(self) -> dict[str, Any]:
+        """Return the model's config.json."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.heads,
+            "tie_word_embeddings": False,
+            "dtype": "bfloat16",
+        }
+
+
+# LLaMA-2-7B (arXiv 2307.09288): 6,738,415,616 parameters. A mebibyte of each tensor is real.
+LLAMA_7B = Shape(4096, 11008, 32000, 32, 32, filled=1 << 19)
+
+
+def shape_of(billions: float) -> Shape:
+    """Return the smallest LLaMA of a usual width with at least that many parameters."""
+    # From this many billions on: hidden size, intermediate size, vocabulary, heads.
+    widths = (
+        (4.0, (4096, 11008, 32000, 32)),
+        (0.15, (2048, 5504, 16000, 16)),
+        (0.02, (768, 2048, 8000, 12)),
+        (0.0, (128, 344, 1000, 4)),
+    )
+    hidden, wide, vocabulary, heads = next(found for least, found in widths if billions >= least)
+    block = 4 * hidden**2 + 3 * hidden * wide + 2 * hidden
+    outside = 2 * vocabulary * hidden + hidden
+    layers = max(2, math.ceil((billions * 1e9 - outside) / block))
+    return Shape(hidden, wide, vocabulary, layers, heads)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One of the benchmark's models: number 0 is the base."""
+
+    shape: Shape
+    number: int
+    folder: Path
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What the checkpoint is made from."""
+        return {"format": 1, "number": self.number, **asdict(self.shape)}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the folder is whole and made from the same things."""
+        try:
+            found = json.loads((self.folder / NOTE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return bool(found == self.note)
+
+    @property
+    def shards(self) -> list[Path]:
+        """The files with the weights."""
+        return sorted(self.folder.glob("*.safetensors"))
+
+
+def checkpoints(shape: Shape, models: int, folder: Path) -> list[Checkpoint]:
+    """Return the base and the models, made or not; they lie in a folder of their shape."""
+    kind = "-sparse" if shape.filled else ""
+    place = folder / f"llama-{shape.parameters / 1e9:.4g}B{kind}"
+    names = ["base", *(f"tuned-{number}" for number in range(1, models + 1))]
+    return [Checkpoint(shape, number, place / name) for number, name in enumerate(names)]
+
+
+def make(checkpoint: Checkpoint, base: Checkpoint, step: Callable[[int], object]) -> None:
+    """Write a checkpoint run by run; the folder gets its name when it is whole.
+
+    Args:
+        checkpoint: what to make.
+        base: the base, already made unless it is what is made.
+        step: called with the number of bytes written.
+    """
+    part = checkpoint.folder.with_name(checkpoint.folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(checkpoint.number)
+    groups = list(_shards(checkpoint.shape))
+    weight_map = {}
+    for number, tensors in enumerate(groups, 1):
+        file = f"model-{number:05}-of-{len(groups):05}.safetensors"
+        weight_map.update(dict.fromkeys((name for name, _ in tensors), file))
+        with (part / file).open("wb") as target:
+            if checkpoint.number == 0:
+                _fill(target, None, tensors, checkpoint.shape, generator, step)
+            else:
+                with (base.folder / file).open("rb") as start:
+                    _fill(target, start, tensors, checkpoint.shape, generator, step)
+    total = checkpoint.shape.parameters * ITEM
+    texts = {
+        "config.json": checkpoint.shape.config(),
+        INDEX: {"metadata": {"total_size": total}, "weight_map": weight_map},
+        NOTE: checkpoint.note,
+    }
+    for file, content in texts.items():
+        (part / file).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    shutil.rmtree(checkpoint.folder, ignore_errors=True)
+    part.rename(checkpoint.folder)
+
+
+def _shards(shape: Shape) -> Iterator[list[tuple[str, tuple[int, ...]]]]:
+    held: list[tuple[str, tuple[int, ...]]] = []
+    size = 0
+    for name, dimensions in shape.tensors():
+        more = math.prod(dimensions) * ITEM
+        if held and size + more > SHARD_BYTES:
+            yield held
+            held, size = [], 0
+        held.append((name, dimensions))
+        size += more
+    yield held
+
+
+def _fill(
+    target: BinaryIO,
+    base: BinaryIO | None,
+    tensors: list[tuple[str, tuple[int, ...]]],
+    shape: Shape,
+    generator: torch.Generator,
+    step: Callable[[int], object],
+) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dimensions in tensors:
+        first, end = end, end + math.prod(dimensions) * ITEM
+        offsets = [first, end]
+        header[name] = {"dtype": "BF16", "shape": list(dimensions), "data_offsets": offsets}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    target.write(struct.pack("<Q", len(text)) + text)
+    data = target.tell()
+    for name, dimensions in tensors:
+        place = data + header[name]["data_offsets"][0]
+        count = shape.real(math.prod(dimensions))
+        for start in range(0, count, RUN):
+            size = min(RUN, count - start)
+            values = torch.randn(size, generator=generator)
+            # The base has the same header, so its entries lie in the same place.
+            if base is None:
+                values = values.mul_(STDDEV).add_(float(len(dimensions) == 1))
+            else:
+                base.seek(place + start * ITEM)
+                stored = torch.frombuffer(bytearray(base.read(size * ITEM)), dtype=torch.bfloat16)
+                values = values.mul_(NOISE).add_(stored)
+            target.seek(place + start * ITEM)
+            target.write(values.to(torch.bfloat16).view(torch.uint8).numpy().data)
+            step(size * ITEM)
+    target.truncate(data + end)

@@ -1,0 +1,336 @@
+"""Time merges: mergekit's own method against ``lines`` around it, on checkpoints made here.
+
+    python examples/benchmark.py --billions 0.84 --models 2 --rounds 3
+
+Every round runs each of them in turn, as a whole ``mergekit-yaml`` process and as the merge alone
+without imports, and then plain copying of the same bytes. Checkpoints are kept for the next time.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import _benchmark_floor as floor
+import _benchmark_models as models
+import _benchmark_server as server
+import _benchmark_tables as tables
+import click
+from _benchmark_runs import ALPHA, BETA, METHODS, Bench
+from rich.console import Console
+from tqdm import tqdm
+
+FOLDER = Path(__file__).resolve().parent / "work" / "benchmark"
+PACKAGES = ("mergekit-lines", "mergekit", "torch", "transformers", "safetensors", "accelerate")
+SLACK = 100_000_000  # bytes on the disk for headers, logs and the file system's own
+SIDES = ("mergekit", "lines")
+
+
+def prepare(made: list[models.Checkpoint], outputs: int) -> None:
+    """Make the checkpoints that are not there, if the disk takes them and ``outputs`` merges.
+
+    Raises:
+        click.ClickException: there is too little space.
+    """
+    missing = [checkpoint for checkpoint in made if not checkpoint.finished]
+    shape, folder = made[0].shape, made[0].folder.parent
+    wanted = len(missing) * shape.disk_bytes + outputs * shape.parameters * models.ITEM + SLACK
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if wanted > free:
+        raise click.ClickException(
+            f"{folder} takes {wanted / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free there; "
+            f"choose another --folder or a smaller model"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for checkpoint in missing:
+        with tqdm(
+            total=shape.disk_bytes,
+            desc=f"making {checkpoint.folder.name}",
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            disable=None,
+        ) as bar:
+            models.make(checkpoint, made[0], bar.update)
+
+
+@contextmanager
+def working(folder: Path) -> Iterator[Path]:
+    """Give a folder for outputs that is gone afterwards, also after Ctrl-C or SIGTERM."""
+    path = Path(tempfile.mkdtemp(prefix="run-", dir=folder))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def machine() -> dict[str, Any]:
+    """Return what the numbers hang on beside the code."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        names = [line.split(":")[1].strip() for line in text.splitlines() if "model name" in line]
+    except OSError:
+        names = []
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "cores": len(floor.cores()),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def merges(
+    bench: Bench,
+    methods: Sequence[str],
+    rounds: int,
+    sides: Sequence[str],
+    modes: Sequence[str],
+    beside: bool,
+) -> None:
+    """Run all rounds: each method in every mode, both sides in turn, then the floor.
+
+    Args:
+        bench: keeps what is found.
+        methods: names of mergekit's methods.
+        rounds: how many.
+        sides: which of :data:`SIDES`.
+        modes: "whole", "alone", or both.
+        beside: whether each round ends with the merges beside a busy neighbour.
+    """
+    plan = [(method, mode, side) for method in methods for mode in modes for side in sides]
+    busy = [(method, "beside", side) for method in methods for side in sides] if beside else []
+    total = rounds * (len(plan) + len(busy) + 1)
+    with tqdm(total=total, unit="run", leave=False, disable=None) as bar:
+
+        def run(number: int, jobs: Sequence[tuple[str, str, str]]) -> None:
+            for method, mode, side in jobs:
+                bar.set_description(f"round {number}: {method}, {mode}, {side}")
+                bench.merge(number, method, side, mode)
+                bar.update()
+
+        for number in range(1, rounds + 1):
+            run(number, plan)
+            bar.set_description(f"round {number}: plain copying")
+            bench.plain_copy(number)
+            bar.update()
+            if busy:
+                with floor.neighbour():
+                    run(number, busy)
+
+
+def readers(bench: Bench, rounds: int) -> list[dict[str, Any]]:
+    """Read the base through every reader in turn; return what each reading took."""
+    base = bench.made[0]
+    found = []
+    with tqdm(total=rounds * len(server.READERS), unit="run", leave=False, disable=None) as bar:
+        for number in range(1, rounds + 1):
+            for reader in server.READERS:
+                bar.set_description(f"round {number}: {reader}")
+                bench.settle()
+                told = bench.ask(
+                    {
+                        "work": "read",
+                        "reader": reader,
+                        "folder": str(base.folder),
+                        "index": models.INDEX,
+                    }
+                )
+                if "error" in told:
+                    raise click.ClickException(f"reading through {reader}: {told['error']}")
+                found.append({"round": number, "reader": reader, **told})
+                bar.update()
+    return found
+
+
+def show_setting(
+    console: Console, bench: Bench, found: dict[str, Any], rounds: int, readers_only: bool
+) -> None:
+    """Say what is measured, and on what."""
+    shape = bench.made[0].shape
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    what = "the base" if readers_only else f"base + {len(bench.made) - 1}"
+    tables.say(
+        console,
+        f"LLaMA, {shape.layers} layers of {shape.hidden}: {shape.parameters / 1e9:.3f} B "
+        f"parameters, {tables.size([shape.parameters * models.ITEM])} in bf16; {what}; "
+        f"rounds: {rounds}",
+    )
+    tables.say(
+        console,
+        f"{found['cpu']}, {found['cores']} cores, {found['system']}, load average "
+        f"{found['load_before']:.2f} before; Python {found['python']}, {versions}",
+    )
+    if shape.filled:
+        size = shape.filled * models.ITEM / 2**20
+        tables.say(
+            console,
+            f"The inputs are sparse: only the first {size:.0f} MiB of each tensor are real, the "
+            f"rest are holes that read as zeros. Good for memory; times are not those of a disk.",
+        )
+    if not bench.cached:
+        tables.say(
+            console, "The inputs do not fit into the page cache: they were not read before runs."
+        )
+
+
+def show_merges(console: Console, bench: Bench, methods: Sequence[str]) -> None:
+    """Print every method's table, the floor, and what the neighbour costs."""
+    for method in methods:
+        console.print(tables.method_table(method, bench.runs))
+    tables.show_floor(console, bench.runs, bench.floor, methods)
+    tables.show_neighbour(console, bench.runs, methods)
+    shape = bench.made[0].shape
+    largest = shape.largest * 4
+    tables.say(
+        console,
+        f"\nMedians (least–largest) of the rounds; ratios are taken within a round. whole process: "
+        f"mergekit-yaml from its start; merge alone: without imports, in a fork of a process that "
+        f"has made them. anonymous, "
+        f"mapped: peaks of RssAnon and RssFile, sampled every {server.INTERVAL_S * 1000:.0f} ms. "
+        f"beyond imports: what the merge adds to {tables.imports(bench.runs)} that its imports "
+        f"hold; 4 × the largest tensor in fp32 + 300 MB are {(4 * largest + 3e8) / 1e6:.0f} MB.",
+    )
+    note = f"lines (alpha {ALPHA}, beta {BETA}) waits until its output is on the disk (fsync)"
+    if any(run.side == "mergekit" for run in bench.runs):
+        note += (
+            "; mergekit does not, but where '+ fsync' or 'durable' says so. read, written: "
+            "counted by lines; for mergekit the sizes of the files"
+        )
+    tables.say(console, f"{note}.")
+
+
+METHOD = click.Choice(list(METHODS))
+
+
+@click.command(context_settings={"show_default": True})
+@click.option(
+    "--billions",
+    type=click.FloatRange(models.LEAST, models.MOST),
+    default=0.84,
+    help="Parameters of one model, at least.",
+)
+@click.option("--llama-7b", is_flag=True, help="The shapes of LLaMA-2-7B, in sparse files.")
+@click.option(
+    "--models", "count", type=click.IntRange(1, 64), default=2, help="Models beside the base."
+)
+@click.option(
+    "--method",
+    "methods",
+    type=METHOD,
+    multiple=True,
+    default=("ties", "dare_linear", "task_arithmetic"),
+    help="Give it several times for several.",
+)
+@click.option("--rounds", type=click.IntRange(1, 1000), default=3)
+@click.option(
+    "--mode",
+    "modes",
+    type=click.Choice(["whole", "alone"]),
+    multiple=True,
+    default=("whole", "alone"),
+    help="Whole processes, or the merge without imports.",
+)
+@click.option("--lines-only", is_flag=True, help="Leave mergekit's own methods out.")
+@click.option("--neighbour", is_flag=True, help="Each round again with one core taken.")
+@click.option("--readers", "only_readers", is_flag=True, help="Time ways to read, not merges.")
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=FOLDER,
+    show_default="examples/work/benchmark",
+    help="Where checkpoints are kept and outputs come and go.",
+)
+@click.option("--json", "raw", type=click.Path(dir_okay=False, path_type=Path), help="Raw numbers.")
+@click.argument("flags", nargs=-1)
+@click.pass_context
+def main(
+    context: click.Context,
+    billions: float,
+    llama_7b: bool,
+    count: int,
+    methods: tuple[str, ...],
+    rounds: int,
+    modes: tuple[str, ...],
+    lines_only: bool,
+    neighbour: bool,
+    only_readers: bool,
+    folder: Path,
+    raw: Path | None,
+    flags: tuple[str, ...],
+) -> None:
+    """Time mergekit's own methods against `lines` around them.
+
+    FLAGS behind `--` go to mergekit-yaml on both sides: `-- --num-threads 1`.
+    """
+    given = context.get_parameter_source("billions") is not click.core.ParameterSource.DEFAULT
+    if llama_7b and given:
+        raise click.ClickException("--llama-7b has its own size; leave --billions out")
+    if neighbour and (not hasattr(os, "sched_setaffinity") or len(floor.cores()) < 2):
+        raise click.ClickException("--neighbour needs Linux and two cores")
+    if neighbour and "alone" not in modes:
+        raise click.ClickException("--neighbour is told against --mode alone; add that")
+    methods, modes = tuple(dict.fromkeys(methods)), tuple(dict.fromkeys(modes))
+    if raw is not None and not os.access(raw.absolute().parent, os.W_OK):
+        raise click.ClickException(f"--json {raw}: there is no such folder, or none to write to")
+    shape = models.LLAMA_7B if llama_7b else models.shape_of(billions)
+    made = models.checkpoints(shape, 0 if only_readers else count, folder.absolute())
+    prepare(made, outputs=0 if only_readers else 1)
+    console, found = tables.console(), machine()
+    with working(folder.absolute()) as work:
+        bench = Bench(made, work, flags)
+        show_setting(console, bench, found, rounds, only_readers)
+        read: list[dict[str, Any]] = []
+        try:
+            if only_readers:
+                read = readers(bench, rounds)
+                console.print(tables.reader_table(read, models.ITEM))
+            else:
+                sides = SIDES[1:] if lines_only else SIDES
+                merges(bench, methods, rounds, sides, modes, neighbour)
+                show_merges(console, bench, methods)
+        finally:
+            bench.close()
+    tables.say(console, f"The checkpoints are kept in {made[0].folder.parent}")
+    if raw is not None:
+        content = {
+            "machine": {**found, "load_after": os.getloadavg()[0]},
+            "parameters": shape.parameters,
+            "largest_tensor": shape.largest,
+            "models": len(made) - 1,
+            "rounds": rounds,
+            "cached": bench.cached,
+            "runs": [{**asdict(run), "beyond": run.beyond} for run in bench.runs],
+            "floor": bench.floor,
+            "readers": read,
+        }
+        raw.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _terminate(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        main(standalone_mode=False)
+    except click.ClickException as problem:
+        sys.exit(f"benchmark: {problem.format_message()}")
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit("benchmark: interrupted; what was merged is removed, the checkpoints are kept.")
+    except OSError as problem:
+        sys.exit(f"benchmark: {problem}")
