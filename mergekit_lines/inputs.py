@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
 from mergekit.common import ModelPath, ModelReference
 from mergekit.config import MergeConfiguration
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from mergekit_lines.checkpoint.headers import read_headers
 from mergekit_lines.errors import nearest, reason
+from mergekit_lines.hub.failures import reading, unreached
 from mergekit_lines.planner import models_in_order
 
 
@@ -124,13 +125,7 @@ def _check_hub_adapter(adapter: ModelPath) -> Iterator[str]:
     except HFValidationError:
         yield f"adapter {adapter.path}: there is no such folder. Check the path after the `+`."
         return
-    try:
-        hf_hub_download(adapter.path, "adapter_config.json", revision=adapter.revision)
-    except Exception as error:  # noqa: BLE001 - the Hub's clients raise a dozen kinds
-        yield (
-            f"adapter {adapter.path}: there is no such folder, and the Hub gave no adapter for it "
-            f"({reason(error)}). Check the name and the network."
-        )
+    yield from _fetch(f"adapter {adapter}", adapter, "adapter_config.json", "a PEFT adapter")
 
 
 def _check_hub(model: ModelReference, options: MergeOptions) -> Iterator[str]:
@@ -141,17 +136,36 @@ def _check_hub(model: ModelReference, options: MergeOptions) -> Iterator[str]:
     except HFValidationError:
         yield f"model {path}: there is no such folder. Check the path{_sibling(path)}."
         return
+    where = f"model {model.model}"
+    problems = list(_fetch(where, model.model, "config.json", "a transformers checkpoint"))
+    if problems:
+        yield from problems
+        return
     try:
         config = model.config(trust_remote_code=options.trust_remote_code)
-    except Exception as error:  # noqa: BLE001 - the Hub's clients raise a dozen kinds
+    except Exception as error:  # noqa: BLE001 - transformers validates with a dozen kinds
         yield (
-            f"model {path}: there is no such folder, and the Hub gave no config for it "
-            f"({reason(error)}). Check the name{_sibling(path)}, the network, and, for a "
-            f"gated or private model, `hf auth login`."
+            f"{where}: transformers refuses its config.json ({reason(error)}). Take another "
+            f"model, or upgrade transformers."
         )
         return
     if getattr(config, "quantization_config", None):
         yield f"model {path}: a quantised checkpoint, wanted plain fp16, bf16 or fp32 weights."
+
+
+def _fetch(where: str, part: ModelPath, file: str, wanted: str) -> Iterator[str]:
+    """Fetch one small file from the Hub: a gated model tells of itself, but gives out nothing."""
+    cached = isinstance(try_to_load_from_cache(part.path, file, revision=part.revision), str)
+    try:
+        # hf_hub_download itself waits half a minute for a network that is not there.
+        HfApi().model_info(part.path, revision=part.revision)
+        hf_hub_download(part.path, file, revision=part.revision)
+    except RemoteEntryNotFoundError:
+        yield f"{where}: found no {file} on the Hub, wanted {wanted}. Check the name."
+    except Exception as error:  # noqa: BLE001 - the Hub's clients raise a dozen kinds
+        if not (cached and unreached(error)):
+            hint = _sibling(part.path)
+            yield reading(where, error).replace("Check the name", f"Check the name{hint}")
 
 
 def _sibling(path: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,7 +32,10 @@ def open_model(model: ModelReference) -> LazyTensorLoader:
         LinesError: a file is missing or broken, or an adapter does not fit its base.
     """
     try:
-        return LoaderCache().get(model)
+        with warnings.catch_warnings():
+            # PEFT starts what an adapter's file lacks with random numbers, and only warns.
+            warnings.filterwarnings("error", ".*missing adapter keys", UserWarning)
+            return LoaderCache().get(model)
     except (LinesError, OSError):
         raise
     except Exception as error:

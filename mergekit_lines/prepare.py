@@ -45,7 +45,8 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
         LinesError: with every problem that indexes and headers show.
     """
     LoaderCache().setup(options=options)
-    headers = {model: _feed(model) for model in models_in_order(config)}
+    cache = options.transformers_cache
+    headers = {model: _feed(model, cache) for model in models_in_order(config)}
     problems = [problem for found in headers.values() for problem in found.problems]
     copied = set() if problems else _check_adapters(headers, options, problems)
     if problems:
@@ -109,14 +110,14 @@ def _names_from_indexes() -> Iterator[None]:
         auto.get_model_tensor_names = original
 
 
-def _feed(model: ModelReference) -> Headers:
+def _feed(model: ModelReference, cache: str | None) -> Headers:
     """Read a model's headers, and give mergekit a loader of its index.
 
     An adapter changes values and no names: its base's index stands for both.
     """
     folder = Path(model.model.path)
     if not folder.is_dir():
-        headers = remote_headers(model.model.path, model.model.revision)
+        headers = remote_headers(model.model.path, model.model.revision, cache)
     else:
         headers = read_headers(folder)
     if headers.tensors is None and not headers.problems:

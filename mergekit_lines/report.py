@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import sys
 from typing import Any
 
 from mergekit_lines import __version__
@@ -49,6 +50,47 @@ def report(summary: Summary, method: str, recipe: str) -> dict[str, Any]:
         "outside": summary.outside,
         "recipe": recipe,
     }
+
+
+def run_figures(
+    *,
+    seconds: float,
+    bytes_read: int,
+    bytes_written: int,
+    threads: int,
+    device: str,
+    resumed: bool,
+) -> dict[str, Any]:
+    """Return the part of a report that differs from run to run of the same merge.
+
+    Args:
+        seconds: from the first check to the last shard.
+        bytes_read: of the inputs' tensors.
+        bytes_written: of the output's shards; fewer than it has where the run went on behind
+            an interrupted one.
+        threads: that shared the arithmetic.
+        device: where it was done.
+        resumed: whether shards of an interrupted run were kept.
+    """
+    return {
+        "seconds": round(seconds, 3),
+        "bytes_read": bytes_read,
+        "bytes_written": bytes_written,
+        "peak_rss": peak_rss(),
+        "threads": threads,
+        "device": device,
+        "resumed": resumed,
+    }
+
+
+def peak_rss() -> int | None:
+    """Return the peak of this process's resident memory in bytes, if the system tells it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ import errno
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import click
 import torch
+from mergekit import merge as mergekit_merge
 from mergekit.architecture.auto import infer_architecture_info
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
@@ -22,17 +24,20 @@ from transformers import AutoTokenizer
 
 from mergekit_lines.card import card
 from mergekit_lines.checkpoint.opened import OpenedModels
-from mergekit_lines.checkpoint.partial import partial_folder
+from mergekit_lines.checkpoint.partial import FullDiskError, partial_folder
 from mergekit_lines.checkpoint.writer import ShardLayout, ShardWriter, lay_out, whole_name
 from mergekit_lines.engine import Engine
 from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.fingerprints import describe_inputs, describe_output
 from mergekit_lines.fit import dropped_tensors
+from mergekit_lines.hub.downloads import Wanted, check_room, files_from_hub, wanted_of
 from mergekit_lines.inputs import check_models
 from mergekit_lines.opening import open_models
 from mergekit_lines.planner import ACTIVE, MergeRun, base_listed, models_in_order
 from mergekit_lines.preflight import check_recipe
-from mergekit_lines.prepare import prepare
-from mergekit_lines.report import describe, report, to_json, versions
+from mergekit_lines.prepare import Prepared, prepare
+from mergekit_lines.report import describe, report, run_figures, to_json, versions
+from mergekit_lines.signals import end_at_once, ending_on_sigterm
 from mergekit_lines.sizes import Sizes
 from mergekit_lines.tokenizer import OrderedTokenizer
 from mergekit_lines.workers import one_thread
@@ -62,6 +67,8 @@ def run_lines_merge(
     Raises:
         LinesError: the recipe, a model, an option or the disk is at fault; nothing is left.
     """
+    begun = time.monotonic()
+    end_at_once()
     # Through links: the rename at the end has to meet the folder itself.
     given = Path(out_path).absolute()
     out = given.resolve()
@@ -84,14 +91,22 @@ def run_lines_merge(
     )
     with_card = options.write_model_card
     effective = effective_options(config, options, say)
-    with ONE_AT_A_TIME, one_thread(), plain_failures(out), partial_folder(out, say) as partial:
+    with (
+        ONE_AT_A_TIME,
+        one_thread(),
+        ending_on_sigterm(),
+        plain_failures(out),
+        partial_folder(out, say) as partial,
+    ):
         with fresh_caches():
             prepared = prepare(original, effective, run)
             dropped = dropped_tensors(prepared.planned, original)
+            wanted = _with_room(prepared, original, effective, partial.path)
         for model, names in dropped.items():
             say(f"{model}: {len(names)} tensors that the base lacks are dropped: {some(names, 3)}")
         with fresh_caches(), ExitStack() as stack:
             LoaderCache().setup(options=effective)
+            stack.enter_context(files_from_hub(wanted))
             models = open_models(original, effective, partial.path, stack)
             check_tokenizers(original, effective, run)
             sizes = Sizes(
@@ -106,12 +121,28 @@ def run_lines_merge(
             token = ACTIVE.set(run)
             try:
                 # A copy: mergekit rewrites the recipe, and the caller may use it again.
-                run_merge(config.model_copy(deep=True), str(partial.path), effective, recipe)
+                with logged_failures(), donor_as_it_is():
+                    run_merge(config.model_copy(deep=True), str(partial.path), effective, recipe)
             finally:
                 ACTIVE.reset(token)
             engine.finish()
+            facts = {
+                "dropped": {str(model): names for model, names in dropped.items()},
+                "inputs": describe_inputs(models.models),
+                "output": describe_output(shards),
+                "run": run_figures(
+                    seconds=time.monotonic() - begun,
+                    bytes_read=models.bytes_read,
+                    bytes_written=engine.writer.bytes_written,
+                    threads=engine.workers.threads,
+                    device=str(engine.device),
+                    resumed=bool(engine.writer.done),
+                ),
+            }
+            if any(found.copied_from for found in models.models.values()):
+                facts["lora_merge_dtype"] = effective.lora_merge_dtype
         name = given.name if with_card else None
-        _write_texts(partial.path, original, run, recipe, name, dropped)
+        _write_texts(partial.path, original, run, recipe, name, facts)
         partial.publish(shards)
     say(f"the merged model is in {out_path}")
 
@@ -201,6 +232,47 @@ def fresh_caches() -> Iterator[None]:
 
 
 @contextmanager
+def logged_failures() -> Iterator[None]:
+    """Raise what mergekit only logs: that a tokenizer was not copied, for a full disk perhaps."""
+    failures: list[BaseException] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None or record.levelno < logging.ERROR:
+            return True
+        failures.append(error)
+        return False
+
+    logger = logging.getLogger("mergekit.merge")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+    if failures:
+        raise failures[0]
+
+
+@contextmanager
+def donor_as_it_is() -> Iterator[None]:
+    """Let mergekit copy tokenizers and the like from a folder as it is.
+
+    Of a base with an adapter it would make a merged copy for that, or fail without a cache.
+    """
+    original = mergekit_merge._get_donor_model
+
+    def donor(merge_config: MergeConfiguration, options: MergeOptions) -> Any:
+        base = ModelReference(model=models_in_order(merge_config)[0].model)
+        return original(merge_config.model_copy(update={"base_model": base}), options=options)
+
+    mergekit_merge._get_donor_model = donor
+    try:
+        yield
+    finally:
+        mergekit_merge._get_donor_model = original
+
+
+@contextmanager
 def plain_failures(out: Path) -> Iterator[None]:
     """Turn failures of disk and files into one sentence."""
     try:
@@ -232,6 +304,7 @@ def _identity(
         "the recipe": repr(config),  # to_yaml fails for paths that are no plain identifiers
         "the seed": run.seed,
         "--out-shard-size": options.out_shard_size,
+        "--lora-merge-dtype": options.lora_merge_dtype,
         "the device": torch.device(options.device or "cpu").type,
         "the versions of the packages": versions(),
         **{f"model {name}": found for name, found in models.describe().items()},
@@ -242,10 +315,23 @@ def _check_space(out: Path, partial: Path, shards: Sequence[ShardLayout]) -> Non
     missing = [shard for shard in shards if not (partial / whole_name(shard.file)).exists()]
     needed, free = sum(shard.size for shard in missing), shutil.disk_usage(partial).free
     if needed > free:
-        raise LinesError(
+        raise FullDiskError(
             f"OUT {out}: the merged model takes {needed:,} bytes more on this disk, which has "
             f"{free:,} free. Free some space, or choose another OUT."
         )
+
+
+def _with_room(
+    prepared: Prepared, config: MergeConfiguration, options: MergeOptions, partial: Path
+) -> Wanted:
+    """Return what is on the Hub, when there is room for it and for the output."""
+    wanted = wanted_of(prepared.headers)
+    if wanted:
+        sizes = Sizes(prepared.planned, prepared.headers, config, options, None)
+        whole = sum(path.stat().st_size for path in partial.glob("*.safetensors"))
+        output = sum(sized.bytes for sized in sizes.tensors)
+        check_room(wanted, max(0, output - whole), partial, options)
+    return wanted
 
 
 def vocabulary(config: MergeConfiguration, run: MergeRun) -> int | None:
@@ -263,16 +349,15 @@ def _write_texts(
     run: MergeRun,
     recipe: str,
     card_name: str | None,
-    dropped: dict[ModelReference, list[str]],
+    facts: dict[str, Any],
 ) -> None:
     summary = run.summary
     if summary is None:
         raise LinesError("mergekit merged without our planner; nothing was kept.")
-    content = report(summary, config.merge_method, recipe)
-    content["dropped"] = {str(model): names for model, names in dropped.items()}
+    content = {**report(summary, config.merge_method, recipe), **facts}
     texts = {"lines_report.json": to_json(content)}
     if card_name is not None:
-        texts["README.md"] = card(config, summary, recipe, card_name)
+        texts["README.md"] = card(partial, config, content, card_name)
         texts["mergekit_config.yml"] = recipe
     for file, text in texts.items():
         (partial / file).write_text(text, encoding="utf-8")

@@ -33,6 +33,7 @@ SEAMS = (
     Seam("mergekit.merge", "run_merge", ("merge_config", "out_path", "options", "config_source")),
     Seam("mergekit.merge", "MergePlanner"),
     Seam("mergekit.merge", "_model_out_config", ("config", "arch_info", "trust_remote_code")),
+    Seam("mergekit.merge", "_get_donor_model", ("merge_config", "options")),
     Seam("mergekit.plan", "MergePlanner", ("config", "arch_info", "options", "out_model_config")),
     Seam(
         "mergekit.plan",
@@ -152,6 +153,8 @@ SEAMS = (
     Seam("mergekit.common", "ModelPath", fields=("path", "revision")),
     Seam("mergekit.common", "ModelReference", fields=("model", "lora", "override_architecture")),
     Seam("mergekit.common", "ModelReference.config", ("self", "trust_remote_code")),
+    Seam("mergekit.common", "ModelReference.parse", ("value",)),
+    Seam("mergekit.common", "huggingface_hub"),
     Seam("mergekit.common", "dtype_from_name", ("name",)),
     Seam("mergekit.common", "get_auto_cls", ("arch_name",)),
     Seam("mergekit.common", "parse_kmb", ("value",)),
@@ -174,6 +177,11 @@ SEAMS = (
     Seam("mergekit.io", "LazyTensorLoader", ("index", "lazy_unpickle")),
     Seam("mergekit.io.tasks", "LoaderCache.flush_all", ("self",)),
     Seam("mergekit.io.lazy_tensor_loader", "LazyTensorLoader", fields=("index",)),
+    Seam(
+        "mergekit.io.lazy_tensor_loader",
+        "ShardedTensorIndex",
+        fields=("base_path", "is_safetensors", "tensor_paths"),
+    ),
     Seam("mergekit.io.lazy_tensor_loader", "LazyTensorLoader.get_tensor", ("key",)),
     Seam(
         "mergekit.tokenizer.embed",
@@ -211,6 +219,7 @@ SEAMS = (
             "unsafe_truncate_embeddings",
             "lora_merge_cache",
             "lora_merge_dtype",
+            "transformers_cache",
             "device",
             "low_cpu_memory",
             "copy_tokenizer",

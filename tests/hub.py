@@ -1,165 +1,119 @@
-"""A small Hub on the loopback interface: model info, trees, and files by HEAD and by range.
-
-It answers what huggingface_hub asks for when configs, indexes and headers are read, and counts
-the bytes of each file that it sends.
-"""
+"""A Hub for tests, started in a process of its own; see :mod:`tests.hub_server`."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-from collections import Counter
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
-from urllib.parse import unquote, urlsplit
-
-_INFO = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?")
-_TREE = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)")
-_FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
-PIECE = 1 << 16
+from urllib.parse import quote
 
 
 class Hub:
-    """Serve folders as models.
+    """A running Hub.
 
     Args:
-        models: name on the Hub -> folder.
-        gated: names that are refused until access is granted.
+        models: name on the Hub -> a folder that is published there at the start.
+        gated: names of those that are given out on request only.
     """
 
-    def __init__(self, models: Mapping[str, Path], gated: tuple[str, ...] = ()) -> None:
-        self.models = dict(models)
-        self.gated = gated
-        self.requests: list[str] = []
-        self.sent: Counter[str] = Counter()  # "repo/file" -> bytes of bodies
-        hub = self
+    def __init__(
+        self, models: Mapping[str, Path] | None = None, gated: tuple[str, ...] = ()
+    ) -> None:
+        self._models, self._gated = dict(models or {}), gated
+        self._last: dict[str, Any] | None = None
 
-        class Handler(_Handler):
-            served = hub
+    def __enter__(self) -> Hub:
+        self._folder = tempfile.TemporaryDirectory()
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("hub_server.py")), self._folder.name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        assert self._process.stdout is not None
+        self.url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
+        """What ``HF_ENDPOINT`` has to be."""
+        for name, folder in self._models.items():
+            self.publish(name, folder, gated=name in self._gated)
+        return self
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = Thread(target=self._server.serve_forever, daemon=True)
+    def __exit__(self, *exception: object) -> None:
+        self._last = self.state()
+        with self._process:  # closes its stdin, which ends it, and waits
+            pass
+        self._folder.cleanup()
+
+    def set(self, **changes: Any) -> None:
+        """Change what the server knows; see ``control_set`` there."""
+        body = json.dumps(changes).encode()
+        with urllib.request.urlopen(urllib.request.Request(f"{self.url}/_control/set", body)):
+            pass
+
+    def state(self) -> dict[str, Any]:
+        """Return what the server knows, or knew at its end: repositories, requests, bytes."""
+        if self._last is not None:
+            return self._last
+        with urllib.request.urlopen(f"{self.url}/_control/state") as answer:
+            content: dict[str, Any] = json.load(answer)
+        return content
+
+    def settled(self) -> dict[str, Any]:
+        """Return the state once no upload is being read: a client that is gone leaves its rest."""
+        while (state := self.state())["busy"]:
+            time.sleep(0.01)
+        return state
+
+    def publish(self, name: str, folder: Path, **flags: bool) -> None:
+        """Make a folder a model's main branch; ``private`` and ``gated`` are flags."""
+        self.set(publish={name: {"folder": str(folder), **flags}})
+
+    def user(
+        self, name: str, token: str, *, write: bool = True, granted: tuple[str, ...] = ()
+    ) -> None:
+        """Let a token in, as a user who is given the gated models named."""
+        self.set(users={token: {"name": name, "write": write, "granted": list(granted)}})
 
     @property
-    def url(self) -> str:
-        """What ``HF_ENDPOINT`` has to be."""
-        return f"http://127.0.0.1:{self._server.server_port}"
+    def requests(self) -> list[str]:
+        """Every request but the tests' own: method, path, range."""
+        requests: list[str] = self.state()["requests"]
+        return requests
 
-    def environment(self, home: Path) -> dict[str, str | None]:
-        """Return changes to an environment in which this is the Hub, with an empty cache."""
+    @property
+    def sent(self) -> dict[str, int]:
+        """Bytes of each ``repo/file`` that went out."""
+        sent: dict[str, int] = self.state()["sent"]
+        return sent
+
+    def files(self, name: str, ref: str = "main") -> dict[str, list[Any]]:
+        """Return a model's files with size and, of large ones, SHA-256; {} where there is none."""
+        repo = self.state()["repos"].get(name, {"refs": {}})
+        files: dict[str, list[Any]] = repo["refs"].get(ref, {})
+        return files
+
+    def read(self, name: str, file: str, ref: str = "main", token: str | None = None) -> bytes:
+        """Return a file as anyone may fetch it."""
+        request = urllib.request.Request(f"{self.url}/{name}/resolve/{quote(ref, safe='')}/{file}")
+        if token:
+            request.add_unredirected_header("Authorization", f"Bearer {token}")
+        with urllib.request.urlopen(request) as answer:
+            content: bytes = answer.read()
+        return content
+
+    def environment(self, home: Path, token: str | None = None) -> dict[str, str | None]:
+        """Return changes to an environment in which this is the Hub, with its cache in ``home``."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_HUB_OFFLINE": None,
             "HF_HOME": str(home),
+            "HF_HUB_CACHE": None,
             "HF_HUB_DISABLE_XET": "1",
-            "HF_TOKEN": None,
-            "NO_PROXY": "127.0.0.1",
+            "HF_TOKEN": token,
+            "NO_PROXY": "127.0.0.1,localhost",
         }
-
-    def __enter__(self) -> Hub:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def commit(repo: str) -> str:
-    """Return a model's one commit."""
-    return hashlib.sha1(repo.encode()).hexdigest()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    served: Hub
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass
-
-    def _answer(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.served.requests.append(
-            f"{self.command} {path} {self.headers.get('Range', '')}".strip()
-        )
-        for pattern, answer in ((_TREE, self._tree), (_INFO, self._info), (_FILE, self._file)):
-            match = pattern.fullmatch(path)
-            if not match:
-                continue
-            found = match.groupdict()
-            folder = self.served.models.get(found["repo"])
-            if folder is None:
-                self._fail(404, "RepoNotFound", "Repository not found")
-            elif found["repo"] in self.served.gated and pattern is _FILE:
-                self._fail(403, "GatedRepo", "Access to this model is restricted")
-            elif found["revision"] not in (None, "main", commit(found["repo"])):
-                self._fail(404, "RevisionNotFound", "Invalid rev id")
-            else:
-                answer(found, folder)
-            return
-        self._fail(404, "", "no such page")
-
-    def _fail(self, status: int, code: str, text: str) -> None:
-        self._send(status, json.dumps({"error": text}).encode(), {"X-Error-Code": code})
-
-    def _info(self, found: dict[str, Any], folder: Path) -> None:
-        siblings = [{"rfilename": path.name} for path in sorted(folder.iterdir())]
-        info = {"_id": "0", "id": found["repo"], "modelId": found["repo"], "private": False}
-        info |= {"sha": commit(found["repo"]), "siblings": siblings, "tags": []}
-        self._send(200, json.dumps(info).encode())
-
-    def _tree(self, found: dict[str, Any], folder: Path) -> None:
-        entries = [
-            {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": path.name}
-            for path in sorted(folder.iterdir())
-        ]
-        self._send(200, json.dumps(entries).encode())
-
-    def _file(self, found: dict[str, Any], folder: Path) -> None:
-        path = folder / found["file"]
-        if not path.is_file():
-            self._fail(404, "EntryNotFound", "Entry not found")
-            return
-        size = path.stat().st_size
-        first, last, status = 0, size - 1, 200
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if wanted and self.command == "GET":
-            first, last, status = int(wanted[1]), min(int(wanted[2]), size - 1), 206
-        self.send_response(status)
-        self.send_header("Content-Length", str(max(0, last - first + 1)))
-        self.send_header("ETag", f'"{hashlib.sha1(str(path).encode()).hexdigest()}"')
-        self.send_header("X-Repo-Commit", commit(found["repo"]))
-        self.send_header("Accept-Ranges", "bytes")
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        with path.open("rb") as file:
-            file.seek(first)
-            left = last - first + 1
-            while left > 0 and (piece := file.read(min(PIECE, left))):
-                self.wfile.write(piece)
-                self.served.sent[f"{found['repo']}/{found['file']}"] += len(piece)
-                left -= len(piece)
-
-    def _send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)

@@ -412,13 +412,26 @@ def read(path: Path | str) -> Tensors:
 
 
 def digest(path: Path | str) -> dict[str, str]:
-    """Return the SHA-256 of every file below a folder, by its path relative to the folder."""
+    """Return the SHA-256 of every file below a folder, by its path relative to the folder.
+
+    Of a report without its "run": seconds, threads and memory are of the run, and not of what
+    it made.
+    """
     path = Path(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return {
-        file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        file.relative_to(path).as_posix(): hashlib.sha256(_lasting(file)).hexdigest()
         for file in files
     }
+
+
+def _lasting(file: Path) -> bytes:
+    content = file.read_bytes()
+    if file.name != "lines_report.json":
+        return content
+    report = json.loads(content)
+    report.pop("run", None)
+    return json.dumps(report).encode()
 
 
 def weights_digest(path: Path | str) -> dict[str, str]:

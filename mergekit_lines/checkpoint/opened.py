@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,14 @@ from mergekit.io.tasks import LoadTensor
 
 from mergekit_lines.checkpoint.adapters import Adapter
 from mergekit_lines.checkpoint.headers import TensorHeader, read_headers
-from mergekit_lines.checkpoint.sources import HeldTensor, Shard, ShardTensor, Source
+from mergekit_lines.checkpoint.sources import (
+    HeldTensor,
+    Shard,
+    ShardTensor,
+    Source,
+    changed,
+    state_of,
+)
 from mergekit_lines.errors import LinesError
 
 
@@ -41,6 +49,7 @@ class OpenedModels:
 
     models: dict[ModelReference, OpenedModel] = field(default_factory=dict)
     shards: dict[Path, Shard] = field(default_factory=dict)
+    states: dict[Path, tuple[int, ...]] = field(default_factory=dict)  # of all other files
 
     def add(
         self,
@@ -70,6 +79,9 @@ class OpenedModels:
             self.shards[adapter.shard.path.resolve()] = adapter.shard
         for file in {header.file for header in (headers.tensors or {}).values()}:
             self._shard(folder / file)
+        for path in self._files(opened):
+            if path.resolve() not in self.shards:
+                self.states[path] = state_of(path.stat())
 
     def _shard(self, path: Path) -> Shard:
         path = path.resolve()
@@ -117,19 +129,25 @@ class OpenedModels:
         """Return what tells this input from a changed one: files, sizes, times, digests."""
         return {str(model): self._describe(opened) for model, opened in self.models.items()}
 
+    @staticmethod
+    def _files(opened: OpenedModel) -> list[Path]:
+        """Return the files that a model's tensors hang on."""
+        if opened.copied_from:
+            return list(opened.copied_from)
+        names = {header.file for header in (opened.tensors or {}).values()}
+        names = names or set(opened.loader.index.tensor_paths.values())  # pickled
+        paths = [opened.folder / name for name in sorted(names)]
+        return paths + (opened.adapter.fingerprint_files if opened.adapter else [])
+
     def _describe(self, opened: OpenedModel) -> dict[str, Any]:
-        paths = list(opened.copied_from)
-        if not paths:
-            names = {header.file for header in (opened.tensors or {}).values()}
-            names = names or set(opened.loader.index.tensor_paths.values())  # pickled
-            paths = [opened.folder / name for name in sorted(names)]
-            paths += opened.adapter.fingerprint_files if opened.adapter else []
         files: dict[str, dict[str, Any]] = {}
-        for path in paths:
-            stat = path.stat()
+        for path in self._files(opened):
+            shard = self.shards.get(path.resolve())
+            # What was opened is what is merged, whatever has the name by now.
+            stat = os.fstat(shard.descriptor) if shard else path.stat()
             files[str(path)] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-            if path.resolve() in self.shards:
-                files[str(path)]["header_sha256"] = self.shards[path.resolve()].digest
+            if shard:
+                files[str(path)]["header_sha256"] = shard.digest
         return files
 
     @property
@@ -145,6 +163,9 @@ class OpenedModels:
         """
         for shard in self.shards.values():
             shard.check_unchanged()
+        for path, state in self.states.items():
+            if not path.exists() or state_of(path.stat()) != state:
+                raise changed(path)
 
     def close(self) -> None:
         """Close the shards."""

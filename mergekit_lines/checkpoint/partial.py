@@ -53,16 +53,19 @@ def _check_out(out: Path) -> Iterator[str]:
     if (out.exists() or out.is_symlink()) and not out.is_dir():
         yield f"OUT {out}: found a file, wanted a folder to make. Choose another OUT."
     elif out.is_dir():
+        (out / MARK).unlink(missing_ok=True)  # a merge was killed behind its last rename
+        ours = set(_moved(partial_path(out), out))
         held = weight_files(out) + [name for name in OWN_FILES if (out / name).exists()]
+        held = [name for name in held if name not in ours]
         if held:
             yield (
                 f"OUT {out}: already holds a model or parts of one ({some(held, 3)}), and a merge "
                 f"written over it could load old weights. Choose another OUT or remove it."
             )
     partial = partial_path(out)
-    ours = partial.is_dir() and not partial.is_symlink()
+    folder = partial.is_dir() and not partial.is_symlink()
     if (partial.exists() or partial.is_symlink()) and not (
-        ours and ((partial / MARK).exists() or not any(partial.iterdir()))
+        folder and ((partial / MARK).exists() or not any(partial.iterdir()))
     ):
         yield f"{partial}: in the way of the partial folder and not ours. Remove or rename it."
     parent = out.parent
@@ -70,6 +73,10 @@ def _check_out(out: Path) -> Iterator[str]:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         yield f"OUT {out}: {parent} is not a folder that can be written to. Choose another OUT."
+
+
+class FullDiskError(LinesError):
+    """The disk has no room for the rest of a merge; what is whole already stays."""
 
 
 class Partial:
@@ -90,7 +97,7 @@ class Partial:
         Raises:
             LinesError: whole shards of another merge are there.
         """
-        left = self._read_state()
+        left = _read_state(self.path)
         merge = json.loads(json.dumps(merge))
         found = len(list(self.path.glob("*.safetensors")))
         if found and left.get("merge") != merge:
@@ -109,7 +116,7 @@ class Partial:
                 f"found {found} of {len(shards)} shards in {self.path}, left by a merge that "
                 f"was killed or stopped: going on behind them"
             )
-        self._state = left if found else {"merge": merge}
+        self._state = {**(left if found else {}), "merge": merge, "moving": []}
         self._write_state()
 
     def recall(self, key: str) -> Any:
@@ -148,29 +155,25 @@ class Partial:
             path.write_text(index, encoding="utf-8")
         for path in self.path.rglob("*"):
             sync(path)
-        (self.path / HIDDEN_CONFIG).rename(config)
-        sync(self.path)
-        self._move()
+        if self.out.is_dir() and any(self.out.iterdir()):
+            self._move_files()
+        else:
+            (self.path / HIDDEN_CONFIG).rename(config)
+            sync(self.path)
+            self.path.rename(self.out)
+            (self.out / MARK).unlink(missing_ok=True)
         sync(self.out)
         sync(self.out.parent)
 
-    def _move(self) -> None:
-        if not (self.out.is_dir() and any(self.out.iterdir())):
-            self.path.rename(self.out)
-            (self.out / MARK).unlink()
-            return
-        entries = sorted(self.path.iterdir(), key=lambda path: (path.name == "config.json", path))
-        for path in entries:
-            if path.name != MARK:
-                path.rename(self.out / path.name)
+    def _move_files(self) -> None:
+        kept = (MARK, HIDDEN_CONFIG)
+        names = sorted(path.name for path in self.path.iterdir() if path.name not in kept)
+        self.keep("moving", names)
+        for name in names:
+            (self.path / name).rename(self.out / name)
+        sync(self.out)
+        (self.path / HIDDEN_CONFIG).rename(self.out / "config.json")
         shutil.rmtree(self.path)
-
-    def _read_state(self) -> dict[str, Any]:
-        try:
-            state = json.loads((self.path / MARK).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return state if isinstance(state, dict) else {}
 
     def _write_state(self) -> None:
         path = self.path / f"{MARK}.new"
@@ -180,8 +183,31 @@ class Partial:
         sync(self.path)
 
 
+def _read_state(partial: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((partial / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _moved(partial: Path, out: Path) -> list[str]:
+    """Return what an interrupted merge had moved to OUT; nothing where OUT is whole by it."""
+    if not (partial / HIDDEN_CONFIG).exists():
+        return []
+    names = _read_state(partial).get("moving", [])
+    return [name for name in names if (out / name).exists() and not (partial / name).exists()]
+
+
 def _differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
-    names = [name for name in {**left, **right} if left.get(name) != right.get(name)]
+    names = []
+    for name in {**left, **right}:
+        old, new = left.get(name), right.get(name)
+        if isinstance(old, dict) and isinstance(new, dict) and old != new:
+            files = [Path(file).name for file in {**old, **new} if old.get(file) != new.get(file)]
+            names.append(f"{name} ({some(files, 2)})")
+        elif old != new:
+            names.append(name)
     return names or ["its state is lost"]
 
 
@@ -206,6 +232,8 @@ def partial_folder(out: Path, say: Callable[[str], None]) -> Iterator[Partial]:
         ) from None
     try:
         path.mkdir(exist_ok=True)
+        for name in _moved(path, out):
+            (out / name).rename(path / name)
         for left in path.iterdir():
             if left.name != MARK and left.suffix != ".safetensors":
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -216,7 +244,9 @@ def partial_folder(out: Path, say: Callable[[str], None]) -> Iterator[Partial]:
             yield partial
         except BaseException as error:
             whole = len(list(path.glob("*.safetensors")))
-            if not whole or (partial.begun and isinstance(error, LinesError)):
+            spoilt = isinstance(error, LinesError) and not isinstance(error, FullDiskError)
+            nothing = not whole and not partial.recall("moving")
+            if nothing or (partial.begun and spoilt):
                 shutil.rmtree(path, ignore_errors=True)
             elif partial.begun:
                 say(f"stopped; {whole} whole shards are kept. Run the same command to go on")

@@ -6,32 +6,51 @@ Of each shard huggingface_hub asks for its first 100 KB, which the header nearly
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.constants import (
     PYTORCH_WEIGHTS_NAME,
     SAFETENSORS_INDEX_FILE,
     SAFETENSORS_SINGLE_FILE,
 )
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError
 
 from mergekit_lines.checkpoint.headers import Headers, TensorHeader, read_headers
-from mergekit_lines.errors import reason, some
+from mergekit_lines.errors import some
+from mergekit_lines.hub.failures import plain, reading, status_of, unreached
 
 SHARDS_AT_ONCE = 8
+# Beside the weights, what mergekit, transformers and the output's tokenizer want of a model.
+_TEXTS = re.compile(
+    r"[^/]+\.json|tokenizer\.model|spiece\.model|vocab\.txt|merges\.txt|chat_template\.jinja"
+)
 
 
 @dataclass
-class RemoteHeaders(Headers):
+class HubHeaders(Headers):
+    """Headers of a model on the Hub, from its snapshot in the local cache.
+
+    Attributes:
+        repo: its name.
+        commit: what was looked at; None where the Hub was not asked.
+        files: those that a merge needs, with their bytes.
+        folder: the snapshot, where its weights are whole.
+    """
+
+    repo: str = ""
+    commit: str | None = None
+    files: Mapping[str, int] = field(default_factory=dict)
+    folder: Path | None = None
+
+
+@dataclass
+class RemoteHeaders(HubHeaders):
     """Headers that were read on the Hub: a merge downloads these files first."""
 
 
@@ -53,33 +72,69 @@ def remote_headers(
         return _cached(repo_id, revision, cache_dir) or Headers(
             problems=[
                 f"{where}: there is no such folder, no whole snapshot of it is in the local cache, "
-                f"and HF_HUB_OFFLINE is set. Unset it, or download the model first."
+                f"and HF_HUB_OFFLINE keeps from the network. Unset it, or download the model first."
             ]
         )
     api = HfApi()
     try:
-        info = api.model_info(repo_id, revision=revision)
-        files = {entry.rfilename for entry in info.siblings or []}
+        info = api.model_info(repo_id, revision=revision, files_metadata=True)
+        sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or []}
         found = _cached(repo_id, info.sha, cache_dir)
-        return found or _from_hub(api, repo_id, info.sha, files, where, cache_dir)
+        if found is None:
+            headers = _from_hub(api, repo_id, info.sha, set(sizes), where, cache_dir)
+            if not isinstance(headers, RemoteHeaders):
+                return headers
+            found = headers
+        found.repo, found.commit = repo_id, info.sha
+        found.files = _needed(sizes, found)
     except Exception as error:  # noqa: BLE001 - the Hub's clients raise a dozen kinds
         if not isinstance(error, HfHubHTTPError):  # no answer at all
             found = _cached(repo_id, revision, cache_dir)
             if found:
                 return found
-        return Headers(problems=[_explain(where, error)])
+        return Headers(problems=[_unread(where, error)])
+    return found
 
 
-def _cached(repo_id: str, revision: str | None, cache_dir: str | None) -> Headers | None:
-    """Return the headers of a snapshot in the local cache, if it is whole."""
-    try:
-        folder = snapshot_download(
-            repo_id, revision=revision, cache_dir=cache_dir, local_files_only=True
+def _unread(where: str, error: Exception) -> str:
+    if status_of(error) is not None or unreached(error):
+        return reading(where, error)
+    return (
+        f"{where}: its index or the headers of its shards cannot be read on the Hub "
+        f"({plain(error)}). Check the model's files, or use another revision."
+    )
+
+
+def _needed(sizes: Mapping[str, int], headers: Headers) -> dict[str, int]:
+    """Return what a merge needs of a model's files: no second copy of the weights, no picture."""
+    if headers.tensors is None:
+        weights = {name for name in sizes if name.endswith(".bin") and "/" not in name}
+    else:
+        weights = {header.file for header in headers.tensors.values()}
+    return {name: size for name, size in sizes.items() if name in weights or _TEXTS.fullmatch(name)}
+
+
+def missing_bytes(headers: HubHeaders, cache_dir: str | None = None) -> int:
+    """Return the bytes of the needed files that are not in the local cache."""
+    return sum(
+        size
+        for name, size in headers.files.items()
+        if not isinstance(
+            try_to_load_from_cache(headers.repo, name, cache_dir, headers.commit), str
         )
-    except Exception:  # noqa: BLE001 - whatever the cache lacks, the Hub is asked next
+    )
+
+
+def _cached(repo_id: str, revision: str | None, cache_dir: str | None) -> HubHeaders | None:
+    """Return the headers of a snapshot in the local cache, if it is whole."""
+    config = try_to_load_from_cache(repo_id, "config.json", cache_dir, revision)
+    if not isinstance(config, str):
         return None
-    headers = read_headers(Path(folder))
-    return None if headers.problems else headers
+    folder = Path(config).parent
+    headers = read_headers(folder)
+    if headers.problems:
+        return None
+    return HubHeaders(headers.tensors, [], repo=repo_id, folder=folder)
 
 
 def _from_hub(
@@ -134,7 +189,6 @@ def _from_hub(
         }
     headers = RemoteHeaders()
     weight_map = weight_map or tensors
-    headers = RemoteHeaders()
     absent = [name for name in weight_map if name not in tensors]
     if absent:
         headers.problems.append(
@@ -144,22 +198,3 @@ def _from_hub(
     # mergekit finds tensors through the index alone.
     headers.tensors = {name: tensors[name] for name in weight_map if name in tensors}
     return headers
-
-
-def _explain(where: str, error: Exception) -> str:
-    if isinstance(error, GatedRepoError):
-        return (
-            f"{where}: the Hub gives access to it only on request ({reason(error)}). Ask for it on "
-            f"the model's page, then `hf auth login`."
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return f"{where}: the Hub has no such revision. Check what stands after the @."
-    if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"{where}: there is no such folder, and no such model on the Hub. Check the name, and "
-            f"for a private model `hf auth login`."
-        )
-    return (
-        f"{where}: its index or the headers of its shards cannot be read on the Hub "
-        f"({reason(error)}). Check the network and the model's files, or download it first."
-    )

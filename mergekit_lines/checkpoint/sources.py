@@ -110,7 +110,7 @@ class Shard:
             self.descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise LinesError(f"{path}: cannot be opened ({error.strerror}).") from error
-        self.state = _state(os.fstat(self.descriptor))
+        self.state = state_of(os.fstat(self.descriptor))
         try:
             self._offset, self._tensors, self.digest = _read_header(self.descriptor, self.state[1])
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -143,14 +143,11 @@ class Shard:
             LinesError: inode, size or time of change differ.
         """
         try:
-            found = _state(self.path.stat()), _state(os.fstat(self.descriptor))
+            found = state_of(self.path.stat()), state_of(os.fstat(self.descriptor))
         except OSError:
             found = None
         if found != (self.state, self.state):
-            raise LinesError(
-                f"{self.path}: changed while it was merged, so that the result would mix two "
-                f"versions of it. Let no one write to the inputs, and run the merge again."
-            )
+            raise changed(self.path)
 
     def close(self) -> None:
         """Close the file."""
@@ -214,7 +211,16 @@ class ShardTensor:
             left, offset = left[count:], offset + count
 
 
-def _state(stat: os.stat_result) -> tuple[int, ...]:
+def changed(path: Path) -> LinesError:
+    """Return the refusal of an input that is not what it was when it was opened."""
+    return LinesError(
+        f"{path}: changed while it was merged, so that the result would mix two "
+        f"versions of it. Let no one write to the inputs, and run the merge again."
+    )
+
+
+def state_of(stat: os.stat_result) -> tuple[int, ...]:
+    """Return what tells a file from a changed one: inode, size and time."""
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 

@@ -17,7 +17,10 @@ from mergekit_lines.errors import nearest
 # Name, which is also the module's and the function's, and the first line of its help.
 COMMANDS = {
     "inspect": "Show what a recipe will do, without reading weights.",
+    "verify": "Recompute a merged model's tensors in float64.",
     "edit": "Scale one model's change from its base by depth.",
+    "push": "Put a merged model on the Hub, with its card, in one commit.",
+    "pull": "Take the recipe out of a model on the Hub.",
     "doctor": "Tell whether merge_method: lines works in mergekit-yaml here.",
 }
 EPILOG = """

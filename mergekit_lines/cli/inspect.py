@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +43,7 @@ def _merge_flags(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("recipe", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Check this output folder too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option(
@@ -56,27 +54,33 @@ def _merge_flags(function: Callable[..., None]) -> Callable[..., None]:
 )
 @_merge_flags
 def inspect(recipe: Path, out: Path | None, as_json: bool, plot: Path | None, **given: Any) -> None:
-    r"""Show what a recipe will do, without reading weights.
+    """Show what a recipe will do, without reading weights.
 
     RECIPE is a file for mergekit-yaml, or one of several documents for mergekit-multi. Only
     configs, indexes and the headers of shards are read, of models on the Hub too. Shown are
     each block's coefficient and size, what lies outside the blocks, and what the run will
     read, write and need; then every problem for which the merge would be refused.
 
+    RECIPE may be the OUT of a merge too: then its report is shown, which says what was done.
+
     \b
     Exit status:
       0  the merge would begin
       1  it would be refused, or none of the recipes is one of lines
       2  wrong usage
-    """
+    """  # noqa: D301 - the escape is click's mark, as a character
     if plot is not None and plot.suffix.lower() != ".png":
         raise click.BadParameter(f"found {plot.name!r}, wanted FILE.png", param_hint="'--plot'")
+    if recipe.is_dir():
+        _report(recipe, as_json, out or plot)
+        return
     import mergekit_lines
 
     mergekit_lines.register()
     from mergekit_lines.documents import inspect_file
+    from mergekit_lines.silence import silent
 
-    with _silent():
+    with silent():
         told = inspect_file(recipe, _options(given), out)
     if as_json:
         click.echo(_json(told, recipe))
@@ -93,15 +97,19 @@ def inspect(recipe: Path, out: Path | None, as_json: bool, plot: Path | None, **
         raise LinesError(problems)
 
 
-@contextmanager
-def _silent() -> Iterator[None]:
-    # What mergekit and transformers warn of on the way is no word about the recipe.
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+def _report(folder: Path, as_json: bool, other: Path | None) -> None:
+    """Show the report of a merged model."""
+    from mergekit_lines.reported import read_report
+
+    report = read_report(folder)
+    if other is not None:
+        raise click.UsageError("--out and --plot are for recipes, and this is a merged model.")
+    if as_json:
+        click.echo(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    from mergekit_lines.verdicts import show_report
+
+    show_report(report, str(folder))
 
 
 def _options(given: dict[str, Any]) -> Any:

@@ -23,9 +23,7 @@ def scale_task_vector(base: torch.Tensor, merged: torch.Tensor, coefficient: flo
     return add_scaled(base, merged - base, coefficient)
 
 
-def add_scaled(
-    base: torch.Tensor, task_vector: torch.Tensor, coefficient: float
-) -> torch.Tensor:
+def add_scaled(base: torch.Tensor, task_vector: torch.Tensor, coefficient: float) -> torch.Tensor:
     """Return θ_0 + λ·τ; τ is overwritten.
 
     Two roundings, never a fused one: the result of an entry must not hang on where in a

@@ -57,14 +57,17 @@ def test_the_card_reads_back(llama_base: Path, llama_a: Path, tmp_path: Path) ->
 
     text = recipe_text(recipe(llama_base, llama_a))
     out = in_process(text, tmp_path / "out")
+    assert (out / "mergekit_config.yml").read_text(encoding="utf-8") == text
     card = ModelCard.load(out / "README.md")
     assert card.data.tags == ["mergekit", "merge", "lines"]
     assert card.data.library_name == "transformers"
     # Local folders are no Hub ids.
     assert card.data.base_model is None
+    for place in (llama_base, llama_a):
+        text = text.replace(str(place), f"./{place.name}")  # where they lay is nobody's business
     assert text.strip() in card.text
+    assert str(llama_base.parent) not in (out / "README.md").read_text(encoding="utf-8")
     assert "| block 4 | 1.5 |" in card.text
-    assert (out / "mergekit_config.yml").read_text(encoding="utf-8") == text
 
 
 def test_the_report_holds_what_was_done(llama_base: Path, llama_a: Path, tmp_path: Path) -> None:

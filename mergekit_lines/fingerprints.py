@@ -1,0 +1,158 @@
+"""What tells a file of a model from a changed one, without reading its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mergekit.common import ModelReference
+from mergekit.io import ShardedTensorIndex
+from mergekit.io.tasks import LoaderCache
+
+from mergekit_lines.checkpoint.opened import adapter_folder
+from mergekit_lines.checkpoint.writer import ShardLayout
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+_BLOCK = 1 << 22
+
+
+def describe_inputs(models: Iterable[ModelReference]) -> dict[str, Any]:
+    """Return every model's files, by the model's name; their loaders have to be open.
+
+    Of a shard there are its bytes and its header's digest. Of an adapter, of an index, and of
+    what the Hub's cache names by it, there is the digest of the content. No path is in it: a
+    report goes along with the merged model.
+    """
+    return {f"{model}": _describe(model) for model in models}
+
+
+def _describe(model: ModelReference) -> dict[str, Any]:
+    # An adapter that PEFT merges has a loader of a copy: the base itself is what is described.
+    index = LoaderCache().get(ModelReference(model=model.model)).index
+    folder = Path(index.base_path)
+    result: dict[str, Any] = {}
+    if commit := _commit(folder, model.model.path):
+        result["revision"] = commit
+    result["files"] = {name: _file(folder / name) for name in _names(index, folder)}
+    if model.lora is not None:
+        place = adapter_folder(model)
+        adapter: dict[str, Any] = {}
+        if commit := _commit(place, model.lora.path):
+            adapter["revision"] = commit
+        adapter["files"] = {
+            name: {"bytes": (place / name).stat().st_size, "sha256": content_digest(place / name)}
+            for name in _ADAPTER
+            if (place / name).exists()
+        }
+        result["adapter"] = adapter
+    return result
+
+
+def _names(index: ShardedTensorIndex, folder: Path) -> list[str]:
+    files = set(index.tensor_paths.values())
+    listing = "model.safetensors.index.json" if index.is_safetensors else ""
+    return sorted({*files, *([listing] if listing and (folder / listing).exists() else [])})
+
+
+def _commit(folder: Path, given: str) -> str | None:
+    """Return the commit of a model in the Hub's cache, where its folder has the commit's name."""
+    cached = folder.parent.name == "snapshots" and not Path(given).exists()
+    return folder.name if cached and _COMMIT.fullmatch(folder.name) else None
+
+
+def _file(path: Path) -> dict[str, Any]:
+    result: dict[str, Any] = {"bytes": path.stat().st_size}
+    if path.suffix == ".safetensors":
+        result["header_sha256"] = header_digest(path)
+    if path.suffix == ".json":
+        result["sha256"] = content_digest(path)
+    # The Hub's cache names large files by the digest of their content.
+    elif path.is_symlink() and _SHA256.fullmatch(path.resolve().name):
+        result["sha256"] = path.resolve().name
+    return result
+
+
+def header_digest(path: Path) -> str:
+    """Return the SHA-256 of a safetensors file's header, the eight bytes of its length left out."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        # A broken length must not ask for more memory than the file has bytes.
+        return hashlib.sha256(file.read(min(length, path.stat().st_size))).hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """Return the SHA-256 of a whole file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def describe_output(shards: Sequence[ShardLayout]) -> dict[str, Any]:
+    """Return the shards of the output with their bytes and their headers' digests."""
+    return {
+        "bytes": sum(shard.size for shard in shards),
+        "tensors": sum(len(shard.offsets) for shard in shards),
+        "shards": {
+            shard.file: {
+                "bytes": shard.size,
+                "header_sha256": hashlib.sha256(shard.header[8:]).hexdigest(),
+            }
+            for shard in shards
+        },
+    }
+
+
+def changed_input(
+    model: ModelReference, wanted: Mapping[str, Any], *, contents: bool = False
+) -> list[str]:
+    """Return how a model's files differ from what :func:`describe_inputs` said of them.
+
+    Args:
+        model: its loader has to be open.
+        wanted: the model's entry.
+        contents: whether to read whole files where the entry has a digest of the content.
+    """
+    index = LoaderCache().get(ModelReference(model=model.model)).index
+    folder = Path(index.base_path)
+    problems = changed_files(folder, wanted["files"], contents=contents)
+    more = [name for name in _names(index, folder) if name not in wanted["files"]]
+    problems += [f"{name} is there, and not in the report" for name in more]
+    if model.lora is not None:
+        place = adapter_folder(model)
+        problems += changed_files(place, wanted.get("adapter", {}).get("files", {}))
+    return problems
+
+
+def changed_files(
+    folder: Path, wanted: Mapping[str, Mapping[str, Any]], *, contents: bool = False
+) -> list[str]:
+    """Return how files differ from what a report says of them.
+
+    Args:
+        folder: where the files are.
+        wanted: by file, its ``bytes``, and ``header_sha256`` or ``sha256`` where there is one.
+        contents: whether to read whole shards where the report has a digest of the content.
+    """
+    problems = []
+    for name, facts in wanted.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is not there")
+            continue
+        size = path.stat().st_size
+        if size != facts["bytes"]:
+            problems.append(f"{name} has {size:,} bytes, by the report {facts['bytes']:,}")
+        elif facts.get("header_sha256") not in (None, header_digest(path)):
+            problems.append(f"{name} has another header than by the report")
+        elif "header_sha256" in facts and not contents:
+            continue
+        elif facts.get("sha256") not in (None, content_digest(path)):
+            problems.append(f"{name} has another content than by the report")
+    return problems

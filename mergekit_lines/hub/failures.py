@@ -1,0 +1,177 @@
+"""What went wrong between here and the Hub, in one sentence without addresses or tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from mergekit_lines.errors import LinesError, reason
+
+LOGIN = "`hf auth login`"
+# huggingface_hub talks through httpx or httpx2, depending on its release.
+_UNREACHED = {"ConnectError", "TimeoutException", "NetworkError", "ProtocolError", "ProxyError"}
+_ADDRESS = re.compile(r"\b(?:https?|s3)://\S+")
+_TOKEN = re.compile(r"\bhf_\w+")
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that an error stands for, if the server answered."""
+    for cause in _causes(error):
+        if isinstance(cause, HfHubHTTPError) and cause.response is not None:
+            return int(cause.response.status_code)
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def unreached(error: BaseException) -> bool:
+    """Tell whether there was no answer at all: no network, no server, or none allowed."""
+    return any(
+        isinstance(cause, (OfflineModeIsEnabled, ConnectionError, TimeoutError))
+        or _UNREACHED & {kind.__name__ for kind in type(cause).__mro__}
+        for cause in _causes(error)
+    )
+
+
+def plain(error: BaseException) -> str:
+    """Return what an error says, without addresses (they may be signed) and tokens."""
+    for cause in _causes(error):
+        if isinstance(cause, HfHubHTTPError) and cause.response is not None:
+            said = cause.response.headers.get("X-Error-Message") or cause.server_message or ""
+            text = f"{cause.response.status_code} {said}".strip()
+            return _TOKEN.sub("…", _ADDRESS.sub("…", text))[:200]
+    return _TOKEN.sub("…", _ADDRESS.sub("…", reason(error)))
+
+
+def reading(where: str, error: BaseException) -> str:
+    """Say why a model on the Hub cannot be read.
+
+    Args:
+        where: the model, as ``model org/name@revision``.
+        error: what huggingface_hub raised.
+    """
+    reasons = (
+        (
+            _is(error, GatedRepoError),
+            f"the Hub gives access to it only on request "
+            f"({plain(error)}). Ask for it on the model's page, then {LOGIN}.",
+        ),
+        (
+            _is(error, RevisionNotFoundError),
+            "the Hub has no such revision. Check what stands after the @.",
+        ),
+        (
+            "nvalid credentials" in plain(error),
+            f"the Hub does not accept your token. Log in again with {LOGIN}.",
+        ),
+        (
+            _is(error, RepositoryNotFoundError),
+            f"there is no such folder, and no such model on the "
+            f"Hub. Check the name, and for a private model {LOGIN}.",
+        ),
+        (
+            constants.HF_HUB_OFFLINE,
+            "there is no such folder, no whole snapshot of it is in the "
+            "local cache, and HF_HUB_OFFLINE keeps from the network. Unset it, or download the "
+            "model first.",
+        ),
+        (
+            unreached(error),
+            f"there is no such folder, and the Hub ({constants.ENDPOINT}) cannot be "
+            f"reached. Check the network, or download the model first.",
+        ),
+        (
+            True,
+            f"the Hub does not give it ({plain(error)}). Check the name and the network, or "
+            f"download it first.",
+        ),
+    )
+    return f"{where}: {_first(reasons)}"
+
+
+def _is(error: BaseException, kind: type[BaseException]) -> bool:
+    return any(isinstance(cause, kind) for cause in _causes(error))
+
+
+def _first(reasons: Sequence[tuple[bool, str]]) -> str:
+    return next(text for holds, text in reasons if holds)
+
+
+@contextmanager
+def told(where: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises during a push into one sentence.
+
+    Raises:
+        LinesError: in place of it.
+    """
+    try:
+        yield
+    except (LinesError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise LinesError(_writing(where, error)) from error
+
+
+def _writing(where: str, error: Exception) -> str:
+    status, said = status_of(error), plain(error)
+    reasons = (
+        (isinstance(error, HFValidationError), "found no name of a model, wanted USER/NAME."),
+        (
+            constants.HF_HUB_OFFLINE or _is(error, OfflineModeIsEnabled),
+            "HF_HUB_OFFLINE is set, and this needs the network. Unset it.",
+        ),
+        (
+            _is(error, LocalTokenNotFoundError),
+            f"found no token, wanted one that may write. Log in with {LOGIN}.",
+        ),
+        (status == 401, f"the Hub wants a token that may write ({said}). Log in with {LOGIN}."),
+        (
+            status == 403,
+            f"your token may not do this ({said}). Push to a name of your own, or log "
+            f"in with a token that may write there: {LOGIN}.",
+        ),
+        (_is(error, RevisionNotFoundError), "the Hub has no such branch. Check --branch."),
+        (
+            _is(error, RepositoryNotFoundError),
+            "the Hub has no such model, or hides it from this token. Check the name.",
+        ),
+        (
+            status in (409, 412),
+            f"somebody else has changed it meanwhile ({said}), and nothing was "
+            f"committed. Run the same command again.",
+        ),
+        (
+            status in (402, 413, 507),
+            f"the Hub has no room for it ({said}). Free some of your storage.",
+        ),
+        (
+            unreached(error),
+            f"the Hub ({constants.ENDPOINT}) cannot be reached. Check the network "
+            f"and run the same command again: what the Hub has is not sent twice.",
+        ),
+        (
+            True,
+            f"the Hub refused ({said}), and no commit was made. Run the same command again; "
+            f"what the Hub has is not sent twice.",
+        ),
+    )
+    return f"{where}: {_first(reasons)}"

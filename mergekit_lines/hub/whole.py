@@ -1,0 +1,144 @@
+"""Whether a folder is a whole model that its report tells of: nothing else is pushed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mergekit.config import MergeConfiguration
+from pydantic import ValidationError
+from transformers import AutoConfig
+
+from mergekit_lines.card import TOKENIZERS
+from mergekit_lines.checkpoint.headers import read_headers, weight_files
+from mergekit_lines.checkpoint.writer import WRITING
+from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.fingerprints import changed_files
+
+REPORT = "lines_report.json"
+RECIPE = "mergekit_config.yml"
+INDEX = "model.safetensors.index.json"
+AGAIN = "Merge again, or push the folder that the merge wrote."
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged model in its folder.
+
+    Attributes:
+        folder: where it is.
+        report: what ``lines_report.json`` holds.
+        config: the recipe.
+        files: what belongs to it, relative to the folder, weights first.
+        notes: what its owner may want to know.
+    """
+
+    folder: Path
+    report: dict[str, Any]
+    config: MergeConfiguration
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """The weight files."""
+        return tuple(self.report["output"]["shards"])
+
+
+def merged_model(folder: Path) -> Merged:
+    """Return a merged model that is whole, loadable, and the one its report tells of.
+
+    Raises:
+        LinesError: it is not, with everything that is wrong.
+    """
+    if not folder.is_dir():
+        raise LinesError(f"OUT {folder}: there is no such folder, wanted a merged model.")
+    report = _report(folder)
+    config = _recipe(folder, report)
+    problems = list(_problems(folder, report))
+    if problems:
+        raise LinesError(problems)
+    notes = []
+    if not any((folder / name).exists() for name in TOKENIZERS):
+        notes.append("it has no tokenizer: whoever loads it has to find one")
+    return Merged(folder, report, config, tuple(_files(folder, report)), tuple(notes))
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    path = folder / REPORT
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LinesError(
+            f"{folder}: found no {REPORT}, wanted the folder of a merge by `merge_method: lines` "
+            f"or `lines_postprocess`. {AGAIN}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise LinesError(f"{path}: cannot be read ({reason(error)}). {AGAIN}") from error
+    shards = content.get("output", {}).get("shards") if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not shards or not isinstance(content.get("recipe"), str):
+        raise LinesError(
+            f"{path}: does not tell of the output's shards, wanted a report of this release. "
+            f"{AGAIN}"
+        )
+    return content
+
+
+def _recipe(folder: Path, report: dict[str, Any]) -> MergeConfiguration:
+    try:
+        document = {k: v for k, v in yaml.safe_load(report["recipe"]).items() if k != "name"}
+        return MergeConfiguration.model_validate(document)
+    except (yaml.YAMLError, ValidationError, AttributeError, RuntimeError) as error:
+        raise LinesError(
+            f"{folder / REPORT}: its recipe cannot be read ({reason(error)}). {AGAIN}"
+        ) from error
+
+
+def _problems(folder: Path, report: dict[str, Any]) -> Iterator[str]:
+    shards = report["output"]["shards"]
+    for problem in changed_files(folder, shards):
+        yield f"{folder}: {problem}. {AGAIN}"
+    strange = set(weight_files(folder)) - set(shards) - {INDEX}
+    if strange:
+        yield (
+            f"{folder}: found {some(strange, 3)} beside the merged weights, which the report does "
+            f"not tell of. Move them elsewhere."
+        )
+    if len(shards) > 1 and not (folder / INDEX).exists():
+        yield f"{folder}: found no {INDEX}, without which nothing loads its {len(shards)} shards."
+        return
+    headers = read_headers(folder)
+    yield from headers.problems
+    wanted = report["output"].get("tensors")
+    if headers.tensors is not None and wanted not in (None, len(headers.tensors)):
+        yield (
+            f"{folder}: its index names {len(headers.tensors)} tensors, by the report it has "
+            f"{wanted}. {AGAIN}"
+        )
+    try:
+        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 - transformers raises a dozen kinds
+        if not _own_code(folder):
+            yield f"{folder}/config.json: transformers refuses it ({reason(error)}). {AGAIN}"
+
+
+def _own_code(folder: Path) -> bool:
+    """Tell whether a model comes with code of its own, which a push does not run."""
+    try:
+        return "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def _files(folder: Path, report: dict[str, Any]) -> Iterator[str]:
+    shards = list(report["output"]["shards"])
+    yield from shards
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        hidden = any(part.startswith(".") for part in name.split("/")) or "__pycache__" in name
+        if path.is_file() and not hidden and name not in shards and not name.endswith(WRITING):
+            yield name

@@ -1,0 +1,502 @@
+"""To the Hub and back, with the real commands against a Hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from tests import models
+from tests.e2e import runner
+from tests.e2e.runner import ForkServer, Result
+from tests.hub import Hub
+
+TOKEN = "hf_PlantedTokenThatNobodyMaySee"
+README = "---\nlicense: {licence}\nlanguage: en\n---\n# {name}\n"
+PRELOAD = ("mergekit_lines.hub.push", "mergekit_lines.hub.pull", "matplotlib.figure")
+KILLS = 10
+SPEED = 24_000_000  # bytes per second at which the Hub takes weights while a push is killed
+
+
+@dataclass
+class World:
+    """A Hub with three models of two licences, and commands that know it."""
+
+    hub: Hub
+    server: ForkServer
+    folder: Path  # of the models
+    work: Path  # where commands run
+    merged: Path  # from Hub models alone, in four shards
+
+    def run(self, *command: str | Path, timeout: float = 60) -> Result:
+        return self.server.run(command, self.work, self.work, timeout)
+
+    def merge(self, name: str, *flags: str, **changes: Any) -> Result:
+        (self.work / f"{name}.yml").write_text(yaml.safe_dump({**RECIPE, **changes}))
+        return self.run("mergekit-yaml", f"{name}.yml", name, *flags)
+
+    def refusal(self, *command: str | Path) -> str:
+        result = self.run(*command)
+        assert result.returncode == 1, result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+        assert result.stderr.count("Error: [lines]") == 1, result.stderr
+        return result.stderr.split("Error: [lines] ")[1]
+
+
+RECIPE: dict[str, Any] = {
+    "merge_method": "lines",
+    "base_model": "org/base",
+    "models": [{"model": "org/math"}, {"model": "org/code"}],
+    "parameters": {"wrap": "ties", "beta": 0.5},
+}
+
+
+def card_beside(folder: Path, licence: str) -> None:
+    (folder / "README.md").write_text(README.format(licence=licence, name=folder.name))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder, work = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("work")
+    models.llama(folder / "base", seed=1)
+    for seed, name in enumerate(("math", "code", "free"), 2):
+        models.finetuned(folder / "base", folder / name, seed=seed)
+    for name in ("base", "math", "code", "free"):
+        card_beside(folder / name, "mit" if name == "free" else "apache-2.0")
+    # What nobody needs: another copy of the weights, one below, a picture.
+    for name in ("consolidated.safetensors", "original/model.safetensors"):
+        (folder / "base" / name).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / "math" / "model.safetensors", folder / "base" / name)
+    (folder / "base" / "picture.png").write_bytes(b"\x89PNG")
+    published = {f"org/{path.name}": path for path in folder.iterdir()}
+    with Hub(published) as hub:
+        hub.user("user", TOKEN)
+        hub.user("reader", "hf_reader", write=False)
+        changes = hub.environment(work / "home", TOKEN)
+        with ForkServer(work / "log", changes, PRELOAD) as server:
+            world = World(hub, server, folder, work, work / "merged")
+            world.merge("merged", "--out-shard-size", "60K").succeeded()
+            yield world
+
+
+# --- the whole circle --------------------------------------------------------------------
+
+
+def test_there_and_back(world: World, tmp_path: Path) -> None:
+    """Hub ids → merge → push → pull with an empty cache → merge: the same bytes."""
+    hub = world.hub
+    world.run("mergekit-lines", "push", "merged", "user/circle").succeeded()
+    env = hub.environment(tmp_path / "home")
+    pull = ["mergekit-lines", "pull", "user/circle", "back.yml", "--pin"]
+    told = runner.run(pull, tmp_path, env).succeeded().stdout
+    size = (world.folder / "math" / "model.safetensors").stat().st_size
+    found = re.findall(r"(org/\w+)@[0-9a-f]{40} +on the Hub, ([\d,]+) bytes", told)
+    assert [name for name, _ in found] == ["org/base", "org/math", "org/code"]
+    assert all(size * 0.95 < int(told.replace(",", "")) < size for _, told in found)
+    flags = ["--out-shard-size", "60K"]
+    runner.run(["mergekit-yaml", "back.yml", "again", *flags], tmp_path, env).succeeded()
+    again = tmp_path / "again"
+    assert models.weights_digest(again) == models.weights_digest(world.merged)
+    shards = sorted(path.name for path in again.glob("*.safetensors"))
+    assert len(shards) > 2
+    on_hub = hub.files("user/circle")
+    for name in [*shards, "model.safetensors.index.json", "config.json", "tokenizer.json"]:
+        content = (again / name).read_bytes()
+        assert content == (world.merged / name).read_bytes(), name
+        assert content == hub.read("user/circle", name), name
+    # One commit has it all; the one before it is the empty repository's.
+    assert len(hub.state()["repos"]["user/circle"]["log"]) == 2
+    assert set(on_hub) == {
+        *(".gitattributes", "README.md", "lines.png", "lines_report.json", "mergekit_config.yml"),
+        *(path.name for path in world.merged.iterdir()),
+    }
+    # Pinned recipes name the commits that the report has.
+    report = json.loads(hub.read("user/circle", "lines_report.json"))
+    pinned = yaml.safe_load((tmp_path / "back.yml").read_text())
+    places = [pinned["base_model"], *(entry["model"] for entry in pinned["models"])]
+    for place, (name, facts) in zip(places, report["inputs"].items(), strict=True):
+        assert place == f"{name}@{facts['revision']}"
+
+
+def test_the_card_on_the_hub(world: World) -> None:
+    """Front matter that the Hub takes, partly inherited; picture, recipe, versions."""
+    world.run("mergekit-lines", "push", "merged", "user/card", "--message", "Mine").succeeded()
+    card = ModelCard(world.hub.read("user/card", "README.md").decode())
+    assert card.data.to_dict() == {
+        "base_model": ["org/base", "org/math", "org/code"],
+        "base_model_relation": "merge",
+        "language": ["en"],
+        "library_name": "transformers",
+        "license": "apache-2.0",
+        "pipeline_tag": "text-generation",
+        "tags": ["mergekit", "merge", "lines"],
+    }
+    assert world.hub.state()["repos"]["user/card"]["log"][-1]["title"] == "Mine"
+    text = card.text
+    assert text.startswith("\n# card\n")
+    assert 'AutoModelForCausalLM.from_pretrained("user/card")' in text
+    assert "![λ over the residual blocks, first to last](lines.png)" in text
+    assert world.hub.read("user/card", "lines.png").startswith(b"\x89PNG")
+    assert "mergekit-lines pull user/card recipe.yml --pin" in text
+    report = json.loads((world.merged / "lines_report.json").read_text())
+    assert f"α = {report['alpha']['value']}, found by Eq. 2" in text
+    assert f"torch {report['versions']['torch']}" in text
+    assert (world.merged / "mergekit_config.yml").read_text().strip() in text
+    # In OUT nothing changed, and the card there says what is known without a network.
+    local = ModelCard((world.merged / "README.md").read_text(encoding="utf-8"))
+    assert local.data.base_model == ["org/base", "org/math", "org/code"]
+    assert local.data.license is None
+    assert not (world.merged / "lines.png").exists()
+
+
+# --- interrupted -------------------------------------------------------------------------
+
+
+def test_killed_at_any_moment(world: World) -> None:
+    """Half a model is never seen; the next push sends what the Hub lacks, and nothing twice."""
+    hub, random_moments = world.hub, random.Random(6)
+    # Shards larger than what the system keeps for a client that is gone.
+    base = models.llama(world.work / "large", layers=2, hidden=512)
+    tuned = models.finetuned(base, world.work / "tuned", seed=1)
+    recipe = {"base_model": str(base), "models": [{"model": str(tuned)}]}
+    world.merge("heavy", "--out-shard-size", "8M", **recipe).succeeded()
+    command = ("mergekit-lines", "push", "heavy", "user/killed", "--license", "mit")
+    shards = sorted(path.name for path in (world.work / "heavy").glob("*.safetensors"))
+    hub.set(speed=SPEED)
+    begun = time.monotonic()
+    world.run(*command).succeeded()
+    whole = time.monotonic() - begun
+    sent = {name: hub.files("user/killed")[name] for name in [*shards, "lines.png"]}
+    between, within = 0, 0  # kills after the first shard and before the last, and in a shard
+    for _ in range(KILLS):
+        hub.set(forget=["user/killed"], forget_objects=[sha256 for _, sha256 in sent.values()])
+        hub.set(speed=SPEED)
+        before = hub.state()["received"]
+        with suppress(TimeoutError):
+            world.run(*command, timeout=random_moments.uniform(0.1, whole))
+        hub.set(speed=0)
+        middle = hub.settled()
+        visible = hub.files("user/killed")
+        assert set(visible) in (set(), {".gitattributes"}) or visible.items() >= sent.items()
+        missing = {name for name, (_, sha256) in sent.items() if sha256 not in middle["objects"]}
+        between += 0 < len(missing.intersection(shards)) < len(shards)
+        for name, (size, sha256) in sent.items():
+            came = middle["received"].get(sha256, 0) - before.get(sha256, 0)
+            assert came < size if name in missing else came == size
+            within += 0 < came < size
+        world.run(*command).succeeded()
+        assert hub.files("user/killed").items() >= sent.items()
+        after = hub.state()["received"]
+        for name, (size, sha256) in sent.items():
+            came = after[sha256] - middle["received"].get(sha256, 0)
+            assert came == (size if name in missing else 0), name
+    assert between >= 3
+    assert within >= 1
+
+
+def test_a_hub_that_fails(world: World) -> None:
+    """A commit that is refused leaves nothing; a second model replaces the first one's shards."""
+    hub = world.hub
+    hub.set(faults=[{"match": "/commit/", "status": 507, "text": "storage limit", "times": 1}])
+    told = world.refusal("mergekit-lines", "push", "merged", "user/fails")
+    assert "no room" in told and "storage limit" in told
+    assert set(hub.files("user/fails")) == {".gitattributes"}
+    world.run("mergekit-lines", "push", "merged", "user/fails").succeeded()
+    assert "model-00001-of-00004.safetensors" in hub.files("user/fails")
+    received = sum(hub.state()["received"].values())
+    done = world.run("mergekit-lines", "push", "merged", "user/fails").succeeded()
+    assert "nothing was committed" in done.stderr
+    assert sum(hub.state()["received"].values()) == received
+    world.merge("single").succeeded()
+    done = world.run("mergekit-lines", "push", "single", "user/fails").succeeded()
+    assert "will be deleted" in done.stderr
+    weights = {name for name in hub.files("user/fails") if "safetensors" in name}
+    assert weights == {"model.safetensors"}
+
+
+# --- options -----------------------------------------------------------------------------
+
+
+def test_dry_run_sends_nothing(world: World) -> None:
+    """It prints the card that would be pushed, and every file with its size."""
+    before = world.hub.state()
+    told = world.run("mergekit-lines", "push", "merged", "user/dry", "--dry-run").succeeded().stdout
+    after = world.hub.state()
+    assert "license: apache-2.0" in told and "# dry" in told
+    for path in world.merged.iterdir():
+        assert re.search(rf"[\d,]+  {re.escape(path.name)}\n", told), path.name
+    shard = world.merged / "model-00001-of-00004.safetensors"
+    assert f"{shard.stat().st_size:,}  {shard.name}" in told
+    assert not any(
+        line.startswith(("POST", "PUT")) for line in after["requests"][len(before["requests"]) :]
+    )
+    assert "user/dry" not in after["repos"]
+
+
+def test_private_branch_and_pull_request(world: World) -> None:
+    """--private hides a new model; --branch and --create-pr leave main as it was."""
+    hub = world.hub
+    world.run("mergekit-lines", "push", "merged", "user/mine", "--private").succeeded()
+    assert hub.state()["repos"]["user/mine"]["private"]
+    world.run("mergekit-lines", "push", "single", "user/mine", "--branch", "dev").succeeded()
+    assert "model.safetensors" in hub.files("user/mine", "dev")
+    assert "model.safetensors" not in hub.files("user/mine")
+    done = world.run("mergekit-lines", "push", "single", "user/mine", "--create-pr").succeeded()
+    assert done.stdout.strip().endswith("/user/mine/discussions/1")
+    assert "model.safetensors" in hub.files("user/mine", "refs/pr/1")
+    assert "model.safetensors" not in hub.files("user/mine")
+    world.run("mergekit-lines", "push", "merged", "user/open").succeeded()
+    told = world.refusal("mergekit-lines", "push", "merged", "user/open", "--private")
+    assert "public" in told
+    both = world.run("mergekit-lines", "push", "merged", "user/x", "--branch", "a", "--create-pr")
+    assert both.returncode == 2
+
+
+def test_a_licence_is_inherited_or_asked_for(world: World) -> None:
+    """Inputs that differ, or say none, have the user decide."""
+    world.merge("mixed", models=[{"model": "org/free"}]).succeeded()
+    told = world.refusal("mergekit-lines", "push", "mixed", "user/mixed")
+    assert "--license" in told and "org/free: mit" in told and "org/base: apache-2.0" in told
+    assert "user/mixed" not in world.hub.state()["repos"]
+    world.run("mergekit-lines", "push", "mixed", "user/mixed", "--license", "mit").succeeded()
+    assert ModelCard(world.hub.read("user/mixed", "README.md").decode()).data.license == "mit"
+
+
+def test_a_card_that_was_edited_keeps_its_words(world: World) -> None:
+    """What its owner wrote stays; front matter is only added. Results become a model-index."""
+    out = world.work / "edited"
+    shutil.copytree(world.merged, out)
+    text = (out / "README.md").read_text(encoding="utf-8")
+    text = text.replace("# merged\n", "# My own title\n").replace("- lines\n", "- lines\n- mine\n")
+    (out / "README.md").write_text(text, encoding="utf-8")
+    metric = {"type": "accuracy", "value": 0.75, "name": "Accuracy"}
+    dataset = {"type": "news", "name": "BBC news"}
+    task = {"type": "text-classification"}
+    results = [{"task": task, "dataset": dataset, "metrics": [metric]}]
+    (out / "results.json").write_text(json.dumps({"format": 1, "results": results}))
+    world.run("mergekit-lines", "push", "edited", "user/edited").succeeded()
+    card = ModelCard(world.hub.read("user/edited", "README.md").decode())
+    assert "# My own title" in card.text and "![λ" not in card.text
+    assert card.data.tags == ["mergekit", "merge", "lines", "mine"]
+    assert card.data.license == "apache-2.0"
+    (result,) = card.data.eval_results
+    assert (result.dataset_name, result.metric_value) == ("BBC news", 0.75)
+
+
+# --- refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (lambda out: (out / "lines_report.json").unlink(), ("no lines_report.json", "Merge again")),
+        (lambda out: (out / "config.json").write_text("{"), ("config.json", "transformers")),
+        (lambda out: next(out.glob("*2-of*")).unlink(), ("model-00002", "is not there")),
+        (lambda out: cut(out / "model-00001-of-00004.safetensors"), ("model-00001", "bytes")),
+        (lambda out: reheaded(out / "model-00001-of-00004.safetensors"), ("another header",)),
+        (lambda out: (out / "model.safetensors.index.json").unlink(), ("index", "shards")),
+        (lambda out: (out / "old.bin").write_bytes(b"x"), ("old.bin", "not tell of")),
+        (lambda out: (out / "results.json").write_text("[1]"), ("results.json", "model-index")),
+        (lambda out: (out / "log.txt").write_text(f"t={TOKEN}"), ("log.txt", "token")),
+        (lambda out: (out / "log.txt").write_text(f"at {out}/x"), ("log.txt", "path of this")),
+        (shutil.rmtree, ("no such folder", "merged model")),
+    ],
+)
+def test_what_is_not_pushed(world: World, change: Any, wanted: tuple[str, ...]) -> None:
+    """Anything but a whole model that is as its report says, told before a byte is sent."""
+    out = world.work / "broken"
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(world.merged, out)
+    change(out)
+    before = len(world.hub.requests)
+    told = world.refusal("mergekit-lines", "push", "broken", "user/broken")
+    assert all(phrase in told for phrase in wanted), told
+    assert TOKEN not in told
+    assert not [line for line in world.hub.requests[before:] if line.startswith(("POST", "PUT"))]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def reheaded(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(b"F32")] = ord("I")
+    path.write_bytes(content)
+
+
+def test_no_tokenizer_is_told(world: World) -> None:
+    """It may be wanted so: a note, and no refusal."""
+    out = world.work / "bare"
+    shutil.copytree(world.merged, out)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (out / name).unlink()
+    done = world.run("mergekit-lines", "push", "bare", "user/bare", "--dry-run").succeeded()
+    assert "no tokenizer" in done.stderr
+    assert "AutoTokenizer" not in done.stdout
+
+
+# --- pull --------------------------------------------------------------------------------
+
+
+def test_pull_of_any_merge(world: World, tmp_path: Path) -> None:
+    """mergekit's own recipes come too, with what they need; a file is not written over."""
+    recipe = {
+        "merge_method": "slerp",
+        "base_model": "org/base",
+        "models": [{"model": "org/math"}, {"model": "/home/somebody/code"}],
+        "parameters": {"t": 0.5},
+    }
+    (tmp_path / "mergekit_config.yml").write_text(yaml.safe_dump(recipe))
+    world.hub.publish("org/slerp", tmp_path)
+    told = world.run("mergekit-lines", "pull", "org/slerp", "slerp.yml").succeeded().stdout
+    assert yaml.safe_load((world.work / "slerp.yml").read_text()) == recipe
+    assert "merge_method slerp" in told
+    assert re.search(r"/home/somebody/code +a folder of whoever merged", told)
+    assert "would be refused here" in told
+    sent = dict(world.hub.sent)
+    assert "is there already" in world.refusal("mergekit-lines", "pull", "org/slerp", "slerp.yml")
+    assert world.hub.sent == sent
+
+
+@pytest.mark.parametrize(
+    ("repo", "wanted"),
+    [
+        ("org/base", ("no mergekit_config.yml", "Ask its owner")),
+        ("org/nobody", ("no such model", "Check the name")),
+        ("org/base@nowhere", ("no such revision",)),
+        ("a/b/c", ("wanted USER/NAME",)),
+    ],
+)
+def test_nothing_to_pull(world: World, repo: str, wanted: tuple[str, ...]) -> None:
+    """The cause, and what to do; no file appears."""
+    told = world.refusal("mergekit-lines", "pull", repo, "nothing.yml")
+    assert all(phrase in told for phrase in wanted), told
+    assert not (world.work / "nothing.yml").exists()
+
+
+# --- inputs ------------------------------------------------------------------------------
+
+
+def test_only_what_is_needed_is_downloaded(world: World) -> None:
+    """No second copy of the weights, no picture; each file once; the commits are in the report."""
+    fetched = {name.removeprefix("org/base/") for name in world.hub.sent if "org/base/" in name}
+    needed = {"config.json", "generation_config.json", "model.safetensors"}
+    assert needed <= fetched <= {*needed, "tokenizer.json", "tokenizer_config.json"}
+    report = json.loads((world.merged / "lines_report.json").read_text())
+    log = world.hub.state()["repos"]["org/base"]["log"]
+    assert report["inputs"]["org/base"]["revision"] == log[0]["sha"]
+
+
+def test_without_a_network_the_cache_is_enough(world: World, tmp_path: Path) -> None:
+    """What was merged once from the Hub is merged again offline, to the same bytes."""
+    command = ["mergekit-yaml", world.work / "merged.yml", "again", "--out-shard-size", "60K"]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(world.work / "home"), "HF_HUB_CACHE": None}
+    runner.run(command, tmp_path, offline).succeeded()
+    assert models.weights_digest(tmp_path / "again") == models.weights_digest(world.merged)
+
+
+def test_a_revision_is_merged_as_it_was(world: World) -> None:
+    """A newer commit on main changes nothing for a recipe that names an older one."""
+    hub = world.hub
+    hub.publish("org/moving", world.folder / "math")
+    first = hub.state()["repos"]["org/moving"]["log"][-1]["sha"]
+    hub.publish("org/moving", world.folder / "code")
+    world.merge("old", models=[{"model": f"org/moving@{first}"}]).succeeded()
+    world.merge("math", models=[{"model": "org/math"}]).succeeded()
+    assert models.weights_digest(world.work / "old") == models.weights_digest(world.work / "math")
+    report = json.loads((world.work / "old" / "lines_report.json").read_text())
+    assert report["inputs"][f"org/moving@{first}"]["revision"] == first
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        ("org/gated", ("on request", "hf auth login")),
+        ("org/hidden", ("no such model", "hf auth login")),
+        ("org/nobody", ("no such model", "Check the name")),
+        ("org/math@nowhere", ("no such revision", "after the @")),
+        ("org/empty", ("no config.json",)),
+        ("org/base+org/math", ("no adapter_config.json", "PEFT adapter")),
+    ],
+)
+def test_models_that_the_hub_does_not_give(
+    world: World, tmp_path: Path, model: str, wanted: tuple[str, ...]
+) -> None:
+    """One sentence with the model's name, before a weight is downloaded."""
+    (tmp_path / "nothing.txt").write_text("x")
+    world.hub.publish("org/gated", world.folder / "math", gated=True)
+    world.hub.publish("org/hidden", world.folder / "math", private=True)
+    world.hub.publish("org/empty", tmp_path)
+    sent = {name: size for name, size in world.hub.sent.items() if "safetensors" in name}
+    result = world.merge("never", models=[{"model": model}])
+    assert result.returncode == 1
+    told = result.stderr
+    assert told.count("Error: [lines]") == 1 and "Traceback" not in told
+    assert all(phrase in told for phrase in (model.split("+")[-1], *wanted)), told
+    assert not (world.work / "never").exists()
+    assert sent == {name: size for name, size in world.hub.sent.items() if "safetensors" in name}
+
+
+# --- secrets -----------------------------------------------------------------------------
+
+
+def test_no_token_and_no_path_gets_out(world: World) -> None:
+    """Both are planted everywhere; neither is in a file on the Hub, a line printed, a request."""
+    place = world.work / "geheim-4711" / "models"
+    shutil.copytree(world.folder / "math", place / "mine")
+    config = json.loads((world.folder / "base" / "config.json").read_text())
+    shutil.copytree(world.folder / "base", place / "ground")
+    config["_name_or_path"] = str(place / "ground")
+    (place / "ground" / "config.json").write_text(json.dumps(config))
+    settings = json.loads((place / "ground" / "tokenizer_config.json").read_text())
+    settings["name_or_path"] = str(place / "ground")
+    (place / "ground" / "tokenizer_config.json").write_text(json.dumps(settings))
+    (world.work / "secret.yml").write_text(
+        f"# from {place}, and {place}/notes.txt\nmerge_method: lines\n"
+        f"base_model: {place}/ground\nmodels:\n- model: ./geheim-4711/models/mine  # mine\n"
+        f"- model: org/math\nparameters: {{beta: 0.5}}\n"
+    )
+    printed = []
+    printed.append(world.run("mergekit-yaml", "secret.yml", "secret").succeeded())
+    for file in ("README.md", "config.json"):
+        assert "geheim" not in (world.work / "secret" / file).read_text(), file
+    push = ("mergekit-lines", "push", "secret", "user/secret")
+    printed.append(world.run(*push, "--dry-run").succeeded())
+    for status in (401, 403, 409, 500):
+        said = f"for {TOKEN} at https://x.y/z?sig={TOKEN}"
+        world.hub.set(faults=[{"match": "/commit/", "status": status, "times": 1, "text": said}])
+        printed.append(world.run(*push))
+        assert printed[-1].returncode == 1 and "Traceback" not in printed[-1].stderr
+    world.hub.set(faults=[])
+    printed.append(world.run(*push).succeeded())
+    pull = ("mergekit-lines", "pull", "user/secret", "secret-back.yml")
+    printed.append(world.run(*pull).succeeded())
+    texts = [text for result in printed for text in (result.stdout, result.stderr)]
+    files = [world.hub.read("user/secret", name) for name in world.hub.files("user/secret")]
+    texts += [content.decode("utf-8", "replace") for content in files]
+    texts += [*world.hub.requests, (world.work / "log").read_text()]
+    for text in texts:
+        for secret in (TOKEN, "geheim", str(world.work), str(Path.home()) + "/"):
+            assert secret not in text, text[:2000]
+    recipe = world.hub.read("user/secret", "mergekit_config.yml").decode()
+    assert yaml.safe_load(recipe)["base_model"] == "./ground"
+    assert "- model: ./mine  # mine\n- model: org/math\n" in recipe
+    assert recipe.startswith("# from models, and notes.txt\n")
+    report = json.loads(world.hub.read("user/secret", "lines_report.json"))
+    assert list(report["inputs"]) == ["./ground", "./mine", "org/math"]
+    assert report["recipe"] == recipe
+    told = (world.work / "secret-back.yml").read_text()
+    assert told == recipe
+    assert re.search(r"\./ground +a folder of whoever merged", printed[-1].stdout)
