@@ -40,8 +40,7 @@ class Engine:
         self.models, self.writer = models, writer
         self.device = torch.device(options.device or "cpu")
         # A GPU wants one piece read while another is computed, and holds each of them.
-        few = None if self.device.type == "cpu" else 2
-        self.workers = Workers(options.num_threads or few)
+        self.workers = Workers(options.num_threads if self.device.type == "cpu" else 2)
         self._following: dict[str, LinesTask] = {}
 
     # Tasks are hashed with their values; two engines are never the same one.
@@ -81,10 +80,17 @@ class Engine:
             found = self._streamed(task, sources)
             if found:
                 job, pieces = found
+                if pieces.shape != slot.shape:
+                    raise LinesError(
+                        f"tensor {name}: found the shape {pieces.shape}, wanted {slot.shape} by "
+                        f"the models' configs. Save the models again, as safetensors."
+                    )
                 merge_tensor(job, pieces, slot.dtype, sink)
             else:
                 held = {model: whole(source).to(self.device) for model, source in sources.items()}
-                result = task.execute(held)
+                # An adapted tensor is fp32, and its model is not.
+                dtype = str(slot.dtype).removeprefix("torch.")
+                result = task.model_copy(update={"out_dtype": dtype}).execute(held)
                 if result is None or (tuple(result.shape), result.dtype) != (
                     slot.shape,
                     slot.dtype,
@@ -182,6 +188,14 @@ class Engine:
         """
         self.close()
         self.models.check_unchanged()
+
+    def leave(self, kind: object, *_error: object) -> None:
+        """End, after a failure without waiting for the disk; see ``ExitStack.push``."""
+        if kind is None:
+            self.close()
+            return
+        self.workers.close()
+        self.writer.abandon()
 
     def close(self) -> None:
         """End the threads and wait for the disk.

@@ -28,6 +28,10 @@ def _text(problems: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
+class ResumableError(LinesError):
+    """A failure that another run may get over: what is whole of the output stays."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the known name nearest to ``name``, or ``""``."""
     found = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.6)

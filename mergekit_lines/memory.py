@@ -17,13 +17,11 @@ from mergekit_lines.engine import kernel_of
 from mergekit_lines.findings import Memory
 from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.scale import work_dtype
-from mergekit_lines.merging import PIECE
+from mergekit_lines.merging import MEMORY, PIECE, TEMPORARIES
 from mergekit_lines.sizes import Sized
 from mergekit_lines.workers import available_cores
 
 STATUS = Path("/proc/self/status")
-# Beside the inputs' pieces a thread holds the bytes it read, the task vector, masks and draws.
-TEMPORARIES = 6
 # Of a tensor's magnitudes, those that a selection gathers near its threshold.
 CANDIDATES = 0.05
 
@@ -74,7 +72,8 @@ def _pieces(tensor: Sized, merge: Merge, threads: int) -> int:
     """Return what the threads hold while a tensor goes through memory in pieces."""
     width = max(work_dtype(dtype).itemsize for dtype in tensor.inputs.values())
     size = min(PIECE, tensor.entries) if merge.supports(tensor.shape) else tensor.entries
-    count = min(threads, math.ceil(tensor.entries / size))
+    piece = width * size * (len(tensor.inputs) - 1 + TEMPORARIES)
+    count = min(threads, math.ceil(tensor.entries / size), max(1, MEMORY // piece))
     selected = sum(sparsity.ranks(tensor.entries) is not None for sparsity in merge.sparsities)
     candidates = int(CANDIDATES * tensor.entries) * selected
-    return width * (count * size * (len(tensor.inputs) + TEMPORARIES) + candidates)
+    return count * piece + width * candidates

@@ -21,6 +21,9 @@ T = TypeVar("T")
 # their time in Python, which only one thread may run. A GPU wants larger ones.
 PIECE = 1 << 18
 DEVICE_PIECE = 1 << 24
+# Beside the models' pieces a thread holds the base's, what it read, the task vector, masks, draws.
+TEMPORARIES = 7
+MEMORY = 256 << 20  # bytes that the pieces of all threads may take
 
 
 class Sink(Protocol):
@@ -101,7 +104,9 @@ class TensorPieces:
 
     def map(self, function: Callable[[int], T]) -> list[T]:
         """Return ``function(i)`` for every piece, in their order."""
-        return self._workers.map(function, len(self.bounds))
+        largest = max(stop - start for start, stop in self.bounds)
+        piece = largest * self.dtype.itemsize * (self.models + TEMPORARIES)
+        return self._workers.map(function, len(self.bounds), max(1, MEMORY // piece))
 
 
 def cut(shape: tuple[int, ...], merge: Merge, device: torch.device) -> list[tuple[int, int]]:

@@ -101,6 +101,8 @@ def _check_options(options: MergeOptions) -> Iterator[str]:
             "--unsafe-truncate-embeddings: would write embeddings that do not match the config. "
             "Drop the flag and align the vocabularies with `tokenizer: {source: base}`."
         )
+    if not hasattr(os, "preadv"):
+        yield "this system has no preadv, by which weights are read: use Linux, WSL or macOS."
     if options.out_shard_size <= 0:
         yield f"--out-shard-size: found {options.out_shard_size}, wanted a size above 0, e.g. 5B."
     seed = options.random_seed

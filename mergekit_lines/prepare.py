@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from mergekit import merge as mergekit_merge
 from mergekit.architecture import auto, get_architecture_info
 from mergekit.common import ModelReference
@@ -18,6 +19,7 @@ from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.headers import Headers, read_headers
 from mergekit_lines.checkpoint.remote import remote_headers
+from mergekit_lines.engine import kernel_of
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.fit import check_layers, check_plan
 from mergekit_lines.opening import adapter_of, open_model
@@ -52,7 +54,7 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     if problems:
         raise LinesError(list(dict.fromkeys(problems)))
     try:
-        with _names_from_indexes():
+        with names_from_indexes():
             arch_info = get_architecture_info(config, options)
     except Exception as error:
         raise LinesError(
@@ -70,9 +72,22 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     finally:
         ACTIVE.reset(token)
     problems = check_plan(planned, headers, config, arch_info, options)
+    problems += _check_values(planned)[:1]
     if problems:
         raise LinesError(problems)
     return Prepared(planned, arch_info, headers, copied)
+
+
+def _check_values(planned: list[PlannedTensor]) -> list[str]:
+    """Return which tensors' parameters our own kernel refuses."""
+    problems: list[str] = []
+    for item in planned:
+        try:
+            with item.task.failures({}):
+                kernel_of(item.task, dict.fromkeys(item.task.model_order, torch.float32))
+        except LinesError as error:
+            problems += error.problems
+    return problems
 
 
 def _check_adapters(
@@ -96,11 +111,12 @@ def _check_adapters(
 
 
 @contextmanager
-def _names_from_indexes() -> Iterator[None]:
+def names_from_indexes() -> Iterator[None]:
     """Let mergekit infer a layout from the loaders in its cache: its own would download models."""
     original = auto.get_model_tensor_names
 
-    def names(model: ModelReference, _options: object) -> list[str]:
+    # The parameters' names are checked too, by a merge that begins in another thread.
+    def names(model: ModelReference, options: object) -> list[str]:  # noqa: ARG001
         return list(LoaderCache().get(model).index.tensor_paths)
 
     auto.get_model_tensor_names = names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import shutil
 import threading
@@ -22,9 +23,10 @@ from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 from transformers import AutoTokenizer
 
+from mergekit_lines import __version__
 from mergekit_lines.card import card
 from mergekit_lines.checkpoint.opened import OpenedModels
-from mergekit_lines.checkpoint.partial import FullDiskError, partial_folder
+from mergekit_lines.checkpoint.partial import LAYOUT, FullDiskError, partial_folder
 from mergekit_lines.checkpoint.writer import ShardLayout, ShardWriter, lay_out, whole_name
 from mergekit_lines.engine import Engine
 from mergekit_lines.errors import LinesError, reason, some
@@ -35,7 +37,7 @@ from mergekit_lines.inputs import check_models
 from mergekit_lines.opening import open_models
 from mergekit_lines.planner import ACTIVE, MergeRun, base_listed, models_in_order
 from mergekit_lines.preflight import check_recipe
-from mergekit_lines.prepare import Prepared, prepare
+from mergekit_lines.prepare import Prepared, names_from_indexes, prepare
 from mergekit_lines.report import describe, report, run_figures, to_json, versions
 from mergekit_lines.signals import end_at_once, ending_on_sigterm
 from mergekit_lines.sizes import Sizes
@@ -108,20 +110,21 @@ def run_lines_merge(
             LoaderCache().setup(options=effective)
             stack.enter_context(files_from_hub(wanted))
             models = open_models(original, effective, partial.path, stack)
+            models.check_adapters([item.task.gather_tensors for item in prepared.planned])
             check_tokenizers(original, effective, run)
             sizes = Sizes(
                 prepared.planned, prepared.headers, original, effective, vocabulary(original, run)
             )
             shards = lay_out([sized.slot for sized in sizes.tensors], effective.out_shard_size)
-            partial.begin(_identity(original, effective, run, models), shards)
+            partial.begin(_identity(original, effective, run, models, shards), shards)
             _check_space(out, partial.path, shards)
             engine = Engine(models, ShardWriter(partial.path, shards), effective)
             run.engine, run.partial = engine, partial
-            stack.callback(engine.close)
+            stack.push(engine.leave)
             token = ACTIVE.set(run)
             try:
                 # A copy: mergekit rewrites the recipe, and the caller may use it again.
-                with logged_failures(), donor_as_it_is():
+                with logged_failures(), donor_as_it_is(), names_from_indexes():
                     run_merge(config.model_copy(deep=True), str(partial.path), effective, recipe)
             finally:
                 ACTIVE.reset(token)
@@ -297,16 +300,23 @@ def plain_failures(out: Path) -> Iterator[None]:
 
 
 def _identity(
-    config: MergeConfiguration, options: MergeOptions, run: MergeRun, models: OpenedModels
+    config: MergeConfiguration,
+    options: MergeOptions,
+    run: MergeRun,
+    models: OpenedModels,
+    shards: Sequence[ShardLayout],
 ) -> dict[str, Any]:
     """Return what the bytes of the output hang on, by what people call it."""
+    headers = b"".join(shard.header for shard in shards)
     return {
         "the recipe": repr(config),  # to_yaml fails for paths that are no plain identifiers
         "the seed": run.seed,
         "--out-shard-size": options.out_shard_size,
         "--lora-merge-dtype": options.lora_merge_dtype,
         "the device": torch.device(options.device or "cpu").type,
-        "the versions of the packages": versions(),
+        "the versions of the packages": {"mergekit-lines": __version__, **versions()},
+        "the tokenizers": run.tokenizer.digest() if run.tokenizer else None,
+        LAYOUT: hashlib.sha256(headers).hexdigest(),
         **{f"model {name}": found for name, found in models.describe().items()},
     }
 

@@ -188,6 +188,7 @@ SEAMS = (
         "PermutedVocabulary",
         fields=("tokenizer_task", "gather_tensors"),
     ),
+    Seam("mergekit.tokenizer", "PermutedVocabulary", fields=("vocabulary_axis", "tokens")),
     Seam("mergekit.io.tasks", "LoadTensor", fields=("model", "tensor", "aliases", "optional")),
     Seam("mergekit.merge_methods.passthrough", "passthrough_merge_method"),
     Seam(

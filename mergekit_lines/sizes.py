@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from transformers.initialization import no_init_weights
 
 from mergekit_lines.checkpoint.headers import Headers, TensorHeader
 from mergekit_lines.checkpoint.sources import DTYPES
-from mergekit_lines.checkpoint.writer import Slot
+from mergekit_lines.checkpoint.writer import NAMES, Slot
 from mergekit_lines.planner import PlannedTensor
 
 
@@ -83,6 +84,7 @@ class Sizes:
         self._config = config
         self._options = options
         self._vocabulary = vocabulary
+        self._pickles: dict[ModelReference, dict[str, TensorHeader]] = {}
         self.tensors = [sized for item in planned for sized in self._sized(item)]
 
     def _sized(self, item: PlannedTensor) -> Iterator[Sized]:
@@ -97,12 +99,14 @@ class Sizes:
             index = LoaderCache().get(model).index.tensor_paths
             name = next((name for name in names if name in index), None)
             header = (self._headers[model].tensors or {}).get(name or "")
+            pickled = self._pickled(model) if self._headers[model].tensors is None else {}
+            header = header or pickled.get(name or "")
             found = header or self._declared(model, weight, converted=name is None)
             if found is None:
                 continue
             inputs[model] = DTYPES[found.dtype]
             read[model] = header_bytes(found)
-            if header is None or aligned:
+            if header is None or aligned or pickled:
                 held += read[model]
             if name is None:  # fused from several: stacked first, then joined
                 made += [read[model], read[model], -read[model]]
@@ -117,6 +121,23 @@ class Sizes:
             made += [widest * math.prod(shape)] * len(inputs)
         dtype = _out_dtype(item, inputs)
         yield Sized(item, shape, dtype, inputs, read, held, tuple(made))
+
+    def _pickled(self, model: ModelReference) -> Mapping[str, TensorHeader]:
+        """Return the shapes and dtypes of a pickled checkpoint's tensors; none of a broken one."""
+        if model not in self._pickles:
+            self._pickles[model] = found = dict[str, TensorHeader]()
+            index = LoaderCache().get(model).index
+            for file in set(index.tensor_paths.values()):
+                try:
+                    state = torch.load(
+                        Path(index.base_path, file), map_location="meta", weights_only=True
+                    )
+                except Exception:  # noqa: BLE001 - the merge itself tells what is wrong with it
+                    state = {}
+                for name, tensor in state.get("state_dict", state).items():
+                    if isinstance(tensor, torch.Tensor) and tensor.dtype in NAMES:
+                        found[name] = TensorHeader(NAMES[tensor.dtype], tuple(tensor.shape), file)
+        return self._pickles[model]
 
     def _declared(
         self, model: ModelReference, weight: WeightInfo, *, converted: bool

@@ -11,9 +11,11 @@ from mergekit.common import ModelReference, dtype_from_name
 from mergekit.graph import Task
 from mergekit.io.tasks import GatherTensors
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
+from mergekit.tokenizer import PermutedVocabulary
 from safetensors import SafetensorError
 
-from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.errors import LinesError, ResumableError, reason
+from mergekit_lines.methods import wrap as methods
 
 
 class LinesTask(ExecuteMergeMethodTask):
@@ -60,6 +62,11 @@ class LinesTask(ExecuteMergeMethodTask):
             yield
         except (ValueError, RuntimeError, IndexError, SafetensorError) as error:
             name = self.output_weight.name
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise ResumableError(
+                    f"tensor {name}: the memory is full ({reason(error)}). End other programs, or "
+                    f"give fewer --num-threads, and run the same command again."
+                ) from error
             found = {str(t.dtype) for t in inputs.values() if not t.dtype.is_floating_point}
             if found:
                 raise LinesError(
@@ -76,7 +83,8 @@ class LinesTask(ExecuteMergeMethodTask):
         given = {**dict(self.parameters.items())}
         for values in self.input_parameters.values():
             given |= dict(values.items())
-        numbers = {k: v for k, v in given.items() if isinstance(v, (int, float)) and k != "seed"}
+        known = {word.name for word in methods.registered(self.method_name).spec.parameters}
+        numbers = {k: v for k, v in given.items() if isinstance(v, (int, float)) and k in known}
         return ", ".join(f"{key} {value:g}" for key, value in sorted(numbers.items()))
 
 
@@ -122,19 +130,30 @@ class EngineGather(GatherTensors):
     """The inputs of one tensor, read whole by the engine."""
 
     engine: Any = None
+    label: str = ""
 
     def arguments(self) -> dict[str, Task[Any]]:
         """Return nothing: the engine reads."""
         return {}
 
     def group_label(self) -> str:
-        """Return no label."""
-        return ""
+        """Keep the order of the plan: inputs are read just before they are merged."""
+        return self.label
 
     def execute(self, **_kwargs: Any) -> dict[ModelReference, torch.Tensor]:
         """Read the tensor of every model."""
         found: dict[ModelReference, torch.Tensor] = self.engine.gather(self)
         return found
+
+
+class NumberedVocabulary(PermutedVocabulary):
+    """mergekit's alignment of vocabularies, in the order of the plan."""
+
+    label: str = ""
+
+    def group_label(self) -> str:
+        """Keep the order of the plan."""
+        return self.label
 
 
 def engine_task(task: LinesTask, kind: type[EngineTask], values: Mapping[str, Any]) -> LinesTask:
@@ -150,7 +169,8 @@ def engine_task(task: LinesTask, kind: type[EngineTask], values: Mapping[str, An
     if isinstance(gather, GatherTensors):
         return result
     inner = gather.gather_tensors
-    reading = EngineGather(weight_info=inner.weight_info, engine=values["engine"])
-    return result.model_copy(
-        update={"gather_tensors": gather.model_copy(update={"gather_tensors": reading})}
-    )
+    label = result.group_label()
+    reading = EngineGather(weight_info=inner.weight_info, engine=values["engine"], label=label)
+    fields = {name: getattr(gather, name) for name in type(gather).model_fields}
+    aligning = NumberedVocabulary(**{**fields, "gather_tensors": reading, "label": label})
+    return result.model_copy(update={"gather_tensors": aligning})

@@ -7,6 +7,8 @@ in the order of the token ids, and of the models in the recipe.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +32,13 @@ class OrderedTokenizer(BuildTokenizer):
             with _ordered_vocabularies():
                 self._built = super().execute()
         return self._built
+
+    def digest(self) -> str:
+        """Return a SHA-256 of the output's tokens and of where each model has them."""
+        built = self.execute()
+        tokens = sorted(built.tokenizer.get_vocab().items())
+        places = {str(model): sorted(found.items()) for model, found in built.permutations.items()}
+        return hashlib.sha256(json.dumps([tokens, places]).encode()).hexdigest()
 
 
 @contextmanager

@@ -29,10 +29,11 @@ class Workers:
         self._pool: ThreadPoolExecutor | None = None
         self._buffers = threading.local()
 
-    def map(self, function: Callable[[int], T], count: int) -> list[T]:
+    def map(self, function: Callable[[int], T], count: int, at_once: int | None = None) -> list[T]:
         """Return ``function(i)`` for i in [0, count), in this order.
 
-        The first failure, or Ctrl-C, stops the others at their next piece and is raised.
+        At most ``at_once`` threads work where it is given. The first failure, or Ctrl-C,
+        stops the others at their next piece and is raised.
         """
         if count == 1 or self.threads == 1:
             return [function(index) for index in range(count)]
@@ -50,7 +51,9 @@ class Workers:
             self._pool = ThreadPoolExecutor(
                 self.threads, initializer=torch.set_num_threads, initargs=(1,)
             )
-        futures = [self._pool.submit(work) for _ in range(min(self.threads, count))]
+        futures = [
+            self._pool.submit(work) for _ in range(min(self.threads, count, at_once or count))
+        ]
         try:
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()

@@ -13,6 +13,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pytest
+from huggingface_hub import constants
+
+
+def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let huggingface_hub in this process ask another address, which it reads but once."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    files = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+
 
 class Hub:
     """A running Hub.

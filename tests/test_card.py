@@ -113,7 +113,7 @@ def test_what_is_a_folder(path: str, local: bool) -> None:
     assert is_local(path) is local
 
 
-def test_settings(tmp_path: Path) -> None:
+def test_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """config.json and its like lose paths, whoever wrote them, and no byte where there is none."""
     found = origins(recipe(f"{tmp_path}/base", "org/a"))
     plain = '{"_name_or_path": "org/a",\n "x": [1, "a/b"]}'
@@ -122,6 +122,11 @@ def test_settings(tmp_path: Path) -> None:
         text = found.settings(json.dumps({"_name_or_path": given, "x": f"{tmp_path}/y/z"}))
         assert json.loads(text) == {"_name_or_path": name, "x": "z"}
     assert found.leak(f"see {tmp_path}/base/x, or not") == f"{tmp_path}/base/x"
+    monkeypatch.setattr(Path, "home", lambda: Path("/root"))
+    found = origins(recipe("org/b", "org/a"))
+    assert found.leak('"/root": 17, "/root/": 18') is None  # a vocabulary
+    assert found.leak("in /root/.cache/x") == "/root/.cache/x"
+    found = origins(recipe(f"{tmp_path}/base", "org/a"))
     assert found.leak(f"see {tmp_path}-other, http://a{tmp_path}") is None
 
 

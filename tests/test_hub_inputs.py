@@ -16,9 +16,10 @@ from mergekit_lines.checkpoint.remote import HubHeaders, RemoteHeaders, remote_h
 from mergekit_lines.errors import LinesError
 from mergekit_lines.hub import downloads
 from mergekit_lines.hub.downloads import check_room, wanted_of
-from mergekit_lines.hub.push import Wanted, reach
+from mergekit_lines.hub.parcel import Wanted
+from mergekit_lines.hub.push import reach
 from mergekit_lines.inputs import check_models
-from tests.hub import Hub
+from tests.hub import Hub, point_at
 from tests.test_card import parsed, recipe
 
 Usage = namedtuple("Usage", "total used free")
@@ -38,14 +39,6 @@ def hub(llama_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def online(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
     point_at(hub.url, monkeypatch)
     return hub
-
-
-def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    files = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
 
 
 def test_what_is_needed(online: Hub, tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ class _Updated:
         a = _whole(update.a, dtype).view(rank, -1)
         b = _whole(update.b, dtype).view(-1, rank)
         left, right = (a.T.contiguous(), b.T.contiguous()) if update.transposed else (b, a)
-        factors = _Factors(left.mul_(update.scale), right, None)
+        factors = _Factors(left * update.scale, right, None)
         if update.magnitude is not None:
             factors.magnitude = _whole(update.magnitude, dtype)
             if update.transposed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from mergekit_lines.checkpoint.sources import (
     changed,
     state_of,
 )
-from mergekit_lines.errors import LinesError
+from mergekit_lines.errors import LinesError, some
 
 
 @dataclass
@@ -49,6 +49,7 @@ class OpenedModels:
 
     models: dict[ModelReference, OpenedModel] = field(default_factory=dict)
     shards: dict[Path, Shard] = field(default_factory=dict)
+    adapters: list[Shard] = field(default_factory=list)  # of one file perhaps several times
     states: dict[Path, tuple[int, ...]] = field(default_factory=dict)  # of all other files
 
     def add(
@@ -76,12 +77,39 @@ class OpenedModels:
         opened = OpenedModel(folder, loader, headers.tensors, adapter, copied_from)
         self.models[model] = opened
         if adapter is not None and adapter.shard is not None:
-            self.shards[adapter.shard.path.resolve()] = adapter.shard
+            self.adapters.append(adapter.shard)
         for file in {header.file for header in (headers.tensors or {}).values()}:
             self._shard(folder / file)
         for path in self._files(opened):
             if path.resolve() not in self.shards:
                 self.states[path] = state_of(path.stat())
+
+    def check_adapters(self, gathers: Sequence[Any]) -> None:
+        """Refuse an adapter of layers that mergekit fuses: their tensors are never asked for.
+
+        Args:
+            gathers: the inputs of every output tensor, as mergekit's planner gives them.
+
+        Raises:
+            LinesError: names the tensors.
+        """
+        taken: dict[ModelReference, set[str | None]] = {}
+        for gather in gathers:
+            for model, weight in getattr(gather, "gather_tensors", gather).weight_info.items():
+                taken.setdefault(model, set()).add(self.models[model].resolve(weight))
+        for model, opened in self.models.items():
+            names = taken.get(model, set())
+            lost = [
+                name
+                for name in (opened.adapter.changes if opened.adapter else ())
+                if name not in names
+            ]
+            if lost and None in names:
+                raise LinesError(
+                    f"model {model}: its adapter changes {some(lost, 3)}, which mergekit fuses on "
+                    f"loading, wanted layers that are merged as they are stored. Merge the adapter "
+                    f"into its base with peft first."
+                )
 
     def _shard(self, path: Path) -> Shard:
         path = path.resolve()
@@ -101,7 +129,7 @@ class OpenedModels:
             return self._converted(model, weight)
         stored = self.stored(model, weight)
         if stored is None:
-            return HeldTensor(opened.loader.get_tensor(name))
+            return HeldTensor(opened.loader.get_tensor(name).contiguous())
         return opened.adapter.source(name, stored) if opened.adapter else stored
 
     def stored(self, model: ModelReference, weight: WeightInfo) -> ShardTensor | None:
@@ -117,7 +145,7 @@ class OpenedModels:
         task = LoadTensor(model=model, tensor=weight.name, aliases=weight.aliases, optional=True)
         tensor = task.execute()
         if tensor is not None:
-            return HeldTensor(tensor)
+            return HeldTensor(tensor.contiguous())
         if weight.optional:
             return None
         raise LinesError(
@@ -153,7 +181,7 @@ class OpenedModels:
     @property
     def bytes_read(self) -> int:
         """Bytes of tensors read from shards so far."""
-        return sum(shard.bytes_read for shard in self.shards.values())
+        return sum(shard.bytes_read for shard in (*self.shards.values(), *self.adapters))
 
     def check_unchanged(self) -> None:
         """Refuse inputs that changed since they were opened.
@@ -161,7 +189,7 @@ class OpenedModels:
         Raises:
             LinesError: names the file.
         """
-        for shard in self.shards.values():
+        for shard in (*self.shards.values(), *self.adapters):
             shard.check_unchanged()
         for path, state in self.states.items():
             if not path.exists() or state_of(path.stat()) != state:
@@ -169,9 +197,10 @@ class OpenedModels:
 
     def close(self) -> None:
         """Close the shards."""
-        for shard in self.shards.values():
+        for shard in (*self.shards.values(), *self.adapters):
             shard.close()
         self.shards.clear()
+        self.adapters.clear()
 
 
 def adapter_folder(model: ModelReference) -> Path:

@@ -19,14 +19,17 @@ from filelock import FileLock, Timeout
 
 from mergekit_lines.checkpoint.headers import weight_files
 from mergekit_lines.checkpoint.writer import ShardLayout, index_of, sync, whole_name
-from mergekit_lines.errors import LinesError, some
+from mergekit_lines.errors import LinesError, ResumableError, some
 
 # What a merge writes beside the weights; none of it is overwritten.
 OWN_FILES = (
-    *("config.json", "lines_report.json", "README.md", "mergekit_config.yml"),
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
+    *("config.json", "generation_config.json"),
+    *("lines_report.json", "README.md", "mergekit_config.yml"),
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"),
 )
 MARK = "mergekit-lines.partial"
+LAYOUT = "the layout of the output"
 HIDDEN_CONFIG = "config.json.whole"
 
 
@@ -75,7 +78,7 @@ def _check_out(out: Path) -> Iterator[str]:
         yield f"OUT {out}: {parent} is not a folder that can be written to. Choose another OUT."
 
 
-class FullDiskError(LinesError):
+class FullDiskError(ResumableError):
     """The disk has no room for the rest of a merge; what is whole already stays."""
 
 
@@ -145,8 +148,9 @@ class Partial:
             for path in self.path.iterdir()
             if path.name not in (MARK, HIDDEN_CONFIG) and (self.out / path.name).exists()
         ]
+        clash += ["config.json"] if (self.out / "config.json").exists() else []
         if clash:
-            raise LinesError(f"OUT {self.out}: would overwrite {some(clash)}. Choose another OUT.")
+            raise ResumableError(f"OUT {self.out}: would overwrite {some(clash)}. Remove it there.")
         for shard in shards:
             (self.path / whole_name(shard.file)).rename(self.path / shard.file)
         index = index_of(shards)
@@ -208,7 +212,8 @@ def _differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]
             names.append(f"{name} ({some(files, 2)})")
         elif old != new:
             names.append(name)
-    return names or ["its state is lost"]
+    # What else differs is the cause where the layout does.
+    return [name for name in names if name != LAYOUT] or names or ["its state is lost"]
 
 
 @contextmanager
@@ -244,7 +249,7 @@ def partial_folder(out: Path, say: Callable[[str], None]) -> Iterator[Partial]:
             yield partial
         except BaseException as error:
             whole = len(list(path.glob("*.safetensors")))
-            spoilt = isinstance(error, LinesError) and not isinstance(error, FullDiskError)
+            spoilt = isinstance(error, LinesError) and not isinstance(error, ResumableError)
             nothing = not whole and not partial.recall("moving")
             if nothing or (partial.begun and spoilt):
                 shutil.rmtree(path, ignore_errors=True)

@@ -19,7 +19,7 @@ from huggingface_hub.constants import (
     SAFETENSORS_INDEX_FILE,
     SAFETENSORS_SINGLE_FILE,
 )
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from mergekit_lines.checkpoint.headers import Headers, TensorHeader, read_headers
 from mergekit_lines.errors import some
@@ -69,12 +69,8 @@ def remote_headers(
     """
     where = f"model {repo_id}{'@' + revision if revision else ''}"
     if constants.HF_HUB_OFFLINE:
-        return _cached(repo_id, revision, cache_dir) or Headers(
-            problems=[
-                f"{where}: there is no such folder, no whole snapshot of it is in the local cache, "
-                f"and HF_HUB_OFFLINE keeps from the network. Unset it, or download the model first."
-            ]
-        )
+        offline = OfflineModeIsEnabled("HF_HUB_OFFLINE")
+        return _cached(repo_id, revision, cache_dir) or Headers(problems=[reading(where, offline)])
     api = HfApi()
     try:
         info = api.model_info(repo_id, revision=revision, files_metadata=True)

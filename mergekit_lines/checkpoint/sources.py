@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.errors import LinesError, ResumableError, reason
 
 DTYPES = {
     "F64": torch.float64,
@@ -31,6 +31,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 
+MOST = 1 << 30  # bytes of one call: macOS refuses 2 GiB
 _SCRATCH = threading.local()  # what a thread read last, before its conversion: key and bytes
 
 
@@ -197,9 +198,9 @@ class ShardTensor:
         self.shard.count(len(left))
         while left:
             try:
-                count = os.preadv(self.shard.descriptor, [left], offset)
+                count = os.preadv(self.shard.descriptor, [left[:MOST]], offset)
             except OSError as error:
-                raise LinesError(
+                raise ResumableError(
                     f"{self.shard.path}: tensor {self.name} cannot be read ({error.strerror}). "
                     f"Check the disk, or download the file again."
                 ) from error

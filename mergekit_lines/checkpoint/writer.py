@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from mergekit_lines.checkpoint.sources import DTYPES
+from mergekit_lines.checkpoint.sources import DTYPES, MOST
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # No loader takes a shard that is being filled, or one under its name of :func:`whole_name`,
@@ -112,13 +112,16 @@ class TensorSink:
 
     descriptor: int
     offset: int
+    size: int
 
     def write(self, start: int, piece: torch.Tensor) -> None:
         """Store a 1-D tensor of the output's dtype from entry ``start`` on."""
+        if (start + len(piece)) * piece.element_size() > self.size:
+            raise ValueError(f"{start + len(piece)} entries for a place of {self.size} bytes")
         left = memoryview(piece.contiguous().view(torch.uint8).numpy().data)
         offset = self.offset + start * piece.element_size()
         while left:
-            count = os.pwrite(self.descriptor, left, offset)
+            count = os.pwrite(self.descriptor, left[:MOST], offset)
             left, offset = left[count:], offset + count
 
 
@@ -165,8 +168,9 @@ class ShardWriter:
             self._open[shard.file] = descriptor = os.open(path, flags, 0o666)
             os.truncate(descriptor, shard.size)
             header = torch.frombuffer(bytearray(shard.header), dtype=torch.uint8)
-            TensorSink(descriptor, 0).write(0, header)
-        return TensorSink(self._open[shard.file], shard.offsets[name])
+            TensorSink(descriptor, 0, len(header)).write(0, header)
+        offset, size = shard.offsets[name], shard.slots[name].bytes
+        return TensorSink(self._open[shard.file], offset, size)
 
     def stored(self, name: str) -> None:
         """Take note that a tensor is stored; the shard's last one ends the shard."""
@@ -174,12 +178,21 @@ class ShardWriter:
         missing = self._missing[shard.file]
         missing.discard(name)
         if missing:
+            self._write_back(shard, name)
             return
         self._wait()  # at most one shard waits for the disk
         descriptor = self._open.pop(shard.file)
         self.bytes_written += shard.size
-        self._syncing = threading.Thread(target=self._finish, args=(shard.file, descriptor))
+        self._syncing = threading.Thread(
+            target=self._finish, args=(shard.file, descriptor), daemon=True
+        )
         self._syncing.start()
+
+    def _write_back(self, shard: ShardLayout, name: str) -> None:
+        """Let the system begin to write, so that fsync has little left to wait for."""
+        if hasattr(os, "posix_fadvise"):
+            offset, size = shard.offsets[name], shard.slots[name].bytes
+            os.posix_fadvise(self._open[shard.file], offset, size, os.POSIX_FADV_DONTNEED)
 
     def _finish(self, file: str, descriptor: int) -> None:
         try:
@@ -208,9 +221,13 @@ class ShardWriter:
         try:
             self._wait()
         finally:
-            for descriptor in self._open.values():
-                os.close(descriptor)
-            self._open.clear()
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Leave the shards that are not whole; nobody waits for one that is on its way."""
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
 
 
 def sync(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mergekit_lines.hub.push import Parcel
+    from mergekit_lines.hub.parcel import Parcel
 
 
 @click.command()
@@ -40,7 +40,8 @@ def push(
     """
     if branch and create_pr:
         raise click.UsageError("--branch and --create-pr: a pull request has a branch of its own.")
-    from mergekit_lines.hub.push import Wanted, pack, reach, send
+    from mergekit_lines.hub.parcel import Wanted, pack
+    from mergekit_lines.hub.push import reach, send
 
     wanted = Wanted(repo, private, branch, message, create_pr, licence)
     if not dry_run:

@@ -62,47 +62,48 @@ def plain(error: BaseException) -> str:
     return _TOKEN.sub("…", _ADDRESS.sub("…", reason(error)))
 
 
-def reading(where: str, error: BaseException) -> str:
+def reading(where: str, error: BaseException, *, folder: bool = True) -> str:
     """Say why a model on the Hub cannot be read.
 
     Args:
         where: the model, as ``model org/name@revision``.
         error: what huggingface_hub raised.
+        folder: whether a folder might have been meant.
     """
+    said = plain(error)
+    absent = "there is no such folder, and " if folder else ""
     reasons = (
         (
             _is(error, GatedRepoError),
-            f"the Hub gives access to it only on request "
-            f"({plain(error)}). Ask for it on the model's page, then {LOGIN}.",
+            f"the Hub gives access to it only on request ({said}). Ask for it on the model's "
+            f"page, then {LOGIN}.",
         ),
         (
             _is(error, RevisionNotFoundError),
             "the Hub has no such revision. Check what stands after the @.",
         ),
         (
-            "nvalid credentials" in plain(error),
+            "nvalid credentials" in said,
             f"the Hub does not accept your token. Log in again with {LOGIN}.",
         ),
         (
             _is(error, RepositoryNotFoundError),
-            f"there is no such folder, and no such model on the "
-            f"Hub. Check the name, and for a private model {LOGIN}.",
+            f"{absent}the Hub has no such model. Check the name, and for a private model {LOGIN}.",
         ),
         (
             constants.HF_HUB_OFFLINE,
-            "there is no such folder, no whole snapshot of it is in the "
-            "local cache, and HF_HUB_OFFLINE keeps from the network. Unset it, or download the "
-            "model first.",
+            f"{absent}no whole snapshot of it is in the local cache, while HF_HUB_OFFLINE keeps "
+            f"from the network. Unset it, or download the model first.",
         ),
         (
             unreached(error),
-            f"there is no such folder, and the Hub ({constants.ENDPOINT}) cannot be "
-            f"reached. Check the network, or download the model first.",
+            f"{absent}the Hub ({constants.ENDPOINT}) cannot be reached. Check the network, or "
+            f"download the model first.",
         ),
         (
             True,
-            f"the Hub does not give it ({plain(error)}). Check the name and the network, or "
-            f"download it first.",
+            f"the Hub does not give it ({said}). Check the name and the network, or download it "
+            f"first.",
         ),
     )
     return f"{where}: {_first(reasons)}"

@@ -51,7 +51,7 @@ class Facts:
 
     origin: Origin
     licence: Licence | None = None
-    language: str | list[str] | None = None
+    language: tuple[str, ...] = ()
     pipeline_tag: str | None = None
 
 
@@ -77,11 +77,20 @@ def _facts(origin: Origin, api: HfApi | None) -> Facts:
     data = data or _read(origin)
     if data is None:
         return Facts(origin)
-    licence = data.get("license")
-    known = None
-    if isinstance(licence, str):
-        known = Licence(licence, data.get("license_name"), data.get("license_link"))
-    return Facts(origin, known, data.get("language"), data.get("pipeline_tag"))
+    licence, language, task = (data.get(key) for key in ("license", "language", "pipeline_tag"))
+    name, link = (data.get(key) for key in ("license_name", "license_link"))
+    listed = [language] if isinstance(language, str) else language
+    return Facts(
+        origin,
+        Licence(licence, _text(name), _text(link)) if isinstance(licence, str) else None,
+        tuple(map(str, listed)) if isinstance(listed, list) else (),
+        _text(task),
+    )
+
+
+def _text(value: Any) -> str | None:
+    """Return a text; whatever else stands in somebody's card is left out."""
+    return value if isinstance(value, str) else None
 
 
 def _read(origin: Origin) -> Any:
@@ -145,8 +154,7 @@ def front_matter(
     hub_ids = [origin.name for origin in origins.hub]
     tasks = {fact.pipeline_tag for fact in found if fact.pipeline_tag}
     task = kind(folder)[2] or (tasks.pop() if len(tasks) == 1 else None)
-    base = found[0].language if found else None  # the base's: fine-tuning seldom adds one
-    languages = [base] if isinstance(base, str) else base
+    languages = list(found[0].language) if found else []  # the base's: tuning seldom adds one
     more: dict[str, Any] = {"base_model_relation": "merge"} if hub_ids else {}
     if licence is not None:
         more |= {key: value for key, value in vars(licence).items() if value is not None}

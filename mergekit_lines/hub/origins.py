@@ -80,8 +80,8 @@ class Origins:
             if place.is_absolute():
                 roots |= {place, place.parent}
         texts = sorted((str(root) for root in roots if root != root.parent), key=len, reverse=True)
-        listed = "|".join(map(re.escape, texts))
-        self._machine = re.compile(rf"(?<![\w.:-])(?:{listed})(?![\w-]){_REST}") if texts else None
+        listed = "|".join(map(_root, texts))
+        self._machine = re.compile(rf"(?<![\w.:-])(?:{listed}){_REST}") if texts else None
 
     def _add(self, part: Any, commit: str | None, *, known: bool) -> None:
         """Take in one path of the recipe; ``known`` where the report tells of the model."""
@@ -207,6 +207,12 @@ class Origins:
         """Return the first path of this machine in a text, if there is one."""
         match = self._machine.search(text) if self._machine else None
         return match[0] if match else None
+
+
+def _root(text: str) -> str:
+    """Return a pattern for a folder; one at the top (``/root``) may be a word of a vocabulary."""
+    alone = len(Path(text).parts) > 2
+    return re.escape(text) + (r"(?![\w-])" if alone else r"(?=[/\\][\w.-])")
 
 
 def is_local(path: str) -> bool:

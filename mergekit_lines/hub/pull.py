@@ -86,7 +86,7 @@ def pull_recipe(repo: str, *, pin: bool = False) -> Pulled:
             f"owner for the recipe."
         ) from None
     except Exception as error:
-        raise LinesError(reading(where, error).replace("no such folder, and ", "")) from error
+        raise LinesError(reading(where, error, folder=False)) from error
     text, config = _read(where, path)
     report = _report(name, commit)
     notes = []

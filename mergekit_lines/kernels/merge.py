@@ -72,16 +72,15 @@ class Merge:
 
     @property
     def row_aligned(self) -> bool:
-        """Whether the pieces of a 2-D tensor have to be whole rows."""
+        """Whether the pieces have to be whole slices along the first dimension."""
         return any(sparsity.by_rows for sparsity in self.sparsities)
 
     def supports(self, shape: tuple[int, ...]) -> bool:
         """Return whether a tensor of this shape can be merged in pieces.
 
-        DELLA ranks a 1-D tensor as a whole, and one of 3 and more dimensions across its C
-        order: these have to come as a single piece.
+        DELLA ranks a 1-D tensor as a whole: it has to come as a single piece.
         """
-        return not self.row_aligned or len(shape) == 2
+        return not self.row_aligned or len(shape) > 1
 
     def prepare(self, pieces: Pieces, keys: Sequence[bytes]) -> State:
         """Read the pieces as often as the method needs, and return what it has to know.

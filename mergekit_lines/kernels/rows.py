@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from mergekit_lines.kernels.draws import bound, bounds
@@ -18,8 +20,8 @@ def row_bounds(
     is kept with probability ``density``.
 
     Args:
-        magnitudes: 1-D, fp32 or float64, no NaN: whole rows of a 2-D tensor, or all of a
-            tensor of another shape.
+        magnitudes: 1-D, fp32 or float64, no NaN: whole slices along the first dimension, or
+            all of a 1-D tensor.
         shape: of the whole tensor.
         density: mean probability, 0 … 1.
         epsilon: half the range of the probabilities.
@@ -32,9 +34,10 @@ def row_bounds(
     if len(shape) < 3:
         length = shape[-1] if shape else 1
         return _bounds(magnitudes, length, density, epsilon)
-    blocks = magnitudes.view(shape[0], shape[1], -1).transpose(1, 2).contiguous()
+    width = math.prod(shape[2:])
+    blocks = magnitudes.view(-1, shape[1], width).transpose(1, 2).contiguous()
     limits = _bounds(blocks.view(-1), shape[1], density, epsilon)
-    return limits.view(shape[0], -1, shape[1]).transpose(1, 2).reshape(-1)
+    return limits.view(-1, width, shape[1]).transpose(1, 2).reshape(-1)
 
 
 def _bounds(magnitudes: torch.Tensor, length: int, density: float, epsilon: float) -> torch.Tensor:

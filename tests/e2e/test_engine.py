@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mergekit_lines import merging
 from mergekit_lines.checkpoint import opened
@@ -27,8 +28,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
     close = opened.OpenedModels.close
 
     def closing(self: opened.OpenedModels) -> None:
-        for path, shard in self.shards.items():
-            counted[f"{path.parent.name}/{path.name}"] = shard.bytes_read
+        for shard in (*self.shards.values(), *self.adapters):
+            counted[f"{shard.path.parent.name}/{shard.path.name}"] = shard.bytes_read
         close(self)
 
     monkeypatch.setattr(opened.OpenedModels, "close", closing)
@@ -218,3 +219,143 @@ def test_the_index_names_every_tensor_once(llama_base: Path, llama_a: Path, tmp_
     assert held == index["weight_map"]
     assert len(set(held.values())) > 2
     assert index["metadata"]["total_size"] == tensor_bytes(out)
+
+
+def test_a_pickled_adapter_is_the_same_every_time(soup: Mapping[str, Path], tmp_path: Path) -> None:
+    """An adapter in ``.bin`` is read in the calibration and again in the merge; nothing adds up."""
+    pickled = tmp_path / "pickled"
+    shutil.copytree(soup["plain"], pickled)
+    torch.save(
+        {k: v.float() for k, v in load_file(soup["plain"] / "adapter_model.safetensors").items()},
+        pickled / "adapter_model.bin",
+    )
+    (pickled / "adapter_model.safetensors").unlink()
+    words = {"wrap": "ties", "density": 0.5, "weight": 1.0, "alpha": "auto", "beta": 0.4}
+    outs = [
+        in_process(
+            recipe(
+                soup["base"], [f"{soup['base']}+{path}", f"{soup['base']}+{soup['rs']}"], **words
+            ),
+            tmp_path / name,
+        )
+        for name, path in (("safe", soup["plain"]), ("bin", pickled))
+    ]
+    assert models.weights_digest(outs[0]) == models.weights_digest(outs[1])
+
+
+@pytest.mark.parametrize("wrap", ["linear", "multislerp", "karcher"])
+def test_adapters_over_bf16_with_a_wrap_that_has_no_kernel(
+    wrap: str, soup: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """The output keeps the base's dtype, though adapted tensors are computed in fp32."""
+    entries = [f"{soup['base']}+{soup[name]}" for name in ("plain", "rs")]
+    words = {"wrap": wrap, "alpha": 0.4, "beta": 0.5}
+    words |= {} if wrap == "karcher" else {"weight": 0.5}
+    out = models.read(in_process(recipe(soup["base"], entries, **words), tmp_path / "out"))
+    assert {tensor.dtype for tensor in out.values()} == {torch.bfloat16}
+
+
+def test_adapters_over_a_layout_that_mergekit_infers(tmp_path: Path) -> None:
+    """Also where mergekit has no definition of the architecture an adapter is merged."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=64,
+        max_position_embeddings=32,
+        word_embed_proj_dim=32,
+    )
+    base = tmp_path / "opt"
+    OPTForCausalLM(config).save_pretrained(base)
+    adapter = models.lora(base, tmp_path / "adapter", seed=1)
+    edit = {**recipe(base, [f"{base}+{adapter}"], gamma=1.0), "merge_method": "lines_postprocess"}
+    out, start = models.read(in_process(edit, tmp_path / "out")), models.read(base)
+    changed = {name for name in start if not torch.equal(out[name], start[name])}
+    assert {name.split(".")[-2] for name in changed} == {"q_proj", "v_proj"}
+
+
+@pytest.mark.parametrize("rows", [120, 136])
+def test_pickles_of_another_size_than_their_config(
+    rows: int, llama_base: Path, llama_a: Path, tmp_path: Path
+) -> None:
+    """What a pickle holds counts, and not what its config says: nothing is cut or filled up."""
+    folders = []
+    for source in (llama_base, llama_a):
+        folder = tmp_path / source.name
+        shutil.copytree(source, folder)
+        tensors = models.read(source)
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors[name] = torch.cat([tensors[name], tensors[name]])[:rows].t().contiguous().t()
+        torch.save(tensors, folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        folders.append(folder)
+    out = in_process(recipe(folders[0], [str(folders[1])], **SOUP), tmp_path / "out")
+    merged = models.read(out)
+    assert merged["model.embed_tokens.weight"].shape[0] == rows
+    start, tuned = (
+        torch.load(folder / "pytorch_model.bin")["lm_head.weight"] for folder in folders
+    )
+    want = start.double() + 0.4 * 0.5 * (tuned.double() - start.double())
+    assert models.max_error_ratio(merged["lm_head.weight"], want) <= 1e-6
+
+
+def test_memory_that_runs_out_keeps_what_is_whole(
+    llama_base: Path, llama_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full memory, or a disk that fails to read, is told as such; whole shards stay."""
+    want = in_process(
+        recipe(llama_base, [str(llama_a)], **SOUP), tmp_path / "want", out_shard_size=40_000
+    )
+    original = merging.merge_tensor
+
+    def failing(job: merging.Job, *arguments: Any) -> None:
+        if job.name == "model.norm.weight":
+            raise torch.OutOfMemoryError("no room")
+        original(job, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mergekit_lines.engine.merge_tensor", failing)
+        with pytest.raises(Exception, match="the memory is full"):
+            in_process(
+                recipe(llama_base, [str(llama_a)], **SOUP), tmp_path / "out", out_shard_size=40_000
+            )
+    assert list((tmp_path / ".out.partial").glob("*.safetensors"))
+    out = in_process(
+        recipe(llama_base, [str(llama_a)], **SOUP), tmp_path / "out", out_shard_size=40_000
+    )
+    assert models.weights_digest(out) == models.weights_digest(want)
+
+
+def test_another_tokenizer_is_another_merge(
+    llama_base: Path, llama_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted merge of aligned vocabularies does not go on with another tokenizer."""
+    tuned = tmp_path / "tuned"
+    shutil.copytree(llama_a, tuned)
+    words = {**recipe(llama_base, [str(tuned)], **SOUP), "tokenizer": {"source": "base"}}
+
+    def failing(job: merging.Job, *_arguments: Any) -> None:
+        raise torch.OutOfMemoryError(job.name)
+
+    original = merging.merge_tensor
+    calls: list[str] = []
+
+    def counting(job: merging.Job, *arguments: Any) -> None:
+        calls.append(job.name)
+        (failing if len(calls) > 30 else original)(job, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mergekit_lines.engine.merge_tensor", counting)
+        with pytest.raises(Exception, match="the memory is full"):
+            in_process(words, tmp_path / "out", out_shard_size=20_000)
+    path = tuned / "tokenizer.json"
+    tokens = json.loads(path.read_text())
+    vocabulary = tokens["model"]["vocab"]
+    one, two = list(vocabulary)[-2:]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    path.write_text(json.dumps(tokens))
+    with pytest.raises(Exception, match="the tokenizers differ"):
+        in_process(words, tmp_path / "out", out_shard_size=20_000)

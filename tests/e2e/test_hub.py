@@ -201,7 +201,7 @@ def test_killed_at_any_moment(world: World) -> None:
         for name, (size, sha256) in sent.items():
             came = after[sha256] - middle["received"].get(sha256, 0)
             assert came == (size if name in missing else 0), name
-    assert between >= 3
+    assert between >= 2
     assert within >= 1
 
 

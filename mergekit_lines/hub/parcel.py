@@ -1,0 +1,233 @@
+"""What a push sends of a merged model: its files, with texts that tell nothing of this machine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
+
+from mergekit_lines.card import PICTURE, Place, assembled, body, is_edited
+from mergekit_lines.errors import LinesError
+from mergekit_lines.findings import Block, Coefficient, Container, Inspection, Outside
+from mergekit_lines.hub.metadata import (
+    Facts,
+    Licence,
+    checked,
+    disagreement,
+    facts,
+    front_matter,
+    inherited,
+)
+from mergekit_lines.hub.origins import Origins, joined
+from mergekit_lines.hub.whole import RECIPE, REPORT, Merged, merged_model
+from mergekit_lines.report import to_json
+
+CARD = "README.md"
+# Settings that transformers writes, in which a path may be changed without harm.
+SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
+_PIECE = 1 << 22
+_OVERLAP = 4096  # longer than any path or token
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command was told.
+
+    Raises:
+        LinesError: ``repo`` is no name of a model.
+    """
+
+    repo: str
+    private: bool = False
+    branch: str | None = None
+    message: str | None = None
+    create_pr: bool = False
+    licence: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no name."""
+        try:
+            validate_repo_id(self.repo)
+        except HFValidationError:
+            good = False
+        else:
+            good = self.repo.count("/") == 1
+        if not good:
+            raise LinesError(f"{self.repo}: found no name of a model on the Hub, wanted USER/NAME.")
+
+
+@dataclass
+class Parcel:
+    """All that a push sends, by its path in the repository: a file, or a text made for it."""
+
+    files: dict[str, Path | bytes]
+    notes: list[str] = field(default_factory=list)
+
+    def size(self, name: str) -> int:
+        """Return the bytes of a file."""
+        content = self.files[name]
+        return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+    @property
+    def card(self) -> str:
+        """The text of README.md."""
+        content = self.files[CARD]
+        return content.decode() if isinstance(content, bytes) else content.read_text("utf-8")
+
+
+def pack(out: Path, wanted: Wanted) -> Parcel:
+    """Check a merged model and return what a push of it sends; nothing is written.
+
+    Args:
+        out: the merge's folder.
+        wanted: what the command was told.
+
+    Raises:
+        LinesError: the folder is no whole model with a matching report, its licence is not
+            known, or a file tells of this machine.
+    """
+    merged = merged_model(out)
+    origins = Origins(merged.config, merged.report.get("inputs", {}), out)
+    parcel = Parcel({name: out / name for name in merged.files}, list(merged.notes))
+    parcel.files[RECIPE] = origins.recipe(merged.report["recipe"]).encode()
+    parcel.files[REPORT] = to_json(origins.report(merged.report)).encode()
+    for name in SETTINGS:
+        if name in parcel.files:
+            given = (out / name).read_text(encoding="utf-8")
+            cleaned = origins.settings(given)
+            if cleaned != given:
+                parcel.files[name] = cleaned.encode()
+    picture = _picture(merged, parcel)
+    found = facts(origins, HfApi())
+    licence = _licence(out, wanted, found)
+    parcel.files[CARD] = _card(merged, origins, wanted, found, licence, picture).encode()
+    local = [origin.name for origin in origins.local]
+    if local:
+        parcel.notes.append(
+            f"{joined(local)}: not on the Hub, so that others cannot make this merge again"
+        )
+    problems = list(_leaks(parcel, origins))
+    if problems:
+        raise LinesError(problems)
+    return parcel
+
+
+def _licence(out: Path, wanted: Wanted, found: Sequence[Facts]) -> Licence:
+    if wanted.licence:
+        return Licence(wanted.licence)
+    try:
+        data = ModelCard.load(out / CARD, ignore_metadata_errors=True).data
+    except (OSError, ValueError):
+        data = None
+    if data is not None and data.get("license"):
+        return Licence(data.license, data.get("license_name"), data.get("license_link"))
+    licence = inherited(found)
+    if licence is None:
+        raise LinesError(
+            f"license: the inputs do not agree on one, or do not say it ({disagreement(found)}), "
+            f"and wanted is one that they all allow. Give it with --license."
+        )
+    return licence
+
+
+def _card(
+    merged: Merged,
+    origins: Origins,
+    wanted: Wanted,
+    found: Sequence[Facts],
+    licence: Licence,
+    picture: str | None,
+) -> str:
+    name = wanted.repo.split("/")[1]
+    data = front_matter(merged.folder, origins, found, licence, name)
+    path = merged.folder / CARD
+    given = path.read_text(encoding="utf-8") if path.exists() else None
+    if given is None or not is_edited(given):
+        place = Place(name, wanted.repo, picture)
+        text = body(merged.folder, merged.config, origins, merged.report, place)
+        return assembled(data, text)
+    # Somebody wrote into it: their words stay, and front matter is only added.
+    card = ModelCard(checked(given))
+    for key, value in vars(data).items():
+        given_anew = key.startswith("license") and wanted.licence
+        if value is not None and (card.data.get(key) is None or given_anew):
+            card.data[key] = value
+    card.text = origins.scrubbed(card.text)
+    return checked(str(card))
+
+
+def _picture(merged: Merged, parcel: Parcel) -> str | None:
+    """Draw λ over depth, where matplotlib is there to do it."""
+    from mergekit_lines.plot import draw
+
+    report = merged.report
+    if not report["containers"]:
+        return None
+    told_of = Inspection(
+        None,
+        report["merge_method"],
+        wraps=tuple(wrap for wrap in report["wrap"] if wrap),
+        containers=tuple(
+            Container(
+                container["name"],
+                tuple(
+                    Block(number, _coefficients(value), 0, 0, 0)
+                    for number, value in enumerate(container["coefficients"], 1)
+                ),
+            )
+            for container in report["containers"]
+        ),
+        outside=tuple(
+            Outside(name, Coefficient(value), 0, 0) for name, value in report["outside"].items()
+        ),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, PICTURE)
+        try:
+            draw([told_of], path)
+        except LinesError:
+            parcel.notes.append(
+                "the card has no picture: `pip install 'mergekit-lines[plot]'` draws one"
+            )
+            return None
+        parcel.files[PICTURE] = path.read_bytes()
+    return PICTURE
+
+
+def _coefficients(value: float | list[float]) -> tuple[Coefficient, ...]:
+    values = value if isinstance(value, list) else [value]
+    return tuple(Coefficient(entry) for entry in values)
+
+
+def _leaks(parcel: Parcel, origins: Origins) -> Iterator[str]:
+    """Tell which files hold a path of this machine, or the token."""
+    token = get_token()
+    for name, content in parcel.files.items():
+        if Path(name).suffix in (".safetensors", ".png"):
+            continue
+        for piece in _pieces(content):
+            if token and token in piece:
+                yield f"{name}: holds your token for the Hub. Take it out and push again."
+                break
+            if (path := origins.leak(piece)) is not None:
+                yield (
+                    f"{name}: holds a path of this machine ({path}), which is nobody else's "
+                    f"business. Take it out of the file, or the file out of the folder."
+                )
+                break
+
+
+def _pieces(content: Path | bytes) -> Iterator[str]:
+    if isinstance(content, bytes):
+        yield content.decode("utf-8", "replace")
+        return
+    with content.open("rb") as file:
+        before = b""
+        while piece := file.read(_PIECE):
+            yield (before + piece).decode("utf-8", "replace")
+            before = piece[-_OVERLAP:]
