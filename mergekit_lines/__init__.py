@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mergekit_lines.depth import BlockDepth as BlockDepth
     from mergekit_lines.depth import block_depths as block_depths
     from mergekit_lines.errors import LinesError as LinesError
+    from mergekit_lines.live.model import LiveModel as LiveModel
     from mergekit_lines.plugin import register as register
     from mergekit_lines.schedule import Schedule as Schedule
 
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BlockDepth",
     "LinesError",
+    "LiveModel",
     "Schedule",
     "__version__",
     "block_depths",
@@ -36,6 +38,7 @@ __all__ = [
 _HOMES = {
     "BlockDepth": "depth",
     "LinesError": "errors",
+    "LiveModel": "live.model",
     "Schedule": "schedule",
     "block_depths": "depth",
     "edit_state_dict": "api",

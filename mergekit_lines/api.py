@@ -179,24 +179,42 @@ def merge(recipe: str | os.PathLike[str] | Mapping[str, Any], out: Any, **option
     """
     register()
     from mergekit import merge as mergekit_merge
-    from mergekit.config import MergeConfiguration
 
     if not isinstance(out, (str, os.PathLike)) or not os.fspath(out):
         raise LinesError(f"out: found {out!r}, wanted the path of a folder to make.")
-    text, document = _document(recipe)
-    flags = _options(options)
+    text, document = read_recipe(recipe)
+    flags = merge_options(options)
+    _, config = parsed(document)
+    mergekit_merge.run_merge(config, os.fspath(out), options=flags, config_source=text)
+    return Path(out)
+
+
+def parsed(document: Any) -> tuple[str, Any]:
+    """Return a recipe's text and mergekit's configuration, from what its YAML holds.
+
+    Raises:
+        LinesError: it is not what mergekit takes for a recipe.
+    """
+    from mergekit.config import MergeConfiguration
+
     try:
         config = MergeConfiguration.model_validate(document)
     except ValidationError as error:
         raise LinesError([f"recipe: {problem}" for problem in schema_problems(error)]) from None
     except (RuntimeError, TypeError) as error:  # mergekit's own check of models, slices, modules
         raise LinesError(f"recipe: {reason(error)}.") from None
-    mergekit_merge.run_merge(config, os.fspath(out), options=flags, config_source=text)
-    return Path(out)
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True), config
 
 
-def _document(recipe: Any) -> tuple[str, Any]:
-    """Return a recipe's text and what it holds."""
+def read_recipe(recipe: Any) -> tuple[str, Any]:
+    """Return a recipe's text and what it holds.
+
+    Args:
+        recipe: path of a YAML file, or a mapping.
+
+    Raises:
+        LinesError: it cannot be read, or is not YAML.
+    """
     if isinstance(recipe, Mapping):
         document = _plain("recipe", recipe)
         return yaml.safe_dump(document, sort_keys=False, allow_unicode=True), document
@@ -236,7 +254,12 @@ def _plain(place: str, value: Any) -> Any:
     )
 
 
-def _options(options: Mapping[str, Any]) -> Any:
+def merge_options(options: Mapping[str, Any]) -> Any:
+    """Return mergekit's ``MergeOptions``, with what its command does before a merge.
+
+    Raises:
+        LinesError: an option is unknown, or has a value that it cannot have.
+    """
     from mergekit.options import MergeOptions
 
     known = MergeOptions.model_fields

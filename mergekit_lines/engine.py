@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from mergekit.io.tasks import GatherTensors
@@ -11,17 +11,51 @@ from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.opened import OpenedModels
 from mergekit_lines.checkpoint.sources import HeldTensor, Source, whole
-from mergekit_lines.checkpoint.writer import ShardWriter
+from mergekit_lines.checkpoint.writer import Slot
 from mergekit_lines.errors import LinesError
-from mergekit_lines.kernels.merge import Merge
-from mergekit_lines.merging import Job, TensorPieces, merge_tensor, tensor_norms
+from mergekit_lines.kernels.merge import Merge, Sparsity
+from mergekit_lines.merging import (
+    Job,
+    Sink,
+    TensorPieces,
+    merge_tensor,
+    rescale_tensor,
+    tensor_norms,
+)
 from mergekit_lines.methods import wrap as methods
 from mergekit_lines.workers import Workers
 
 if TYPE_CHECKING:
     from mergekit.common import ModelReference
 
+    from mergekit_lines.live.vectors import TaskVectors
     from mergekit_lines.tasks import LinesTask
+
+Streamed = tuple[Job, TensorPieces]
+# Stands for a method without a kernel where its task vector is only scaled.
+ANY = Merge((Sparsity("none"),), (1.0,))
+
+
+class Writer(Protocol):
+    """Where the output goes: shards, or the parameters of a model."""
+
+    def wants(self, name: str) -> bool:
+        """Tell whether the tensor is to be merged."""
+
+    def slot(self, name: str) -> Slot:
+        """Return what the tensor has to be."""
+
+    def sink(self, name: str) -> Sink:
+        """Return the place of the tensor."""
+
+    def stored(self, name: str) -> None:
+        """Take note that the tensor is in its place."""
+
+    def close(self) -> None:
+        """End, and see that what was stored stays."""
+
+    def abandon(self) -> None:
+        """End after a failure."""
 
 
 class Engine:
@@ -34,10 +68,17 @@ class Engine:
         models: the recipe's models.
         writer: takes the output.
         options: mergekit's flags; device and number of threads count here.
+        vectors: keeps task vectors for other coefficients, where there will be some.
     """
 
-    def __init__(self, models: OpenedModels, writer: ShardWriter, options: MergeOptions) -> None:
-        self.models, self.writer = models, writer
+    def __init__(
+        self,
+        models: OpenedModels,
+        writer: Writer,
+        options: MergeOptions,
+        vectors: TaskVectors | None = None,
+    ) -> None:
+        self.models, self.writer, self._vectors = models, writer, vectors
         self.device = torch.device(options.device or "cpu")
         # A GPU wants one piece read while another is computed, and holds each of them.
         self.workers = Workers(options.num_threads if self.device.type == "cpu" else 2)
@@ -78,30 +119,64 @@ class Engine:
         slot = self.writer.slot(name)
         with task.failures(sources):
             found = self._streamed(task, sources)
-            if found:
-                job, pieces = found
-                if pieces.shape != slot.shape:
-                    raise LinesError(
-                        f"tensor {name}: found the shape {pieces.shape}, wanted {slot.shape} by "
-                        f"the models' configs. Save the models again, as safetensors."
-                    )
-                merge_tensor(job, pieces, slot.dtype, sink)
+            if found and found[1].shape != slot.shape:
+                raise LinesError(
+                    f"tensor {name}: found the shape {found[1].shape}, wanted {slot.shape} by "
+                    f"the models' configs. Save the models again, as safetensors."
+                )
+            if self._vectors is None:
+                self._compute(task, sources, found, slot, sink)
             else:
-                held = {model: whole(source).to(self.device) for model, source in sources.items()}
-                # An adapted tensor is fp32, and its model is not.
-                dtype = str(slot.dtype).removeprefix("torch.")
-                result = task.model_copy(update={"out_dtype": dtype}).execute(held)
-                if result is None or (tuple(result.shape), result.dtype) != (
-                    slot.shape,
-                    slot.dtype,
-                ):
-                    given = "nothing" if result is None else f"{result.dtype} {tuple(result.shape)}"
-                    raise LinesError(
-                        f"tensor {name}: {task.method_name} gave {given}, wanted {slot.dtype} "
-                        f"{slot.shape}. Use another wrap for this tensor."
-                    )
-                sink.write(0, result.reshape(-1).cpu())
+                self._rescale(self._vectors, task, sources, found, slot, sink)
         self.writer.stored(name)
+
+    def _rescale(
+        self,
+        vectors: TaskVectors,
+        task: LinesTask,
+        sources: dict[ModelReference, Source],
+        found: Streamed | None,
+        slot: Slot,
+        sink: Sink,
+    ) -> None:
+        """Merge a tensor by the wrapped method's task vector, which is computed once."""
+        job, pieces = found or self._rescalable(task, sources) or (None, None)
+        # A sum is had from the shards as fast, and takes no place.
+        if job is None or pieces is None or (found and job.merge.linear):
+            self._compute(task, sources, found, slot, sink)
+        elif (kept := vectors.find(task)) is not None:
+            rescale_tensor(job, pieces, kept, slot.dtype, sink)
+        else:
+            place = vectors.place(task, pieces.shape, pieces.dtype)
+            self._compute(task, sources, found, slot, sink, place)
+            vectors.keep(place)
+
+    def _compute(
+        self,
+        task: LinesTask,
+        sources: dict[ModelReference, Source],
+        found: Streamed | None,
+        slot: Slot,
+        sink: Sink,
+        vector: Sink | None = None,
+    ) -> None:
+        """Merge a tensor in pieces, or let the wrapped method itself do it."""
+        if found:
+            merge_tensor(*found, slot.dtype, sink, vector)
+            return
+        held = {model: whole(source).to(self.device) for model, source in sources.items()}
+        if vector is not None:
+            task = task.with_values({"vector": vector})
+        # An adapted tensor is fp32, and its model is not.
+        dtype = str(slot.dtype).removeprefix("torch.")
+        result = task.model_copy(update={"out_dtype": dtype}).execute(held)
+        if result is None or (tuple(result.shape), result.dtype) != (slot.shape, slot.dtype):
+            given = "nothing" if result is None else f"{result.dtype} {tuple(result.shape)}"
+            raise LinesError(
+                f"tensor {slot.name}: {task.method_name} gave {given}, wanted {slot.dtype} "
+                f"{slot.shape}. Use another wrap for this tensor."
+            )
+        sink.write(0, result.reshape(-1))
 
     def norms(
         self,
@@ -137,18 +212,29 @@ class Engine:
             return self._sources(task.gather_tensors)
         return {model: HeldTensor(tensor.contiguous()) for model, tensor in tensors.items()}
 
-    def _streamed(
-        self, task: LinesTask, sources: dict[ModelReference, Source]
-    ) -> tuple[Job, TensorPieces] | None:
+    def _streamed(self, task: LinesTask, sources: dict[ModelReference, Source]) -> Streamed | None:
         """Return how to merge the tensor in pieces, or None where it has to be whole."""
-        base = task.base_model
         merge = kernel_of(task, {model: source.dtype for model, source in sources.items()})
+        return None if merge is None else self._in_pieces(task, sources, merge)
+
+    def _rescalable(
+        self, task: LinesTask, sources: dict[ModelReference, Source]
+    ) -> Streamed | None:
+        """Return how to rescale a task vector that came from a method without a kernel."""
+        if not all(source.dtype.is_floating_point for source in sources.values()):
+            return None
+        return self._in_pieces(task, sources, ANY)
+
+    def _in_pieces(
+        self, task: LinesTask, sources: dict[ModelReference, Source], merge: Merge
+    ) -> Streamed | None:
+        base = task.base_model
         first = sources.get(base)
-        if merge is None or first is None or 0 in first.shape:
+        tuned = [model for model in task.model_order if model != base and model in sources]
+        if first is None or 0 in first.shape or not tuned:
             return None
         if any(source.shape != first.shape for source in sources.values()):
             return None
-        tuned = [model for model in task.model_order if model != base]
         values = dict(task.parameters.items())
         job = Job(
             name=task.output_weight.name,

@@ -51,27 +51,41 @@ def estimate(
         options: mergekit's flags.
         loaded: bytes that merging an adapter into its base makes anew, before the merge.
     """
-    threads = options.num_threads or available_cores()
+    most = working_bytes(tensors, calibrated, options.num_threads or available_cores())
+    total = None if process is None else process + max(most, loaded)
+    return Memory(process, most, loaded, total, str(options.device or "cpu"))
+
+
+def working_bytes(
+    tensors: Sequence[Sized], calibrated: Set[str], threads: int, size: int = PIECE
+) -> int:
+    """Return what merging one tensor takes at most, beside where its result goes.
+
+    Args:
+        tensors: all output tensors.
+        calibrated: names of those that Eq. 2 is computed from before, by their weights.
+        threads: that share the pieces of a tensor.
+        size: entries of a piece.
+    """
     allocations = Allocations()
     most = 0
     for tensor in tensors:
         with tensor.item.task.failures({}):
             merge = kernel_of(tensor.item.task, tensor.inputs)
         if merge is not None and tensor.entries:
-            most = max(most, tensor.held + _pieces(tensor, merge, threads))
+            most = max(most, tensor.held + _pieces(tensor, merge, threads, size))
             continue
         logs = [allocations.of(tensor)]
         if tensor.item.weight.name in calibrated:
             logs.append(allocations.of(tensor, calibrating=True))
         most = max(most, tensor.held + tensor.read_bytes + max(map(peak, logs)))
-    total = None if process is None else process + max(most, loaded)
-    return Memory(process, most, loaded, total, str(options.device or "cpu"))
+    return most
 
 
-def _pieces(tensor: Sized, merge: Merge, threads: int) -> int:
+def _pieces(tensor: Sized, merge: Merge, threads: int, most: int) -> int:
     """Return what the threads hold while a tensor goes through memory in pieces."""
     width = max(work_dtype(dtype).itemsize for dtype in tensor.inputs.values())
-    size = min(PIECE, tensor.entries) if merge.supports(tensor.shape) else tensor.entries
+    size = min(most, tensor.entries) if merge.supports(tensor.shape) else tensor.entries
     piece = width * size * (len(tensor.inputs) - 1 + TEMPORARIES)
     count = min(threads, math.ceil(tensor.entries / size), max(1, MEMORY // piece))
     selected = sum(sparsity.ranks(tensor.entries) is not None for sparsity in merge.sparsities)

@@ -30,7 +30,7 @@ class Sink(Protocol):
     """Where the pieces of one output tensor go; several threads may write at once."""
 
     def write(self, start: int, piece: torch.Tensor) -> None:
-        """Take the entries from ``start`` on: a 1-D tensor in the output's dtype."""
+        """Take the entries from ``start`` on: a 1-D tensor of the sink's dtype, on any device."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,21 @@ class TensorPieces:
         )
         return base, models
 
-    def _read(self, name: str, source: Source, start: int, stop: int) -> torch.Tensor:
+    def load_with(self, index: int, vector: Source) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return piece ``index`` of the base and of a tensor in the dtype of the arithmetic.
+
+        They are valid as those of :meth:`load` are; the second may be overwritten.
+        """
+        bounds = self.bounds[index]
+        return self._read("0", self._base, *bounds), self._read("1", vector, *bounds, cast=False)
+
+    def _read(
+        self, name: str, source: Source, start: int, stop: int, *, cast: bool = True
+    ) -> torch.Tensor:
         gpu = self._device.type != "cpu"
         piece = self._workers.buffer(name, stop - start, self.dtype, pinned=gpu)
         source.read_into(start, stop, piece)
-        if self._cast is not None and self._cast not in (source.dtype, self.dtype):
+        if cast and self._cast is not None and self._cast not in (source.dtype, self.dtype):
             piece.copy_(piece.to(self._cast))
         return piece.to(self._device) if gpu else piece
 
@@ -147,8 +157,21 @@ class Job:
     allow_nonfinite: bool
 
 
-def merge_tensor(job: Job, pieces: TensorPieces, out_dtype: torch.dtype, sink: Sink) -> None:
+def merge_tensor(
+    job: Job,
+    pieces: TensorPieces,
+    out_dtype: torch.dtype,
+    sink: Sink,
+    vector: Sink | None = None,
+) -> None:
     """Write θ_0 + λ·(M(θ…) − θ_0) into ``sink``, rounded once to ``out_dtype``.
+
+    Args:
+        job: the tensor.
+        pieces: its inputs.
+        out_dtype: of the result.
+        sink: takes the result.
+        vector: takes M(θ…) − θ_0 in the dtype of the arithmetic, where it is wanted too.
 
     Raises:
         LinesError: an input or the result is not finite, or cannot be read or written.
@@ -160,13 +183,34 @@ def merge_tensor(job: Job, pieces: TensorPieces, out_dtype: torch.dtype, sink: S
         if not job.allow_nonfinite:
             _check_inputs(job, pieces, index, base, models)
         made = job.merge.task_vector(pieces, state, index, base, models)
+        if vector is not None:
+            vector.write(pieces.bounds[index][0], made)
         result = add_scaled(base, made, job.coefficient).to(out_dtype)
         if not job.allow_nonfinite and not _is_finite(result):
             # The task vector was scaled in place, and is not there any more.
             base, models = pieces.load(index)
             made = job.merge.task_vector(pieces, state, index, base, models)
             refuse_result(job.name, job.wrap, made, out_dtype)
-        sink.write(pieces.bounds[index][0], result.cpu())
+        sink.write(pieces.bounds[index][0], result)
+
+    pieces.map(write)
+
+
+def rescale_tensor(
+    job: Job, pieces: TensorPieces, vector: Source, out_dtype: torch.dtype, sink: Sink
+) -> None:
+    """Write what :func:`merge_tensor` would, from the task vector that it gave away.
+
+    Raises:
+        LinesError: the result is not finite, or cannot be read or written.
+    """
+
+    def write(index: int) -> None:
+        base, made = pieces.load_with(index, vector)
+        result = add_scaled(base, made, job.coefficient).to(out_dtype)
+        if not job.allow_nonfinite and not _is_finite(result):
+            refuse_result(job.name, job.wrap, pieces.load_with(index, vector)[1], out_dtype)
+        sink.write(pieces.bounds[index][0], result)
 
     pieces.map(write)
 

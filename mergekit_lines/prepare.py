@@ -72,13 +72,13 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     finally:
         ACTIVE.reset(token)
     problems = check_plan(planned, headers, config, arch_info, options)
-    problems += _check_values(planned)[:1]
+    problems += refused_values(planned)[:1]
     if problems:
         raise LinesError(problems)
     return Prepared(planned, arch_info, headers, copied)
 
 
-def _check_values(planned: list[PlannedTensor]) -> list[str]:
+def refused_values(planned: list[PlannedTensor]) -> list[str]:
     """Return which tensors' parameters our own kernel refuses."""
     problems: list[str] = []
     for item in planned:

@@ -118,7 +118,7 @@ def run_lines_merge(
             shards = lay_out([sized.slot for sized in sizes.tensors], effective.out_shard_size)
             partial.begin(_identity(original, effective, run, models, shards), shards)
             _check_space(out, partial.path, shards)
-            engine = Engine(models, ShardWriter(partial.path, shards), effective)
+            engine = Engine(models, writer := ShardWriter(partial.path, shards), effective)
             run.engine, run.partial = engine, partial
             stack.push(engine.leave)
             token = ACTIVE.set(run)
@@ -136,10 +136,10 @@ def run_lines_merge(
                 "run": run_figures(
                     seconds=time.monotonic() - begun,
                     bytes_read=models.bytes_read,
-                    bytes_written=engine.writer.bytes_written,
+                    bytes_written=writer.bytes_written,
                     threads=engine.workers.threads,
                     device=str(engine.device),
-                    resumed=bool(engine.writer.done),
+                    resumed=bool(writer.done),
                 ),
             }
             if any(found.copied_from for found in models.models.values()):

@@ -118,7 +118,7 @@ class TensorSink:
         """Store a 1-D tensor of the output's dtype from entry ``start`` on."""
         if (start + len(piece)) * piece.element_size() > self.size:
             raise ValueError(f"{start + len(piece)} entries for a place of {self.size} bytes")
-        left = memoryview(piece.contiguous().view(torch.uint8).numpy().data)
+        left = memoryview(piece.cpu().contiguous().view(torch.uint8).numpy().data)
         offset = self.offset + start * piece.element_size()
         while left:
             count = os.pwrite(self.descriptor, left[:MOST], offset)

@@ -71,6 +71,13 @@ class Merge:
             )
 
     @property
+    def linear(self) -> bool:
+        """Whether the result is a weighted sum of whole task vectors."""
+        return self.consensus is None and all(
+            sparsity.kind == "none" or sparsity.density >= 1 for sparsity in self.sparsities
+        )
+
+    @property
     def row_aligned(self) -> bool:
         """Whether the pieces have to be whole slices along the first dimension."""
         return any(sparsity.by_rows for sparsity in self.sparsities)

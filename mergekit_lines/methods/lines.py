@@ -203,6 +203,8 @@ class LinesMethod(MergeMethod):
     ) -> torch.Tensor:
         group, base = self._prepared(group)
         merged = self._wrapped_merge(group, values)
+        if (vector := values.get("vector")) is not None:
+            vector.write(0, (merged - base).flatten())
         result = scale_task_vector(base, merged, values["coefficient"]).to(out_dtype)
         if not values["allow_nonfinite"] and not torch.isfinite(result).all():
             refuse_result(group.metadata.name, self.wrapped.spec.name, merged, out_dtype)

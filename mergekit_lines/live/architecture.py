@@ -1,0 +1,93 @@
+"""From a config to an empty model, and from output tensors to its parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import find_tied_parameters
+from mergekit.common import get_auto_cls
+from torch import nn
+from transformers.initialization import no_init_weights
+
+from mergekit_lines.checkpoint.writer import Slot
+from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.ties import model_class, tied_names
+
+
+def maker(config: Any, *, trust_remote_code: bool) -> Callable[[], nn.Module]:
+    """Return what builds the model of a config, without weights.
+
+    Raises:
+        LinesError: when called: transformers knows no such model.
+    """
+    names = getattr(config, "architectures", None) or []
+
+    def make() -> nn.Module:
+        cls = model_class(config)
+        try:
+            with no_init_weights():
+                if cls is not None:
+                    return cls(config)
+                auto = get_auto_cls(names[0])
+                return auto.from_config(config, trust_remote_code=trust_remote_code)
+        except Exception as error:
+            raise LinesError(
+                f"architecture {', '.join(names) or 'unknown'}: transformers cannot build this "
+                f"model ({reason(error)}). Install what it needs, or give trust_remote_code."
+            ) from error
+
+    return make
+
+
+def parameter_names(model: nn.Module, config: Any, slots: Sequence[Slot]) -> dict[str, Slot]:
+    """Return the parameter, or persistent buffer, that each output tensor is.
+
+    A checkpoint without the prefix of its base model is understood. Tied tensors stand under
+    the one name that is stored.
+
+    Raises:
+        LinesError: names are not one-to-one with the model's, or shapes differ.
+    """
+    held: dict[str, torch.Tensor] = dict(model.state_dict(keep_vars=True))
+    prefix = getattr(model, "base_model_prefix", "")
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
+    doubled = tied_names(config, [slot.name for slot in slots])
+    found: dict[str, Slot] = {}
+    strange, unlike = [], []
+    for slot in slots:
+        if slot.name in doubled:
+            continue
+        names = [slot.name, f"{prefix}.{slot.name}"]
+        name = next((name for name in names if name in held), None)
+        if name is None:
+            if not any(re.search(pattern, slot.name) for pattern in ignored):
+                strange.append(slot.name)
+        elif tuple(held[name].shape) != slot.shape:
+            unlike.append(f"{slot.name} {slot.shape} and {tuple(held[name].shape)}")
+        else:
+            found[name] = slot
+    kind = type(model).__name__
+    if strange:
+        raise LinesError(
+            f"architecture {kind}: {some(strange, 3)} of the checkpoint are no parameters of the "
+            f"model, which builds its own from them on loading, wanted names that are one-to-one. "
+            f"Merge such a model to disk with mergekit-yaml, and evaluate what that writes."
+        )
+    if unlike:
+        raise LinesError(
+            f"architecture {kind}: {some(unlike, 3)} differ between recipe and config. Save the "
+            f"models again, with the config that belongs to them."
+        )
+    groups = find_tied_parameters(model)
+    shared = {name for group in groups if any(n in found for n in group) for name in group}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    empty = [name for name in parameters if name not in found and name not in shared]
+    if empty:
+        raise LinesError(
+            f"architecture {kind}: {some(empty, 3)} of the model are not in the recipe's output, "
+            f"wanted a value for every parameter. Is config.json that of these checkpoints?"
+        )
+    return found

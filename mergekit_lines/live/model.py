@@ -1,0 +1,255 @@
+"""A live model: one model on a device, whose weights follow the recipe's coefficients."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from mergekit.config import MergeConfiguration
+from mergekit.graph import Executor
+from mergekit.io.tasks import GatherTensors, LoaderCache
+from tqdm import tqdm
+
+from mergekit_lines.api import parsed
+from mergekit_lines.checkpoint.opened import OpenedModels
+from mergekit_lines.checkpoint.sources import whole
+from mergekit_lines.engine import Engine
+from mergekit_lines.errors import LinesError
+from mergekit_lines.live.opened import Accounting, Opened
+from mergekit_lines.live.placement import Device, LiveWeights
+from mergekit_lines.live.settings import with_settings
+from mergekit_lines.live.vectors import TaskVectors, wrapped_key
+from mergekit_lines.planner import ACTIVE, LinesPlanner, MergeRun, Summary, base_listed
+from mergekit_lines.preflight import check_recipe
+from mergekit_lines.prepare import names_from_indexes, refused_values
+from mergekit_lines.run import ONE_AT_A_TIME, fresh_caches
+from mergekit_lines.tasks import WriteTask, engine_task
+from mergekit_lines.workers import one_thread
+
+BUDGET = 4 << 30
+
+
+class Calibrations:
+    """The α of Eq. 2 that were found, by what they hang on."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Any] = {}
+        self.key = ""
+
+    def recall(self, _what: str) -> Any:
+        """Return the one of the present key, or None."""
+        return self._found.get(self.key)
+
+    def keep(self, _what: str, value: Any) -> None:
+        """Keep it under the present key."""
+        self._found[self.key] = value
+
+
+class LiveModel:
+    """One model on a device; :meth:`set` makes its weights those of other coefficients.
+
+    After any sequence of settings the weights equal, bit for bit, what ``mergekit-yaml`` writes
+    for the same recipe on that kind of device: each setting is computed from θ_0 and the
+    inputs' shards, never from the weights before it. The inputs stay on the disk and are read
+    lazily; adapters stay adapters.
+
+    Args:
+        recipe: path of a YAML file, or what such a file holds as a mapping; ``merge_method`` is
+            ``lines`` or ``lines_postprocess``.
+        device: where the model computes; ``cpu`` by default.
+        max_memory: bytes of weights per device, as accelerate takes them
+            (``{0: "20GiB", "cpu": "16GiB"}``); what does not fit is offloaded. It takes the
+            place of ``device``.
+        memory_budget: bytes of host memory for task vectors of wraps that are no plain sum;
+            those beyond it are kept on disk.
+        offload_folder: where files of this model are kept while it lives; the system's
+            temporary folder by default.
+        **options: other fields of mergekit's ``MergeOptions``: ``num_threads=…``, ….
+
+    Attributes:
+        model: the transformers model, in eval mode; replaced in place.
+        tokenizer: the output's tokenizer, or None where the base has none.
+        summary: the coefficients of the last setting.
+        accounting: what the live model takes.
+
+    Raises:
+        LinesError: the recipe or a model is at fault, or the architecture's checkpoints are not
+            one-to-one with its parameters.
+    """
+
+    def __init__(
+        self,
+        recipe: Any,
+        *,
+        device: str | None = None,
+        max_memory: Mapping[Device, int | str] | None = None,
+        memory_budget: int = BUDGET,
+        offload_folder: Any = None,
+        **options: Any,
+    ) -> None:
+        with ExitStack() as stack:
+            opened = Opened(recipe, device, max_memory, options)
+            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=offload_folder))
+            self._opened = opened
+            self._models: OpenedModels = opened.open(Path(folder), stack)
+            self.accounting: Accounting = opened.accounting()
+            weights, vectors = Path(folder, "weights"), Path(folder, "vectors")
+            weights.mkdir()
+            vectors.mkdir()
+            self._weights = LiveWeights(opened.layout, weights)
+            flags = opened.options.model_copy(update={"device": str(opened.layout.main)})
+            kept = TaskVectors(memory_budget, vectors)
+            self._engine = Engine(self._models, self._weights, flags, kept)
+            stack.callback(self._engine.close)
+            self.model: Any = self._weights.model
+            self.tokenizer: Any = opened.tokenizer()
+            opened.configure(self.model)
+            self._calibrations = Calibrations()
+            self._document = opened.document
+            self.summary: Summary
+            self.set()
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> LiveModel:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the inputs and remove the files of this model; it cannot be set any more."""
+        self._stack.close()
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe whose weights the model has, as YAML would hold it."""
+        return copy.deepcopy(self._document)
+
+    def set(self, settings: Mapping[str, Any] | None = None, /, **words: Any) -> Summary:
+        """Set parameters of the recipe, and make the weights those of the recipe as it is then.
+
+        Args:
+            settings: values by key, e.g. ``{"models.0.parameters.weight": 0.3}``.
+            **words: the recipe's words, e.g. ``alpha=0.2, beta=0.5``; ``weights=[0.3, 0.7]`` is
+                the weight of every listed model but the base. None takes a word out.
+
+        Returns:
+            The coefficients that were set.
+
+        Raises:
+            LinesError: a value is refused; the weights are then as they were. Where an input
+                cannot be read or is not finite, the weights are of two settings, and the next
+                one that succeeds makes them whole.
+        """
+        document = with_settings(self._document, {**(settings or {}), **words})
+        text, config = parsed(document)
+        problems = check_recipe(config, None, self._opened.options, text)
+        if problems:
+            raise LinesError(list(dict.fromkeys(problems)))
+        with self._merging(config) as (planner, run):
+            self._plan(planner)
+            tasks = planner.plan_to_disk("")
+            executor = Executor(tasks, math_device=self._engine.device)
+            bar = tqdm(
+                executor.run(quiet=True),
+                total=len(tasks),
+                desc="Setting weights",
+                delay=2,
+                leave=False,
+                disable=self._opened.options.quiet,
+            )
+            for _ in bar:
+                pass
+            if run.summary is None:
+                raise LinesError("the plan has no coefficients; nothing was set.")
+            self.summary, self._document = run.summary, document
+        return self.summary
+
+    def load(self, model: str | None = None) -> None:
+        """Make the weights those of one input of the recipe, as it is.
+
+        Args:
+            model: as the recipe writes it; the base if it is not given.
+
+        Raises:
+            LinesError: the recipe has no such model, or it lacks a tensor of the output.
+        """
+        _, config = parsed(self._document)
+        known = {str(each): each for each in self._models.models}
+        wanted = config.base_model if model is None else known.get(str(model))
+        if wanted is None:
+            raise LinesError(
+                f"model {model}: the recipe has {', '.join(known)}, wanted one of them."
+            )
+        with self._merging(config) as (planner, _):
+            for item in planner.planned():
+                name = item.weight.name
+                if not self._weights.wants(name):
+                    continue
+                tensor = self._input(item.task, wanted)
+                slot = self._weights.slot(name)
+                if tensor is None or tuple(tensor.shape) != slot.shape:
+                    raise LinesError(f"model {model}: has no tensor for {name} of the output.")
+                cast = item.task.input_dtype()
+                if cast is not None and tensor.is_floating_point():
+                    tensor = tensor.to(cast)
+                self._weights.sink(name).write(0, tensor.to(slot.dtype).flatten())
+
+    def _input(self, task: Any, model: Any) -> torch.Tensor | None:
+        gather = task.gather_tensors
+        if not isinstance(gather, GatherTensors):  # a vocabulary that has to be aligned
+            values = {"engine": self._engine, "number": 0, "coefficient": 1.0, "seed": 0}
+            aligned = engine_task(task, WriteTask, values).gather_tensors
+            ((_, tensors),) = Executor([aligned]).run(quiet=True)
+            found: torch.Tensor | None = tensors.get(model)
+            return found
+        weights = dict(gather.weight_info.items())
+        source = self._models.source(model, weights[model]) if model in weights else None
+        return None if source is None else whole(source)
+
+    @contextmanager
+    def _merging(self, config: MergeConfiguration) -> Iterator[tuple[LinesPlanner, MergeRun]]:
+        """Yield a planner for the recipe, with mergekit's global state as the models need it."""
+        opened = self._opened
+        run = MergeRun(
+            seed=opened.options.random_seed or 0,
+            seed_from_flag=opened.options.random_seed is not None,
+            base_listed=base_listed(config),
+            tokenizer=opened.run.tokenizer,
+            engine=self._engine,
+            partial=self._calibrations,
+        )
+        with ONE_AT_A_TIME, one_thread(), torch.no_grad(), fresh_caches(), names_from_indexes():
+            LoaderCache().setup(options=opened.options)
+            LoaderCache().loaders.update(
+                {model: found.loader for model, found in self._models.models.items()}
+            )
+            token = ACTIVE.set(run)
+            try:
+                recipe = config.model_copy(deep=True)  # mergekit's planner rewrites it
+                arch = opened.prepared.arch_info
+                yield LinesPlanner(recipe, arch, opened.options, opened.config), run
+            finally:
+                ACTIVE.reset(token)
+
+    def _plan(self, planner: LinesPlanner) -> None:
+        planned = planner.planned()
+        found = [item.weight.name for item in planned]
+        if found != [item.weight.name for item in self._opened.prepared.planned]:
+            raise LinesError("the recipe gives other tensors than the model was opened with.")
+        problems = refused_values(planned)[:1]
+        if problems:
+            raise LinesError(problems)
+        norm = planned[0].values.get("norm")
+        self._calibrations.key = repr((norm, [wrapped_key(item.task) for item in planned]))

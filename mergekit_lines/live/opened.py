@@ -1,0 +1,222 @@
+"""A recipe for a live model, checked and planned by headers alone; then its inputs, opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mergekit import merge as mergekit_merge
+from mergekit.io.tasks import LoaderCache
+from mergekit.options import MergeOptions
+from transformers import AutoTokenizer, GenerationConfig
+
+from mergekit_lines.api import merge_options, parsed, read_recipe
+from mergekit_lines.checkpoint.opened import OpenedModels
+from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.hub.downloads import check_room, files_from_hub, wanted_of
+from mergekit_lines.inputs import check_models
+from mergekit_lines.live.architecture import maker, parameter_names
+from mergekit_lines.live.placement import Device, Layout, empty_model, in_dtypes, lay_out
+from mergekit_lines.memory import working_bytes
+from mergekit_lines.merging import DEVICE_PIECE, PIECE
+from mergekit_lines.opening import open_models
+from mergekit_lines.planner import MergeRun, base_listed
+from mergekit_lines.plugin import METHODS, register
+from mergekit_lines.preflight import check_recipe
+from mergekit_lines.prepare import prepare
+from mergekit_lines.run import (
+    ONE_AT_A_TIME,
+    check_tokenizers,
+    effective_options,
+    fresh_caches,
+    vocabulary,
+)
+from mergekit_lines.sizes import Sizes
+from mergekit_lines.workers import available_cores, one_thread
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """What a live model takes, in bytes.
+
+    Attributes:
+        weights: per device, ``cpu`` and ``disk`` among them.
+        main: the device that computes.
+        working: on that device, while weights are replaced: the largest group of tensors, or
+            pieces of it.
+        vectors: task vectors that a wrap that is no plain sum is rescaled from: in host memory
+            up to the budget, on disk beyond it.
+    """
+
+    weights: Mapping[str, int]
+    main: str
+    working: int
+    vectors: int
+
+    @property
+    def device(self) -> int:
+        """Bytes on the computing device, at most: its weights, and what replacing them takes."""
+        return self.weights.get(self.main, 0) + self.working
+
+
+class Opened:
+    """A recipe for a live model that fits its models, and the model without its weights.
+
+    Args:
+        recipe: path of a YAML file, or what such a file holds as a mapping.
+        device: where the model computes; the CPU if it is not given.
+        max_memory: bytes per device, in the place of ``device``.
+        options: other fields of mergekit's ``MergeOptions``.
+
+    Raises:
+        LinesError: with every problem that configs, indexes and headers show.
+    """
+
+    def __init__(
+        self,
+        recipe: Any,
+        device: str | None = None,
+        max_memory: Mapping[Device, int | str] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        register()
+        if device is not None and max_memory is not None:
+            raise LinesError("max_memory: found device too, wanted one of them: it names devices.")
+        text, self.document = read_recipe(recipe)
+        flags = merge_options({**(options or {}), "device": device or "cpu"})
+        _, self.recipe = parsed(self.document)
+        if self.recipe.merge_method not in METHODS:
+            raise LinesError(
+                f"merge_method: found {self.recipe.merge_method!r}, wanted {' or '.join(METHODS)}: "
+                f"only their coefficients can be set on a live model."
+            )
+        problems = check_recipe(self.recipe, None, flags, text) + check_models(self.recipe, flags)
+        if problems:
+            raise LinesError(list(dict.fromkeys(problems)))
+        self.options: MergeOptions = effective_options(self.recipe, flags, lambda _: None)
+        self.run = MergeRun(
+            seed=self.options.random_seed or 0,
+            seed_from_flag=self.options.random_seed is not None,
+            base_listed=base_listed(self.recipe),
+        )
+        with ONE_AT_A_TIME, one_thread(), fresh_caches():
+            self.prepared = prepare(self.recipe, self.options, self.run)
+            check_tokenizers(self.recipe, self.options, self.run)
+            self._rows = vocabulary(self.recipe, self.run)
+            self.sizes = Sizes(
+                self.prepared.planned,
+                self.prepared.headers,
+                self.recipe,
+                self.options,
+                self._rows,
+            )
+        self.config = self._out_config()
+        self._placed(torch.device(device or "cpu"), max_memory)
+
+    def _out_config(self) -> Any:
+        copy = self.recipe.model_copy(deep=True)
+        trust = self.options.trust_remote_code
+        config = mergekit_merge._model_out_config(copy, self.prepared.arch_info, trust)
+        if self.run.tokenizer is not None:
+            multiple = self.recipe.tokenizer and self.recipe.tokenizer.pad_to_multiple_of
+            mergekit_merge._update_config_vocab(
+                config,
+                self.prepared.arch_info,
+                self.run.tokenizer.execute().tokenizer,
+                pad_to_multiple_of=multiple or None,
+            )
+        return config
+
+    def _placed(self, device: torch.device, max_memory: Mapping[Device, int | str] | None) -> None:
+        trust = self.options.trust_remote_code
+        model = empty_model(maker(self.config, trust_remote_code=trust))
+        slots = parameter_names(model, self.config, [sized.slot for sized in self.sizes.tensors])
+        in_dtypes(model, slots)
+        on_gpu = device.type != "cpu" or any(key not in ("cpu", "disk") for key in max_memory or ())
+        calibrated = {
+            item.weight.name for item in self.prepared.planned if item.values["alpha"] == "auto"
+        }
+        threads = 2 if on_gpu else self.options.num_threads or available_cores()
+        self.working = working_bytes(
+            self.sizes.tensors, calibrated, threads, DEVICE_PIECE if on_gpu else PIECE
+        )
+        self.layout: Layout = lay_out(model, slots, device, max_memory, self.working)
+
+    def accounting(self) -> Accounting:
+        """Return what the live model will take; nothing is allocated for it."""
+        from mergekit_lines.engine import kernel_of
+
+        main = self.layout.main
+        vectors = 0
+        for sized in self.sizes.tensors:
+            merge = kernel_of(sized.item.task, sized.inputs)
+            if merge is None or not merge.linear:
+                wide = any(dtype == torch.float64 for dtype in sized.inputs.values())
+                vectors += sized.entries * (8 if wide else 4)
+        return Accounting(
+            weights=self.layout.bytes(),
+            main="cpu" if main.type == "cpu" else str(main.index if main.index is not None else 0),
+            working=self.working,
+            vectors=vectors,
+        )
+
+    def open(self, folder: Path, stack: ExitStack) -> OpenedModels:
+        """Open the inputs, downloading what is on the Hub.
+
+        Args:
+            folder: for copies of adapters that cannot be read as such.
+            stack: closes the files.
+
+        Raises:
+            LinesError: a model cannot be opened, or the disk has no room for a download.
+        """
+        wanted = wanted_of(self.prepared.headers)
+        if wanted:
+            check_room(wanted, 0, folder, self.options)
+        with ONE_AT_A_TIME, one_thread(), fresh_caches(), files_from_hub(wanted):
+            LoaderCache().setup(options=self.options)
+            models = open_models(self.recipe, self.options, folder, stack)
+            models.check_adapters([item.task.gather_tensors for item in self.prepared.planned])
+        return models
+
+    def tokenizer(self) -> Any:
+        """Return the output's tokenizer, or None where the base has none.
+
+        Raises:
+            LinesError: the base's cannot be loaded.
+        """
+        base = self.recipe.base_model
+        if self.run.tokenizer is not None:
+            found = self.run.tokenizer.execute().tokenizer
+        elif not self.options.copy_tokenizer or base is None:
+            return None
+        else:
+            try:
+                found = AutoTokenizer.from_pretrained(
+                    base.model.path,
+                    revision=base.model.revision,
+                    trust_remote_code=self.options.trust_remote_code,
+                )
+            except Exception as error:
+                raise LinesError(
+                    f"tokenizer: the one of {base} cannot be loaded ({reason(error)}). Save it "
+                    f"again, or give copy_tokenizer=False to go without it."
+                ) from error
+        mergekit_merge._set_chat_template(found, self.recipe)
+        return found
+
+    def configure(self, model: Any) -> None:
+        """Give the model the base's settings of generation, as transformers would on loading."""
+        base = self.recipe.base_model
+        if base is None or not hasattr(model, "generation_config"):
+            return
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(
+                base.model.path, revision=base.model.revision
+            )
+        except OSError:  # it has none: what the config says is what there is
+            return

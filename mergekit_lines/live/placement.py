@@ -1,0 +1,239 @@
+"""Where the weights of a live model lie: on devices, in host memory, on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
+from accelerate.utils import (
+    find_tied_parameters,
+    get_max_memory,
+    offload_weight,
+    save_offload_index,
+    set_module_tensor_to_device,
+)
+from torch import nn
+
+from mergekit_lines.checkpoint.writer import Slot
+from mergekit_lines.errors import LinesError
+from mergekit_lines.live.vectors import OnDisk
+from mergekit_lines.merging import HeldResult, Sink
+
+Device = int | str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model without storage, and the device that each part of it will be on.
+
+    Attributes:
+        model: on the meta device, its parameters in the dtypes of the output.
+        slots: every output tensor that the model holds, by the parameter's name.
+        ties: for a parameter's name, the other names it goes by.
+        device_map: module names to devices, as accelerate writes it.
+        main: the device that computes.
+    """
+
+    model: nn.Module
+    slots: Mapping[str, Slot]
+    ties: Mapping[str, Sequence[str]]
+    device_map: Mapping[str, Device]
+    main: torch.device
+
+    def device_of(self, name: str) -> Device:
+        """Return the device of a parameter: the one of the nearest module in the map."""
+        module = name
+        while module not in self.device_map:
+            if not module:
+                raise ValueError(f"device map {dict(self.device_map)} has no place for {name}")
+            module = module.rpartition(".")[0]
+        return self.device_map[module]
+
+    def bytes(self) -> dict[str, int]:
+        """Return the bytes of weights per device, ``cpu`` and ``disk`` among them."""
+        found: dict[str, int] = {}
+        for name, slot in self.slots.items():
+            device = str(self.device_of(name))
+            found[device] = found.get(device, 0) + slot.bytes
+        return found
+
+
+def lay_out(
+    model: nn.Module,
+    slots: Mapping[str, Slot],
+    device: torch.device,
+    max_memory: Mapping[Device, int | str] | None,
+    working: int,
+) -> Layout:
+    """Decide where each part of a model goes.
+
+    Args:
+        model: on the meta device.
+        slots: of :func:`~mergekit_lines.live.architecture.parameter_names`.
+        device: where all of it goes, if there are no limits.
+        max_memory: bytes per device as accelerate takes them, e.g. ``{0: "20GiB", "cpu": "8GiB"}``;
+            what does not fit goes to disk.
+        working: bytes of the device's limit that merging needs for itself.
+
+    Raises:
+        LinesError: a limit leaves no room for any block.
+    """
+    groups = find_tied_parameters(model)
+    ties = {name: [n for n in group if n != name] for group in groups for name in group}
+    if max_memory is None:
+        return Layout(model, slots, ties, {"": _named(device)}, device)
+    limits = dict(get_max_memory(dict(max_memory)))
+    computing = [key for key in limits if key not in ("cpu", "disk")]
+    main: Device = computing[0] if computing else "cpu"
+    if limits.get(main, 0) <= working:
+        raise LinesError(
+            f"max_memory[{main!r}]: found {limits.get(main, 0):,} bytes, of which merging takes "
+            f"{working:,} for itself, wanted more. Raise the limit."
+        )
+    limits[main] -= working
+    whole = getattr(model, "_no_split_modules", None)
+    found = infer_auto_device_map(
+        model, max_memory=limits, no_split_module_classes=sorted(whole) if whole else None
+    )
+    return Layout(model, slots, ties, found, torch.device(main))
+
+
+def _named(device: torch.device) -> Device:
+    if device.type == "cpu":
+        return "cpu"
+    return device.index if device.index is not None else 0 if device.type == "cuda" else device.type
+
+
+def empty_model(make: Any) -> nn.Module:
+    """Return the model that ``make()`` builds, its parameters on the meta device and tied."""
+    with init_empty_weights(include_buffers=False):
+        model: nn.Module = make()
+    tie = getattr(model, "tie_weights", None)
+    if tie is not None:  # its parameters were registered one by one
+        tie()
+    return model
+
+
+def in_dtypes(model: nn.Module, slots: Mapping[str, Slot]) -> None:
+    """Give a model's empty parameters the dtypes of the output."""
+    ties = find_tied_parameters(model)
+    for name, slot in slots.items():
+        names = next((group for group in ties if name in group), [name])
+        made: nn.Parameter | None = None
+        for each in names:
+            holder, _, own = each.rpartition(".")
+            module = model.get_submodule(holder)
+            if own not in module._parameters:
+                continue
+            if made is None:
+                empty = torch.empty(slot.shape, dtype=slot.dtype, device="meta")
+                made = nn.Parameter(empty, requires_grad=False)
+            module._parameters[own] = made
+
+
+class LiveWeights:
+    """The places of a live model's weights, for the engine to write to.
+
+    Args:
+        layout: where each part goes; its model gets its storage here.
+        folder: for what goes to disk.
+    """
+
+    def __init__(self, layout: Layout, folder: Path) -> None:
+        self._layout = layout
+        self._by_output = {slot.name: name for name, slot in layout.slots.items()}
+        self._host: dict[str, torch.Tensor] = {}
+        self._files: dict[str, OnDisk] = {}
+        self.model = layout.model
+        self._allocate(folder)
+        tie = getattr(self.model, "tie_weights", None)
+        if tie is not None and not self._host and not self._files:
+            tie()
+        self._dispatch(folder)
+
+    def _allocate(self, folder: Path) -> None:
+        index: dict[str, Any] = {}
+        for name, slot in self._layout.slots.items():
+            device = self._layout.device_of(name)
+            names = [name, *self._layout.ties.get(name, ())]
+            if device == "disk":
+                self._files[name] = _on_disk(names, slot, folder, index)
+            elif device == "cpu" and self._layout.main.type != "cpu":
+                tensor = torch.empty(slot.shape, dtype=slot.dtype)
+                self._host |= dict.fromkeys(names, tensor)
+            else:
+                place = torch.device(device)
+                value = torch.empty(slot.shape, dtype=slot.dtype, device=place)
+                set_module_tensor_to_device(self.model, name, place, value=value, dtype=slot.dtype)
+        save_offload_index(index, str(folder))
+
+    def _dispatch(self, folder: Path) -> None:
+        self.model.requires_grad_(requires_grad=False)
+        self.model.eval()
+        main = self._layout.main
+        if self._files or self._host or len(set(self._layout.device_map.values())) > 1:
+            dispatch_model(
+                self.model,
+                dict(self._layout.device_map),
+                main_device=_named(main),  # accelerate compares it with "cpu"
+                state_dict=self._host or None,
+                offload_dir=str(folder) if self._files else None,
+            )
+        else:
+            self.model.to(main)  # buffers that were computed on the CPU
+
+    def wants(self, name: str) -> bool:
+        """Tell whether the model has a parameter of its own for an output tensor."""
+        return name in self._by_output
+
+    def slot(self, name: str) -> Slot:
+        """Return what the tensor has to be."""
+        return self._layout.slots[self._by_output[name]]
+
+    def sink(self, name: str) -> Sink:
+        """Return the place of a tensor."""
+        own = self._by_output[name]
+        if own in self._files:
+            return _DiskSink(self._files[own])
+        if own in self._host:
+            return HeldResult(self._host[own])
+        holder, _, last = own.rpartition(".")
+        module = self.model.get_submodule(holder)
+        found: torch.Tensor = getattr(module, last)
+        return HeldResult(found.detach())
+
+    def stored(self, name: str) -> None:
+        """Take note of nothing: a weight in its place is there."""
+
+    def close(self) -> None:
+        """Leave the model to whoever holds it."""
+
+    def abandon(self) -> None:
+        """Leave the weights as they are; the next setting writes all of them."""
+
+
+@dataclass(frozen=True)
+class _DiskSink:
+    file: OnDisk
+
+    def write(self, start: int, piece: torch.Tensor) -> None:
+        self.file.write(start, piece.cpu())
+
+
+def _on_disk(names: Sequence[str], slot: Slot, folder: Path, index: dict[str, Any]) -> OnDisk:
+    """Make the files from which accelerate reads an offloaded parameter, one for all its names."""
+    first, *others = names
+    offload_weight(torch.zeros((), dtype=slot.dtype), first, str(folder), index)
+    entry = {**index[first], "shape": list(slot.shape)}
+    path = folder / f"{first}.dat"
+    os.truncate(path, max(slot.bytes, 1))
+    for name in names:
+        index[name] = entry
+    for name in others:
+        (folder / f"{name}.dat").symlink_to(path.name)
+    return OnDisk(path, slot.shape, slot.dtype)
