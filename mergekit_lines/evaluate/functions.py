@@ -1,0 +1,224 @@
+"""``python:module:function``, and how a function named in a spec is found and called."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import numbers
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mergekit_lines.errors import LinesError, nearest, reason
+from mergekit_lines.evaluate.measuring import still
+from mergekit_lines.evaluate.metric import Metric, mean, metric
+from mergekit_lines.evaluate.spec import Settings, Spec, check_name, one_of, read_options
+from mergekit_lines.evaluate.texts import file_digest
+
+
+class PythonFunction:
+    """A function of model and tokenizer that returns numbers.
+
+    It is called as ``function(model, tokenizer)``, with ``split="validation"`` or ``"test"`` if
+    it has a parameter of that name, without gradients and with seeded generators. It returns a
+    number, a mapping from names to numbers, or a mapping from names to one number per example,
+    whose mean is the value. A number's metric has the evaluator's name: NAME, or the function's.
+    A mapping's metrics have the mapping's names, behind ``NAME_`` where the spec has one.
+
+    Option: ``direction``: ``higher`` (is better, the default) or ``lower``.
+    """
+
+    def __init__(self, spec: Spec, split: str, settings: Settings) -> None:
+        """Import the function.
+
+        Raises:
+            LinesError: it cannot be found, or an option is wrong.
+        """
+        options = read_options(spec, {"direction": one_of("higher", "lower")})
+        self.spec = spec.text
+        self.split = split
+        self._function, self._code = find_function(spec)
+        self._place = spec.args
+        self._prefix = "" if spec.name is None else f"{spec.name}_"
+        self.name = check_name(spec.text, spec.name or function_name(spec))
+        self._higher = options.get("direction", "higher") == "higher"
+        self._seed = settings.seed
+        self._takes_split = _takes_split(self._function)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the numbers hang on, as far as it can be known: the function's file.
+
+        Modules that the function imports, and files that it reads, are not known.
+        """
+        return {
+            "spec": self.spec,
+            "name": self.name,
+            "split": self.split,
+            "options": {"direction": "higher" if self._higher else "lower", "seed": self._seed},
+            "data": {},
+            "code": self._code,
+            "function": self._place,
+            "takes_split": self._takes_split,
+        }
+
+    def digests(self) -> None:
+        """Return None: the function's examples are its own."""
+        return
+
+    def measure(self, model: Any, tokenizer: Any) -> dict[str, Metric]:
+        """Return the function's metrics.
+
+        Raises:
+            LinesError: the function raises, or does not return finite numbers.
+        """
+        words = {"split": self.split} if self._takes_split else {}
+        with still(model, self._seed):
+            found = call(self.spec, self._function, model, tokenizer, **words)
+        if not isinstance(found, Mapping):
+            return {self.name: self._metric(self.name, found)}
+        if not found:
+            raise LinesError(f"{self.spec}: the function returned an empty mapping.")
+        result = {}
+        for key, value in found.items():
+            name = check_name(self.spec, f"{self._prefix}{key}" if isinstance(key, str) else key)
+            result[name] = self._metric(name, value, several=True)
+        return result
+
+    def _metric(self, name: str, found: object, *, several: bool = False) -> Metric:
+        value = as_number(found)
+        if value is not None:
+            return metric(self.spec, name, value, higher_is_better=self._higher)
+        scores = as_numbers(found) if several else None
+        if not scores:
+            raise LinesError(
+                f"{self.spec}: found {type(found).__name__} {str(found)[:40]!r} for {name}, wanted "
+                f"a number, a mapping from names to numbers, or a mapping from names to a "
+                f"sequence of at least one number per example."
+            )
+        return metric(self.spec, name, mean(scores), higher_is_better=self._higher, examples=scores)
+
+
+def _takes_split(function: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some callables of C have none
+        return False
+    return "split" in parameters
+
+
+def as_number(found: object) -> float | None:
+    """Return a number, or an array of no dimension, as a float; None for anything else."""
+    if getattr(found, "shape", None) == () and hasattr(found, "item"):
+        found = found.item()
+    if isinstance(found, bool) or not isinstance(found, numbers.Real):
+        return None
+    return float(found)
+
+
+def as_numbers(found: object) -> list[float] | None:
+    """Return a sequence or an array of numbers as floats; None for anything else."""
+    if hasattr(found, "tolist"):
+        found = found.tolist()
+    if isinstance(found, (str, bytes)) or not isinstance(found, Sequence):
+        return None
+    scores = [as_number(score) for score in found]
+    kept = [score for score in scores if score is not None]
+    return kept if len(kept) == len(scores) else None
+
+
+def function_name(spec: Spec) -> str:
+    """Return the name of the function of a spec."""
+    return spec.args.rpartition(":")[2].rpartition(".")[2]
+
+
+def find_function(spec: Spec) -> tuple[Callable[..., Any], dict[str, str]]:
+    """Import ``module:function``, from the current directory first.
+
+    Returns:
+        The function, and its source file with its SHA-256 (nothing if it has no source).
+
+    Raises:
+        LinesError: the module cannot be imported, or has no such function.
+    """
+    module_name, colon, path = spec.args.partition(":")
+    if not colon or not module_name or not path or module_name.endswith(".py"):
+        raise LinesError(
+            f"{spec.text}: found {spec.args!r}, wanted module:function, for example "
+            f"{spec.kind}:rewards:sentiment for the function `sentiment` of rewards.py in the "
+            f"current directory."
+        )
+    try:
+        with _current_directory_first():
+            module = importlib.import_module(module_name)
+    except LinesError:
+        raise
+    except Exception as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
+        raise LinesError(
+            f"{spec.text}: the module {module_name} cannot be imported ({reason(error)}"
+            f"{'' if missing else where(error)}). "
+            + (f"Is {module_name}.py in {Path.cwd()}?" if missing else "Mend the module.")
+        ) from error
+    found: Any = module
+    for part in path.split("."):
+        names = [name for name in dir(found) if not name.startswith("_")]
+        if not hasattr(found, part):
+            home = getattr(module, "__file__", None) or module_name
+            raise LinesError(f"{spec.text}: {home} has no {path}.{nearest(part, names)}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise LinesError(f"{spec.text}: {path} is {type(found).__name__}, wanted a function.")
+    return found, _source(found, module)
+
+
+def _source(function: Callable[..., Any], module: Any) -> dict[str, str]:
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:  # an object with __call__, or a function of C
+        file = getattr(module, "__file__", None)
+    if file is None or not Path(file).is_file():
+        return {}
+    return {os.path.relpath(file): file_digest(Path(file))}
+
+
+@contextmanager
+def _current_directory_first() -> Iterator[None]:
+    """Import from the current directory first here, and last from then on.
+
+    A file of it that has a library's name must not come in the way of that library's imports.
+    """
+    here = str(Path.cwd())
+    known = here in sys.path
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+        if not known:
+            sys.path.append(here)
+
+
+def call(spec: str, function: Callable[..., Any], *arguments: Any, **words: Any) -> Any:
+    """Call a user's function.
+
+    Raises:
+        LinesError: it raised; with the line of its file.
+    """
+    try:
+        return function(*arguments, **words)
+    except LinesError:
+        raise
+    except Exception as error:
+        raise LinesError(
+            f"{spec}: the function raised {reason(error)}{where(error)}. Mend it."
+        ) from error
+
+
+def where(error: BaseException) -> str:
+    """Return `` at FILE, line N`` of where an exception was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" at {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""

@@ -1,0 +1,93 @@
+"""One measured number, with the scores of its examples where there are any."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergekit_lines.errors import LinesError
+
+# What an expression of objective.py calls by these names cannot be a metric.
+FUNCTIONS = ("abs", "exp", "log", "max", "mean", "min", "sqrt")
+RESERVED = frozenset((*FUNCTIONS, "base", "retention", "tuned"))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A finite number, whether more of it is better, and the scores of its examples.
+
+    ``examples`` are in the order of the data. Their mean is the value, but for ``perplexity``:
+    there they are mean negative log-likelihoods in nats, and the value is the exponential of
+    their token-weighted mean.
+    """
+
+    value: float
+    higher_is_better: bool
+    examples: tuple[float, ...] | None = None
+
+    @property
+    def stderr(self) -> float | None:
+        """Return the standard error of the examples' mean: sample deviation over √n.
+
+        None without examples, and with one. It has the examples' unit.
+        """
+        if self.examples is None or len(self.examples) < 2:
+            return None
+        count = len(self.examples)
+        mean = math.fsum(self.examples) / count
+        squares = math.fsum((score - mean) ** 2 for score in self.examples)
+        return math.sqrt(squares / (count - 1) / count)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dictionary that ``json`` writes and reads without loss."""
+        examples = None if self.examples is None else list(self.examples)
+        return {
+            "value": self.value,
+            "higher_is_better": self.higher_is_better,
+            "examples": examples,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Metric:
+        """Return the metric that :meth:`to_json` made the dictionary of."""
+        examples = data["examples"]
+        return cls(
+            value=float(data["value"]),
+            higher_is_better=bool(data["higher_is_better"]),
+            examples=None if examples is None else tuple(float(score) for score in examples),
+        )
+
+
+def metric(
+    spec: str,
+    name: str,
+    value: float,
+    *,
+    higher_is_better: bool = True,
+    examples: Sequence[float] | None = None,
+) -> Metric:
+    """Return a checked metric of the evaluator ``spec``.
+
+    Raises:
+        LinesError: the value or an example's score is not finite.
+    """
+    if not math.isfinite(value):
+        raise LinesError(
+            f"{spec}: the metric {name} is {value}, wanted a finite number. The weights of this "
+            f"point or the evaluator's data are at fault; leave the point out, or mend the "
+            f"evaluator."
+        )
+    for number, score in enumerate(examples or (), 1):
+        if not math.isfinite(score):
+            raise LinesError(
+                f"{spec}: the metric {name} has the score {score} for example {number} of "
+                f"{len(examples or ())}, wanted a finite number. Mend the evaluator."
+            )
+    return Metric(value, higher_is_better, None if examples is None else tuple(examples))
+
+
+def mean(scores: Sequence[float]) -> float:
+    """Return the mean of at least one score, exactly summed."""
+    return math.fsum(scores) / len(scores)

@@ -1,0 +1,58 @@
+"""From specs to evaluators."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from mergekit_lines.errors import LinesError, nearest
+from mergekit_lines.evaluate.measuring import Evaluator
+from mergekit_lines.evaluate.spec import Settings, parse_spec
+
+# kind: (module, class); each class is made of (spec, split, settings).
+_KINDS = {
+    "lm_eval": ("harness", "Harness"),
+    "perplexity": ("perplexity", "Perplexity"),
+    "python": ("functions", "PythonFunction"),
+    "rewards": ("rewards", "Rewards"),
+}
+SPLITS = ("validation", "test")
+
+
+def parse_evaluators(specs: Sequence[str], split: str, settings: Settings) -> list[Evaluator]:
+    """Make the evaluators of one split; files are read, and functions imported, here.
+
+    Args:
+        specs: ``[NAME=]KIND:ARGS[?key=value[&key=value…]]`` each.
+        split: ``validation`` or ``test``.
+        settings: what a spec does not say itself.
+
+    Raises:
+        LinesError: a spec cannot be understood, or what it names is not there; all such
+            problems at once.
+    """
+    if split not in SPLITS:
+        raise LinesError(f"found the split {split!r}, wanted {' or '.join(SPLITS)}.")
+    evaluators: list[Evaluator] = []
+    problems: list[str] = []
+    for text in specs:
+        try:
+            evaluators.append(_parse(text, split, settings))
+        except LinesError as error:
+            problems += error.problems
+    if problems:
+        raise LinesError(problems)
+    return evaluators
+
+
+def _parse(text: str, split: str, settings: Settings) -> Evaluator:
+    spec = parse_spec(text)
+    if spec.kind not in _KINDS:
+        raise LinesError(
+            f"{text}: found the kind {spec.kind!r}, wanted {', '.join(_KINDS)}."
+            f"{nearest(spec.kind, _KINDS)}"
+        )
+    module, name = _KINDS[spec.kind]
+    home = importlib.import_module(f"mergekit_lines.evaluate.{module}")
+    evaluator: Evaluator = getattr(home, name)(spec, split, settings)
+    return evaluator

@@ -1,0 +1,135 @@
+"""``rewards:module:function``: a model's texts for given prompts, scored by a function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from mergekit_lines.errors import LinesError
+from mergekit_lines.evaluate.functions import as_numbers, call, find_function, function_name
+from mergekit_lines.evaluate.generation import Generation, generate
+from mergekit_lines.evaluate.measuring import still, text_tokenizer
+from mergekit_lines.evaluate.metric import Metric, mean, metric
+from mergekit_lines.evaluate.spec import (
+    Settings,
+    Spec,
+    check_name,
+    count,
+    natural,
+    positive,
+    read_options,
+    truth,
+)
+from mergekit_lines.evaluate.texts import read_prompts, text_digest
+
+# The completions of one model, by what they hang on: prompts and options.
+Shared: TypeAlias = dict[tuple[tuple[str, ...], Generation], list[str]]
+
+
+class Rewards:
+    """The mean reward of a model's texts, as in reinforcement learning: higher is better.
+
+    The function is called as ``function(prompts, completions)`` with two lists of texts, a
+    completion without its prompt and without special tokens, and returns one number per prompt.
+    Prompts are the lines of a file, or JSON lines with a ``prompt``. :mod:`.generation` says how
+    texts are generated. ``texts`` holds the last prompts and completions.
+
+    Options: ``prompts`` (a file), ``max_new_tokens`` (32), ``batch_size`` (16), ``do_sample``
+    (false), ``temperature`` (1, of ``do_sample=true``), ``seed`` (0), ``limit``, ``chat`` (false;
+    true puts each prompt in the tokenizer's chat template as the user's first message).
+    """
+
+    def __init__(self, spec: Spec, split: str, settings: Settings) -> None:
+        """Import the function and read the prompts.
+
+        Raises:
+            LinesError: one of them cannot be had, or an option is wrong.
+        """
+        options = read_options(
+            spec,
+            {
+                "prompts": Path,
+                "max_new_tokens": count,
+                "batch_size": count,
+                "temperature": positive,
+                "do_sample": truth,
+                "seed": natural,
+                "limit": count,
+                "chat": truth,
+            },
+        )
+        self.spec = spec.text
+        self.split = split
+        self.texts: tuple[list[str], list[str]] | None = None
+        self._function, self._code = find_function(spec)
+        self.name = check_name(spec.text, spec.name or function_name(spec))
+        path: Path | None = options.get("prompts", settings.prompts)
+        if path is None:
+            raise LinesError(
+                f"{spec.text}: there are no prompts. Write ?prompts=FILE behind the function: one "
+                f"on each line, or a .jsonl file with the key 'prompt'."
+            )
+        if "temperature" in options and not options.get("do_sample", False):
+            raise LinesError(
+                f"{spec.text}: temperature is of sampling only. Add do_sample=true, or leave it "
+                f"out: without it the most likely token is taken."
+            )
+        self._file = read_prompts(spec.text, path)
+        self._limit: int | None = options.get("limit", settings.limit)
+        self._prompts = self._file.first(self._limit)
+        self._generation = Generation(
+            max_new_tokens=options.get("max_new_tokens", settings.max_new_tokens or 32),
+            batch_size=options.get("batch_size", settings.batch_size or 16),
+            temperature=options.get("temperature", 1.0) if options.get("do_sample") else None,
+            seed=options.get("seed", settings.seed),
+            chat=options.get("chat", False),
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the number hangs on: options, the prompts, and the function's file."""
+        return {
+            "spec": self.spec,
+            "name": self.name,
+            "split": self.split,
+            "options": {**self._generation.to_json(), "limit": self._limit},
+            "data": {str(self._file.path): self._file.sha256},
+            "code": self._code,
+        }
+
+    def digests(self) -> frozenset[str]:
+        """Return the digest of every prompt that is used."""
+        return frozenset(map(text_digest, self._prompts))
+
+    def measure(
+        self, model: Any, tokenizer: Any, shared: Shared | None = None
+    ) -> dict[str, Metric]:
+        """Return the one metric; its examples are the rewards, in the order of the prompts.
+
+        Args:
+            model: it generates.
+            tokenizer: its tokenizer.
+            shared: completions of this very model that are there already; what is generated
+                here is put in.
+
+        Raises:
+            LinesError: the model cannot generate, the function raises, or it does not return one
+                finite number per prompt.
+        """
+        shared = {} if shared is None else shared
+        key = (self._prompts, self._generation)
+        text_tokenizer(self.spec, tokenizer)
+        if key not in shared:
+            with still(model, self._generation.seed):
+                shared[key] = generate(self.spec, model, tokenizer, self._prompts, self._generation)
+        self.texts = (list(self._prompts), list(shared[key]))
+        with still(model, self._generation.seed):
+            found = call(self.spec, self._function, list(self._prompts), list(shared[key]))
+        rewards = as_numbers(found)
+        if rewards is None or len(rewards) != len(self._prompts):
+            length = "" if rewards is None else f" of {len(rewards)} numbers"
+            raise LinesError(
+                f"{self.spec}: the function returned {type(found).__name__}{length} "
+                f"({str(found)[:40]}), wanted a list of {len(self._prompts)} numbers: one for "
+                f"each prompt."
+            )
+        return {self.name: metric(self.spec, self.name, mean(rewards), examples=rewards)}

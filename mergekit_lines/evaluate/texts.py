@@ -1,0 +1,102 @@
+"""Files of documents and of prompts, read once, with the digest of what was read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergekit_lines.errors import LinesError
+
+_BLANK = re.compile(r"\n[ \t]*\n")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a file, in its order, and the SHA-256 of its bytes."""
+
+    path: Path
+    sha256: str
+    texts: tuple[str, ...]
+
+    def first(self, limit: int | None) -> tuple[str, ...]:
+        """Return the first ``limit`` texts, or all."""
+        return self.texts[:limit]
+
+
+def read_documents(spec: str, path: Path) -> Texts:
+    """Read a text file, a document a paragraph, or JSON lines with the key ``text``.
+
+    Raises:
+        LinesError: it cannot be read, or holds no document.
+    """
+    return _read(spec, path, "text", "documents: paragraphs parted by blank lines")
+
+
+def read_prompts(spec: str, path: Path) -> Texts:
+    """Read a text file, a prompt a line, or JSON lines with the key ``prompt``.
+
+    Raises:
+        LinesError: it cannot be read, or holds no prompt.
+    """
+    return _read(spec, path, "prompt", "prompts: one on each line")
+
+
+def _read(spec: str, path: Path, key: str, wanted: str) -> Texts:
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
+    except OSError as error:
+        raise LinesError(
+            f"{spec}: the file {path} cannot be read ({error.strerror}). Give a file of {wanted}, "
+            f"or a .jsonl file with the key {key!r}."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise LinesError(
+            f"{spec}: the file {path} is not UTF-8 (byte {error.start}). Save it as UTF-8."
+        ) from error
+    if path.suffix == ".jsonl":
+        found = _json_lines(spec, path, text, key)
+    else:
+        parts = _BLANK.split(text) if key == "text" else text.split("\n")
+        found = [part.strip() for part in parts if part.strip()]
+    if not found:
+        raise LinesError(f"{spec}: the file {path} is empty, wanted {wanted}.")
+    return Texts(path, hashlib.sha256(content).hexdigest(), tuple(found))
+
+
+def _json_lines(spec: str, path: Path, text: str, key: str) -> list[str]:
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise LinesError(
+                f"{spec}: {path}, line {number} is no JSON ({error.msg}). Mend the line."
+            ) from error
+        value = entry.get(key) if isinstance(entry, dict) else None
+        if not isinstance(value, str) or not value.strip():
+            raise LinesError(
+                f"{spec}: {path}, line {number}: wanted an object whose {key!r} is a text that is "
+                f"not empty."
+            )
+        found.append(value)
+    return found
+
+
+def text_digest(text: str) -> str:
+    """Return the SHA-256 of an example's text, white space around it left out."""
+    return hashlib.sha256(text.strip().encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a whole file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
