@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from mergekit_lines.live.model import LiveModel as LiveModel
     from mergekit_lines.plugin import register as register
     from mergekit_lines.schedule import Schedule as Schedule
+    from mergekit_lines.search.greedy import greedy as greedy
+    from mergekit_lines.search.soup import soup as soup
+    from mergekit_lines.search.sweep import sweep as sweep
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,9 +33,12 @@ __all__ = [
     "__version__",
     "block_depths",
     "edit_state_dict",
+    "greedy",
     "merge",
     "register",
     "scale_task_vector",
+    "soup",
+    "sweep",
 ]
 
 _HOMES = {
@@ -42,9 +48,12 @@ _HOMES = {
     "Schedule": "schedule",
     "block_depths": "depth",
     "edit_state_dict": "api",
+    "greedy": "search.greedy",
     "merge": "api",
     "register": "plugin",
     "scale_task_vector": "api",
+    "soup": "search.soup",
+    "sweep": "search.sweep",
 }
 
 

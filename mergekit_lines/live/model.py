@@ -23,7 +23,7 @@ from mergekit_lines.engine import Engine
 from mergekit_lines.errors import LinesError
 from mergekit_lines.live.opened import Accounting, Opened
 from mergekit_lines.live.placement import Device, LiveWeights
-from mergekit_lines.live.settings import with_settings
+from mergekit_lines.live.settings import with_settings, without_parameters
 from mergekit_lines.live.vectors import TaskVectors, wrapped_key
 from mergekit_lines.planner import ACTIVE, LinesPlanner, MergeRun, Summary, base_listed
 from mergekit_lines.preflight import check_recipe
@@ -132,6 +132,15 @@ class LiveModel:
         self._stack.close()
 
     @property
+    def device(self) -> torch.device:
+        """The device that computes."""
+        return self._engine.device
+
+    def describe_inputs(self) -> dict[str, Any]:
+        """Return what tells each input from a changed one: files, sizes, times, digests."""
+        return self._models.describe()
+
+    @property
     def recipe(self) -> dict[str, Any]:
         """The recipe whose weights the model has, as YAML would hold it."""
         return copy.deepcopy(self._document)
@@ -152,7 +161,23 @@ class LiveModel:
                 cannot be read or is not finite, the weights are of two settings, and the next
                 one that succeeds makes them whole.
         """
-        document = with_settings(self._document, {**(settings or {}), **words})
+        return self.set_recipe(with_settings(self._document, {**(settings or {}), **words}))
+
+    def set_recipe(self, document: Mapping[str, Any]) -> Summary:
+        """Make the weights those of a recipe that differs from the opened one in parameters alone.
+
+        Args:
+            document: the recipe, as YAML would hold it.
+
+        Raises:
+            LinesError: as :meth:`set` does.
+        """
+        if without_parameters(document) != without_parameters(self._document):
+            raise LinesError(
+                "the recipe differs from the one that is open in more than parameters: open it "
+                "as a live model of its own."
+            )
+        document = copy.deepcopy(dict(document))
         text, config = parsed(document)
         problems = check_recipe(config, None, self._opened.options, text)
         if problems:

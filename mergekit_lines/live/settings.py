@@ -96,3 +96,12 @@ def _set_weights(document: dict[str, Any], weights: Any) -> None:
         )
     for place, weight in zip(places, weights, strict=True):
         _set(document, f"models.{place}.parameters.weight", _plain(weight))
+
+
+def without_parameters(document: Any) -> Any:
+    """Return a recipe without what can be set on a live model."""
+    if isinstance(document, Mapping):
+        return {k: without_parameters(v) for k, v in document.items() if k != "parameters"}
+    if isinstance(document, (list, tuple)):
+        return [without_parameters(item) for item in document]
+    return document

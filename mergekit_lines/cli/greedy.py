@@ -1,0 +1,48 @@
+"""``mergekit-lines greedy``: greedy and uniform soups of many checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mergekit_lines.cli.searching import model_of, prepare, search_options, settings_of
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--evaluate", multiple=True, required=True, metavar="SPEC", help="Choose by this.")
+@click.option("--test", multiple=True, metavar="SPEC", help="Report this of the soups.")
+@click.option(
+    "--objective",
+    default="sum",
+    show_default=True,
+    help="sum, or an expression over the metrics' names; higher is better.",
+)
+@search_options
+def greedy(recipe: Path, out: Path, **given: Any) -> None:
+    """Choose checkpoints greedily, with LiNeS after the choice.
+
+    RECIPE is `lines` around task_arithmetic with the checkpoints under `models`; its alpha, beta
+    and schedule are those of the edit. A checkpoint is kept only if the mean of those kept and it
+    is strictly better. Beside the greedy soup the uniform one of all is measured, both with LiNeS
+    and without. OUT gets results.jsonl after every measurement, and greedy.yml, a recipe for
+    mergekit-yaml. SPEC is as in `mergekit-lines sweep`.
+    """
+    prepare()
+    from mergekit_lines.search import telling
+    from mergekit_lines.search.greedy import GREEDY
+    from mergekit_lines.search.greedy import greedy as search
+
+    found = search(
+        recipe,
+        given["evaluate"],
+        out,
+        test=given["test"],
+        objective=given["objective"],
+        settings=settings_of(given),
+        **model_of(given),
+    )
+    telling.show_greedy(found)
+    click.echo(f"[lines] recipe: {out / GREEDY}", err=True)

@@ -1,0 +1,120 @@
+"""What ``sweep``, ``soup`` and ``greedy`` have in common on the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mergekit_lines.errors import LinesError
+
+if TYPE_CHECKING:
+    from mergekit_lines.evaluate import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+SETTINGS = ("prompts", "batch_size", "limit", "seed", "max_new_tokens", "include_path")
+MODEL = ("device", "max_memory", "memory_budget", "num_threads", "trust_remote_code", "quiet")
+
+
+def _size(_ctx: click.Context, _param: click.Parameter, text: str | None) -> int | None:
+    if text is None:
+        return None
+    from accelerate.utils import convert_file_size_to_int
+
+    try:
+        return int(convert_file_size_to_int(text))
+    except ValueError:
+        raise click.BadParameter(f"found {text!r}, wanted a size such as 4GiB") from None
+
+
+def _limits(
+    ctx: click.Context, param: click.Parameter, text: str | None
+) -> dict[int | str, int] | None:
+    if text is None:
+        return None
+    limits: dict[int | str, int] = {}
+    for part in text.split(","):
+        device, equals, size = part.strip().partition("=")
+        if not equals:
+            raise click.BadParameter(f"found {part!r}, wanted DEVICE=SIZE, e.g. 0=20GiB,cpu=16GiB")
+        limits[int(device) if device.isdecimal() else device] = _size(ctx, param, size) or 0
+    return limits
+
+
+_OPTIONS = [
+    click.option("--out", type=click.Path(path_type=Path), required=True, help="Results go here."),
+    click.option(
+        "--prompts",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="For rewards: one prompt per line, or JSON lines with a prompt each.",
+    ),
+    click.option(
+        "--max-new-tokens", type=click.IntRange(min=1), help="For rewards.  [default: 32]"
+    ),
+    click.option("--batch-size", type=click.IntRange(min=1), help="Examples at once."),
+    click.option("--limit", type=click.IntRange(min=1), help="Use the first N examples only."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of the evaluators."),
+    click.option(
+        "--include-path",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="For lm_eval: a folder of your own task YAMLs.",
+    ),
+    click.option("--device", help="Hold the model on this device.  [default: cpu]"),
+    click.option(
+        "--max-memory",
+        callback=_limits,
+        metavar="DEVICE=SIZE,…",
+        help="Instead of --device: limits such as 0=20GiB,cpu=16GiB; the rest goes to disk.",
+    ),
+    click.option(
+        "--memory-budget",
+        callback=_size,
+        default="4GiB",
+        show_default=True,
+        help="Host memory for task vectors of wraps such as ties; the rest goes to disk.",
+    ),
+    click.option("--num-threads", type=click.IntRange(min=1), help="Threads that merge."),
+    click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the models."),
+    click.option("--quiet", is_flag=True, help="No progress; the tables only."),
+]
+
+
+def search_options(command: F) -> F:
+    """Add the options that every search has."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def settings_of(given: dict[str, Any]) -> Settings:
+    """Return the evaluators' settings among a command's options."""
+    from mergekit_lines.evaluate import Settings
+
+    return Settings(**{name: given[name] for name in SETTINGS})
+
+
+def model_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Return what a live model is opened with, among a command's options."""
+    return {name: given[name] for name in MODEL if given[name] not in (None, False)}
+
+
+def prepare() -> None:
+    """Let functions of evaluators be found beside the recipe's own paths, and mergekit know us."""
+    import mergekit_lines
+
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    mergekit_lines.register()
+
+
+def draw(function: Callable[[Any, Path], None], found: Any, path: Path) -> None:
+    """Draw a figure, or say why there is none: the numbers are there all the same."""
+    try:
+        function(found, path)
+    except LinesError as error:
+        click.echo(f"[lines] no figure: {error.message.removeprefix('[lines] ')}", err=True)
+    else:
+        click.echo(f"[lines] figure: {path}", err=True)

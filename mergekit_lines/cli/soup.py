@@ -1,0 +1,70 @@
+"""``mergekit-lines soup``: the rewarded-soup front between two policies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mergekit_lines.cli.searching import draw, model_of, prepare, search_options, settings_of
+
+
+def _share(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        return float(text.removeprefix("c="))
+    except ValueError:
+        raise click.BadParameter(f"found {text!r}, wanted c=NUMBER, e.g. c=0.3") from None
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--points", type=click.IntRange(min=2), default=11, show_default=True, help="Of c.")
+@click.option("--rewards", multiple=True, metavar="SPEC", help="rewards:MODULE:FUNCTION, twice.")
+@click.option(
+    "--write",
+    "share",
+    callback=_share,
+    metavar="c=NUMBER",
+    help="Measure nothing: merge this point into OUT, with the weights c and 1 - c.",
+)
+@search_options
+def soup(
+    recipe: Path,
+    out: Path,
+    points: int,
+    rewards: tuple[str, ...],
+    share: float | None,
+    **given: Any,
+) -> None:
+    """Trace the front between two policies: c of the first, 1 - c of the second.
+
+    RECIPE is `lines` with two models besides the base; the paper's setting is alpha 1, beta 1.
+    Every c is measured with LiNeS, plain, and uniformly scaled by LiNeS's mean coefficient, on
+    the same prompts. OUT gets results.jsonl after every measurement, figure.png, and recipes of
+    the Pareto-optimal points. The same command again goes on where it was interrupted.
+    """
+    if (share is None) == (not rewards):
+        raise click.UsageError("Wanted --rewards (twice) to trace a front, or --write c=NUMBER.")
+    prepare()
+    from mergekit_lines.search import soup as search
+
+    if share is not None:
+        names = ("device", "num_threads", "trust_remote_code", "quiet")
+        options = {name: given[name] for name in names if given[name] is not None}
+        search.write(recipe, share, out, **options)
+        return
+    from mergekit_lines.search import telling
+
+    found = search.soup(
+        recipe,
+        rewards,
+        out,
+        points=points,
+        settings=settings_of(given),
+        **model_of(given),
+    )
+    telling.show_soup(found)
+    draw(telling.draw_soup, found, out / telling.FIGURE)

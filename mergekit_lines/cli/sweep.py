@@ -1,0 +1,74 @@
+"""``mergekit-lines sweep``: tune one or two keys of a recipe by evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mergekit_lines.cli.searching import draw, model_of, prepare, search_options, settings_of
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option(
+    "--set",
+    "axes",
+    multiple=True,
+    required=True,
+    metavar="KEY=START:STOP:STEP",
+    help="A key under parameters and its values, or KEY=VALUE,VALUE; once or twice.",
+)
+@click.option("--evaluate", multiple=True, required=True, metavar="SPEC", help="Choose by this.")
+@click.option("--test", multiple=True, metavar="SPEC", help="Report this of what was chosen.")
+@click.option(
+    "--objective",
+    default="mean",
+    show_default=True,
+    help="mean, retention, or an expression over the metrics' names.",
+)
+@click.option("--target", "targets", multiple=True, help="Of retention: a target metric.")
+@click.option("--control", "controls", multiple=True, help="Of retention: a control metric.")
+@click.option("--target-weight", type=float, default=2.0, show_default=True, help="Of retention.")
+@search_options
+def sweep(recipe: Path, axes: tuple[str, ...], out: Path, **given: Any) -> None:
+    """Tune one or two keys of a recipe, on one model held on a device.
+
+    Measures LiNeS at every point, and beside it the unscaled merge and the uniform coefficient
+    of equal mean; the base and the fine-tuned models once. Chooses by --evaluate, reports --test.
+    OUT gets results.jsonl after every measurement, figure.png and best.yml, a recipe for
+    mergekit-yaml. The same command again goes on where it was interrupted.
+
+    \b
+    SPEC is [NAME=]KIND:ARGS[?key=value&…], KIND one of
+      perplexity:FILE           of a text file, lower is better
+      lm_eval:TASK,TASK         tasks of lm-evaluation-harness
+      python:MODULE:FUNCTION    called with model and tokenizer, returns numbers
+      rewards:MODULE:FUNCTION   called with prompts and generated texts, returns scores
+
+    \b
+    Objectives:
+      mean         mean of metrics, each over the fine-tuned model's
+      retention    2·M_target + M_control, see --target, --control
+      EXPRESSION   e.g. "accuracy - 0.1*log(perplexity)", higher is better
+    """  # noqa: D301 - the escape is click's mark, as a character
+    prepare()
+    from mergekit_lines.search import telling
+    from mergekit_lines.search.sweep import BEST
+    from mergekit_lines.search.sweep import sweep as search
+
+    words = ("evaluate", "test", "objective", "targets", "controls", "target_weight")
+    found = search(
+        recipe,
+        axes,
+        out=out,
+        settings=settings_of(given),
+        **{word: given[word] for word in words},
+        **model_of(given),
+    )
+    telling.show_sweep(found)
+    draw(telling.draw_sweep, found, out / telling.FIGURE)
+    if found.test:
+        telling.write_results(found, out / "results.json")
+    click.echo(f"[lines] recipe: {out / BEST}", err=True)

@@ -1,0 +1,1 @@
+"""Searches over the coefficients of one recipe, each point measured on a live model."""

@@ -1,0 +1,114 @@
+"""The axes of a sweep: a key of the recipe and the values that it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import yaml
+
+from mergekit_lines.errors import LinesError
+from mergekit_lines.live.settings import full_key
+
+MOST = 10_000  # points; more is a slip of the pen
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One key of the recipe, in full, and its values in order."""
+
+    key: str
+    values: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        """The key as a person would say it: ``beta`` for ``parameters.beta``."""
+        return self.key.removeprefix("parameters.")
+
+    @property
+    def numeric(self) -> bool:
+        """Whether the values are numbers."""
+        return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in self.values)
+
+
+def parse_axis(text: str) -> Axis:
+    """Return the axis of ``KEY=START:STOP:STEP`` or ``KEY=VALUE,VALUE,…``.
+
+    START and STOP both belong to the range, as far as STEP leads to STOP; the steps are
+    decimal, so that 0.1:1:0.1 has ten values and 0.3 is 0.3.
+
+    Raises:
+        LinesError: it is neither, or there is no value.
+    """
+    key, equals, given = text.partition("=")
+    if not equals or not key.strip() or not given.strip():
+        raise LinesError(
+            f"--set {text}: wanted KEY=START:STOP:STEP or KEY=VALUE,VALUE, e.g. "
+            f"parameters.beta=0.1:1.0:0.1."
+        )
+    values = _range(text, given) if ":" in given else _listed(text, given)
+    if len(set(map(repr, values))) < len(values):
+        raise LinesError(f"--set {text}: a value stands there twice, wanted each once.")
+    return Axis(full_key(key.strip()), tuple(values))
+
+
+def _range(text: str, given: str) -> list[int | float]:
+    try:
+        start, stop, step = (Decimal(part.strip()) for part in given.split(":"))
+        finite = all(number.is_finite() for number in (start, stop, step))
+    except (InvalidOperation, ValueError):
+        finite = False
+    if not finite or not step or (stop - start) / step < 0:
+        raise LinesError(
+            f"--set {text}: found {given!r}, wanted START:STOP:STEP, three numbers with a STEP "
+            f"that leads from START to STOP."
+        )
+    count = int((stop - start) / step) + 1
+    if count > MOST:
+        raise LinesError(f"--set {text}: that is {count:,} values, wanted {MOST:,} at most.")
+    numbers = [start + step * number for number in range(count)]
+    whole = all(number == number.to_integral_value() for number in (start, step))
+    return [int(number) if whole else float(number) for number in numbers]
+
+
+def _listed(text: str, given: str) -> list[Any]:
+    values = []
+    for part in given.split(","):
+        try:
+            value = yaml.safe_load(part)
+        except yaml.YAMLError:
+            value = None
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):  # YAML reads 1e-3 as text
+                value = float(value)
+        if not isinstance(value, (int, float, str)) or (
+            isinstance(value, float) and not math.isfinite(value)
+        ):
+            raise LinesError(
+                f"--set {text}: found {part!r} among the values, wanted finite numbers or words."
+            )
+        values.append(value)
+    return values
+
+
+def grid(axes: Sequence[Axis]) -> list[dict[str, Any]]:
+    """Return every point of one or two axes as settings, the first axis slowest.
+
+    Raises:
+        LinesError: there are no axes or more than two, or they have one key.
+    """
+    if not 1 <= len(axes) <= 2:
+        raise LinesError(f"--set: found {len(axes)} axes, wanted one or two.")
+    keys = [axis.key for axis in axes]
+    if len(set(keys)) < len(keys):
+        raise LinesError(f"--set: found {keys[0]} twice, wanted two different keys.")
+    points = math.prod(len(axis.values) for axis in axes)
+    if points > MOST:
+        raise LinesError(f"--set: that is {points:,} points, wanted {MOST:,} at most.")
+    combined = itertools.product(*(axis.values for axis in axes))
+    return [dict(zip(keys, values, strict=True)) for values in combined]

@@ -1,0 +1,170 @@
+"""Soups of many checkpoints of one task: uniform, greedy, and LiNeS after the choice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mergekit_lines.api import read_recipe
+from mergekit_lines.errors import LinesError
+from mergekit_lines.evaluate import Settings, parse_evaluators
+from mergekit_lines.live.settings import tuned_entries, with_settings
+from mergekit_lines.objective import parse_objective
+from mergekit_lines.search.bench import Bench, Recipe, unscaled
+from mergekit_lines.search.checks import check_recipes
+from mergekit_lines.search.store import Record, write_whole
+from mergekit_lines.search.sweep import input_names
+
+GREEDY = "greedy.yml"
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Soups of N checkpoints.
+
+    Attributes:
+        scores: of each checkpoint by itself, as the objective has it, best first.
+        chosen: the checkpoints of the greedy soup, in the order in which they were added.
+        soups: records of the ``uniform`` and the ``greedy`` soup, and of both with LiNeS
+            (``uniform + LiNeS``, ``greedy + LiNeS``).
+        values: the objective's value of each soup.
+        test: the same soups on test data, empty where no test evaluators were given.
+    """
+
+    scores: Mapping[str, float]
+    chosen: tuple[str, ...]
+    soups: Mapping[str, Record]
+    values: Mapping[str, float]
+    test: Mapping[str, Record]
+
+
+def greedy(
+    recipe: Any,
+    evaluate: Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    test: Sequence[str] = (),
+    objective: str = "sum",
+    settings: Settings | None = None,
+    **model: Any,
+) -> Greedy:
+    """Choose checkpoints greedily, and apply LiNeS to the soup of those that were chosen.
+
+    The checkpoints are sorted by their own scores on validation data; each is kept only if the
+    mean of those kept and it scores strictly better. LiNeS is applied after the choice.
+
+    Args:
+        recipe: path of a YAML file, or a mapping: ``lines`` around ``task_arithmetic``, the
+            checkpoints under ``models``; its α, β and schedule are those of the edit.
+        evaluate: specs of what is measured on validation data, by which the choice is made.
+        out: folder of the results; ``greedy.yml`` in it is the recipe of the chosen soup.
+        test: specs of what is measured on test data, after the choice.
+        objective: an expression over the metrics' names; by default their sum, a metric of
+            which less is better counted with a minus.
+        settings: for evaluators whose specs do not say otherwise.
+        **model: what :class:`~mergekit_lines.LiveModel` takes besides.
+
+    Raises:
+        LinesError: recipe, evaluators or objective are at fault.
+
+    Source: model soups, arXiv 2203.05482; with LiNeS, arXiv 2410.17146, section 5.3.
+    """
+    _, document = read_recipe(recipe)
+    places = tuned_entries(document)
+    _check(document, places)
+    names = [input_names(document)[1:][number] for number in range(len(places))]
+    every = soup_recipe(document, range(len(places)))
+    check_recipes([every], [{}])
+    options = settings or Settings()
+    evaluators = {"validation": parse_evaluators(evaluate, "validation", options)}
+    if test:
+        evaluators["test"] = parse_evaluators(test, "test", options)
+    score = _scorer(objective)
+    total = 2 * len(places) + 3 + (4 if test else 0)
+    with Bench(every, Path(out), evaluators, {"the recipe": document}, model, total) as bench:
+        if bench.store.found:
+            bench.say(f"found {bench.store.found} results in {out}: going on behind them")
+        own = {name: score(bench.measure_input(name)) for name in names}
+        ranked = sorted(range(len(names)), key=lambda number: -own[names[number]])
+        chosen, best = ranked[:1], float("-inf")
+        for number in ranked:
+            trial = chosen if number in chosen else [*chosen, number]
+            value = score(bench.measure(unscaled(soup_recipe(document, trial))))
+            if value > best:
+                chosen, best = trial, value
+        recipes = {
+            "uniform": unscaled(every),
+            "greedy": unscaled(soup_recipe(document, chosen)),
+            "uniform + LiNeS": every,
+            "greedy + LiNeS": soup_recipe(document, chosen),
+        }
+        soups = {name: bench.measure(each) for name, each in recipes.items()}
+        tested = {name: bench.measure(each, "test") for name, each in recipes.items() if test}
+        write_whole(Path(out, GREEDY), _text(document, chosen))
+    return Greedy(
+        scores={names[number]: own[names[number]] for number in ranked},
+        chosen=tuple(names[number] for number in chosen),
+        soups=soups,
+        values={name: score(record) for name, record in soups.items()},
+        test=tested,
+    )
+
+
+def soup_recipe(document: Recipe, chosen: Sequence[int]) -> dict[str, Any]:
+    """Return the recipe with the mean of the chosen checkpoints: weight 1/k each, 0 the others.
+
+    Args:
+        document: the recipe.
+        chosen: their numbers among the models that are not the base.
+    """
+    count = len(tuned_entries(document))
+    weights = [1 / len(chosen) if number in chosen else 0.0 for number in range(count)]
+    return with_settings(document, {"weights": weights})
+
+
+def _check(document: Recipe, places: Sequence[int]) -> None:
+    words = document.get("parameters") or {}
+    wrap = words.get("wrap", "task_arithmetic")
+    if document.get("merge_method") != "lines" or wrap != "task_arithmetic" or len(places) < 2:
+        raise LinesError(
+            f"recipe: found merge_method {document.get('merge_method')!r}, wrap {wrap!r} and "
+            f"{len(places)} models besides the base, wanted `lines` around task_arithmetic, and "
+            f"two checkpoints or more: a soup is their mean."
+        )
+    if words.get("alpha", "auto") == "auto":
+        raise LinesError(
+            "parameters.alpha: found auto, wanted a number (the paper's for soups is 1): Eq. 2 "
+            "counts the models, and which those are is not known before the choice."
+        )
+
+
+def _scorer(objective: str) -> Any:
+    if objective == "sum":
+        return lambda record: sum(
+            metric.value if metric.higher_is_better else -metric.value
+            for metric in record.metrics.values()
+        )
+    goal = parse_objective(objective)
+    if goal.needs:
+        raise LinesError(
+            f"--objective {objective}: compares with fine-tuned models, and here each checkpoint "
+            f"is one. Give an expression over the metrics."
+        )
+    return lambda record: goal.score(record.metrics, None, None)
+
+
+def _text(document: Recipe, chosen: Sequence[int]) -> str:
+    recipe = soup_recipe(document, chosen)
+    places = tuned_entries(recipe)
+    kept = {places[number] for number in chosen}
+    recipe["models"] = [
+        entry
+        for number, entry in enumerate(recipe["models"])
+        if number in kept or number not in places
+    ]
+    return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,171 @@
+"""A rewarded soup: the front between two policies, with LiNeS and without."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from mergekit_lines.api import merge, read_recipe
+from mergekit_lines.errors import LinesError
+from mergekit_lines.evaluate import Settings, parse_evaluators
+from mergekit_lines.live.settings import tuned_entries, with_settings
+from mergekit_lines.pareto import Bootstrap, bootstrap
+from mergekit_lines.search.bench import Bench, Recipe, uniform, unscaled
+from mergekit_lines.search.checks import check_recipes
+from mergekit_lines.search.store import Record, write_whole
+from mergekit_lines.search.sweep import input_names
+
+LINES, PLAIN, UNIFORM = "LiNeS", "plain", "uniform, equal mean"
+
+
+@dataclass(frozen=True)
+class Soup:
+    """A measured front between two policies.
+
+    Attributes:
+        rewards: names of the two rewards; of both more is better.
+        shares: c at every point: the first policy's weight, the second's being 1 − c.
+        fronts: records by way (LiNeS, plain, uniform of equal mean), a record per point.
+        base: the model before either policy.
+        bootstrap: means, errors, Pareto sets and hypervolumes, over resampled prompts.
+    """
+
+    rewards: tuple[str, str]
+    shares: tuple[float, ...]
+    fronts: Mapping[str, tuple[Record, ...]]
+    base: Record
+    bootstrap: Bootstrap
+
+
+def soup(
+    recipe: Any,
+    rewards: Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    points: int = 11,
+    settings: Settings | None = None,
+    samples: int = 1000,
+    **model: Any,
+) -> Soup:
+    """Measure θ_SFT + λ(ℓ)·(c·τ_1 + (1 − c)·τ_2) for c from 0 to 1, on one live model.
+
+    Each c is measured three ways, by the same prompts: with the recipe's λ, with λ = 1, and with
+    λ the mean of the recipe's over its blocks. Results are in ``out`` after every measurement;
+    called again, an interrupted soup goes on. The recipes of LiNeS's Pareto-optimal points are
+    written to ``out/recipes``.
+
+    Args:
+        recipe: path of a YAML file, or a mapping: ``lines`` with two models besides the base.
+        rewards: specs of ``rewards`` evaluators, which give two metrics together.
+        out: folder of the results.
+        points: number of c, evenly from 0 to 1.
+        settings: for evaluators whose specs do not say otherwise.
+        samples: bootstrap resamples of the prompts.
+        **model: what :class:`~mergekit_lines.LiveModel` takes besides.
+
+    Raises:
+        LinesError: the recipe has not two policies, there are not two rewards, or ``out`` holds
+            another search.
+
+    Source: arXiv 2410.17146, section 5.4 and figure 4; rewarded soups, arXiv 2306.04488.
+    """
+    _, document = read_recipe(recipe)
+    _check(document)
+    if points < 2:
+        raise LinesError(f"--points: found {points}, wanted 2 or more.")
+    shares = tuple(round(number / (points - 1), 12) for number in range(points))
+    recipes = [at_share(document, share) for share in shares]
+    check_recipes(recipes, [{"c": share} for share in shares])
+    chosen = parse_evaluators(rewards, "validation", settings or Settings())
+    evaluators = {"validation": chosen}
+    about = {"the recipe": document}
+    with Bench(recipes[0], Path(out), evaluators, about, model, 3 * points + 1) as bench:
+        if bench.store.found:
+            bench.say(f"found {bench.store.found} results in {out}: going on behind them")
+        base = bench.measure_input(input_names(document)[0])
+        names = _two(base)
+        fronts: dict[str, list[Record]] = {LINES: [], PLAIN: [], UNIFORM: []}
+        for each in recipes:
+            lines = bench.measure(each)
+            fronts[LINES].append(lines)
+            fronts[PLAIN].append(bench.measure(unscaled(each)))
+            fronts[UNIFORM].append(bench.measure(uniform(each, lines.mean or 0.0)))
+        scores = {way: _scores(records, names) for way, records in fronts.items()}
+        result = Soup(
+            rewards=names,
+            shares=shares,
+            fronts={way: tuple(records) for way, records in fronts.items()},
+            base=base,
+            bootstrap=bootstrap(scores, samples=samples),
+        )
+        folder = Path(out, "recipes")
+        folder.mkdir(exist_ok=True)
+        for number in result.bootstrap.fronts[LINES].pareto:
+            write_whole(folder / f"c{shares[number]:g}.yml", _text(recipes[number]))
+    return result
+
+
+def at_share(document: Recipe, share: float) -> dict[str, Any]:
+    """Return the recipe at c = ``share``: the first policy's weight is c, the second's 1 − c."""
+    return with_settings(document, {"weights": [share, round(1 - share, 12)]})
+
+
+def write(recipe: Any, share: float, out: str | os.PathLike[str], **options: Any) -> Path:
+    """Merge one point of a soup into a model, as ``mergekit-yaml`` does.
+
+    Args:
+        recipe: as :func:`soup` takes it.
+        share: c, from 0 to 1.
+        out: folder to make.
+        **options: fields of mergekit's ``MergeOptions``.
+
+    Raises:
+        LinesError: c is not within 0 and 1, or the merge is refused.
+    """
+    _, document = read_recipe(recipe)
+    _check(document)
+    if not 0 <= share <= 1:
+        raise LinesError(f"--write c={share:g}: wanted c from 0 to 1.")
+    return merge(at_share(document, share), out, **options)
+
+
+def _check(document: Recipe) -> None:
+    places = tuned_entries(document)
+    if document.get("merge_method") != "lines" or len(places) != 2:
+        raise LinesError(
+            f"recipe: found merge_method {document.get('merge_method')!r} and {len(places)} models "
+            f"besides the base under `models`, wanted `lines` and two policies, whose weights "
+            f"become c and 1 − c."
+        )
+
+
+def _two(record: Record) -> tuple[str, str]:
+    names = tuple(record.metrics)
+    if len(names) != 2:
+        raise LinesError(
+            f"--rewards: found the metrics {', '.join(names)}, wanted two: a front has two axes. "
+            f"Give two specs such as rewards:module:function."
+        )
+    lower = [name for name in names if not record.metrics[name].higher_is_better]
+    lengths = {name: len(record.metrics[name].examples or ()) for name in names}
+    if lower or len(set(lengths.values())) > 1 or not min(lengths.values()):
+        raise LinesError(
+            f"--rewards: found {lengths} scores, wanted one per prompt of each reward, on the same "
+            f"prompts, and of both more to be better."
+        )
+    return names[0], names[1]
+
+
+def _scores(records: Sequence[Record], names: tuple[str, str]) -> np.ndarray[Any, Any]:
+    """Return the scores, shape [points, 2, prompts]."""
+    return np.array([[record.metrics[name].examples for name in names] for record in records])
+
+
+def _text(recipe: Recipe) -> str:
+    return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)

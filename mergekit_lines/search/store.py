@@ -1,0 +1,182 @@
+"""Results on disk after every measurement: JSON lines that an interrupted search goes on from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.evaluate import Metric
+
+FORMAT = 1
+RESULTS = "results.jsonl"
+SEARCH = "search.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was measured of one recipe on one split.
+
+    Attributes:
+        split: ``validation`` or ``test``.
+        recipe: the recipe as YAML would hold it, or ``{"model": NAME}`` for an input as it is.
+        mean: mean coefficient over the blocks; None for an input as it is.
+        metrics: by name.
+        seconds: that setting the weights and measuring took.
+    """
+
+    split: str
+    recipe: Mapping[str, Any]
+    mean: float | None
+    metrics: Mapping[str, Metric]
+    seconds: float
+
+    @property
+    def key(self) -> str:
+        """What it is found by."""
+        return record_key(self.split, self.recipe)
+
+
+def record_key(split: str, recipe: Mapping[str, Any]) -> str:
+    """Return what tells a measurement from others of the same search."""
+    text = json.dumps([split, recipe], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Store:
+    """The folder of a search, held by this process alone.
+
+    Args:
+        folder: it exists.
+        identity: what the numbers hang on, by what people call it; JSON values.
+
+    Raises:
+        LinesError: the folder holds results of another search, or a line that is none.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._path = folder / RESULTS
+        self._identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self._records: dict[str, Record] = {}
+        self.found = 0
+        self._check_identity()
+        self._read()
+
+    def _check_identity(self) -> None:
+        path = self.folder / SEARCH
+        now, left = {"format": FORMAT, **self._identity}, dict[str, Any]()
+        if path.exists():
+            try:
+                left = dict(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError) as error:
+                raise LinesError(
+                    f"{path}: cannot be read ({reason(error)}). Choose another --out."
+                ) from error
+        elif self._path.exists():
+            raise LinesError(
+                f"{self._path}: found results without the {SEARCH} that says what was measured. "
+                f"Choose another --out."
+            )
+        # What one of the two does not have, test evaluators for example, changes no number.
+        differ = [kind for kind in now if kind in left and left[kind] != now[kind]]
+        if differ:
+            raise LinesError(
+                f"{self.folder}: holds results of another search: {some(differ)} differ. Run that "
+                f"one again to finish it, or choose another --out."
+            )
+        if {**left, **now} != left:
+            write_whole(path, json.dumps({**left, **now}, indent=2, ensure_ascii=False) + "\n")
+
+    def _read(self) -> None:
+        if not self._path.exists():
+            return
+        content = self._path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):  # the process was killed while it wrote
+            with self._path.open("r+b") as file:
+                file.truncate(len(whole))
+                os.fsync(file.fileno())
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                record = _from_json(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                raise LinesError(
+                    f"{self._path}, line {number}: is no result ({type(error).__name__}: {error}). "
+                    f"Take the line out to measure that point again."
+                ) from error
+            self._records[record.key] = record
+        self.found = len(self._records)
+
+    def find(self, split: str, recipe: Mapping[str, Any]) -> Record | None:
+        """Return what was measured of a recipe on a split, or None."""
+        return self._records.get(record_key(split, recipe))
+
+    def add(self, record: Record) -> None:
+        """Keep a record, on the disk before anything else is done."""
+        line = json.dumps(_to_json(record), ensure_ascii=False, allow_nan=False) + "\n"
+        with self._path.open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._records[record.key] = record
+
+
+def _to_json(record: Record) -> dict[str, Any]:
+    return {
+        "split": record.split,
+        "recipe": record.recipe,
+        "mean": record.mean,
+        "metrics": {name: metric.to_json() for name, metric in record.metrics.items()},
+        "seconds": round(record.seconds, 3),
+    }
+
+
+def _from_json(data: Mapping[str, Any]) -> Record:
+    metrics = {name: Metric.from_json(metric) for name, metric in data["metrics"].items()}
+    mean = None if data["mean"] is None else float(data["mean"])
+    return Record(data["split"], data["recipe"], mean, metrics, float(data["seconds"]))
+
+
+@contextmanager
+def search_folder(folder: Path) -> Iterator[Path]:
+    """Make the folder of a search and keep other processes out of it.
+
+    Raises:
+        LinesError: it cannot be made, or another process searches there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise LinesError(
+            f"--out {folder}: another process searches there. Wait for it, or choose another."
+        ) from None
+    except OSError as error:
+        raise LinesError(
+            f"--out {folder}: cannot be written ({error.strerror}), wanted a folder. Choose "
+            f"another."
+        ) from error
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

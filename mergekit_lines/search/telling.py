@@ -1,0 +1,230 @@
+"""What a search found, for people: tables on stdout, a figure, results for a model card."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mergekit_lines import figures
+from mergekit_lines.evaluate import Metric
+from mergekit_lines.search.greedy import Greedy
+from mergekit_lines.search.soup import Soup
+from mergekit_lines.search.store import Record, write_whole
+from mergekit_lines.search.sweep import Sweep
+from mergekit_lines.tables import new_table, open_console, print_line, print_table
+
+FIGURE = "figure.png"
+WAYS = {"lines": "LiNeS", "uniform": "uniform, equal mean", "unscaled": "unscaled"}
+
+
+def number(value: float | None) -> str:
+    """Return a number in four significant digits."""
+    return "" if value is None else f"{value:.4g}"
+
+
+def error_of(metric: Metric) -> float | None:
+    """Return the standard error of a metric, where its examples have the metric's unit."""
+    if metric.examples is None or metric.stderr is None:
+        return None
+    mean = math.fsum(metric.examples) / len(metric.examples)
+    return metric.stderr if math.isclose(mean, metric.value, rel_tol=1e-6, abs_tol=1e-9) else None
+
+
+def with_error(metric: Metric) -> str:
+    """Return a metric with its standard error, where it has one."""
+    error = error_of(metric)
+    return number(metric.value) + ("" if error is None else f" ± {error:.2g}")
+
+
+def show_sweep(found: Sweep) -> None:
+    """Print a sweep's points, its choice, and what was measured on test data."""
+    console = open_console()
+    axes = [axis.name for axis in found.axes]
+    metrics = list(found.best.lines.metrics)
+    table = new_table(axes[0], *axes[1:], "mean λ", *metrics, *WAYS.values(), "")
+    for point in found.points:
+        values = [str(value) for value in point.settings.values()]
+        values += [number(point.lines.mean)]
+        values += [with_error(point.lines.metrics[name]) for name in metrics]
+        values += [number(point.scores[way]) for way in WAYS]
+        table.add_row(*values, "chosen" if point is found.best else "")
+    print_line(console, f"validation; metrics of LiNeS, then the objective ({found.objective})")
+    print_table(console, table)
+    rows = dict(found.inputs)
+    print_line(console, "")
+    print_line(console, "inputs as they are, validation")
+    print_table(console, _rows(rows, metrics, found.input_scores))
+    best, rival = found.best.scores["lines"], found.best_uniform.scores["uniform"]
+    values = found.best.settings.values()
+    at = ", ".join(f"{axis} {value}" for axis, value in zip(axes, values, strict=True))
+    print_line(console, "")
+    print_line(console, f"chosen: {at}; objective {number(best)} with LiNeS")
+    flat = number(found.best_uniform.lines.mean)
+    verdict = "no better than" if best <= rival else "better than"
+    print_line(
+        console,
+        f"LiNeS is {verdict} the best uniform coefficient of the grid, {flat}: {number(rival)}",
+    )
+    if found.test:
+        print_line(console, "")
+        print_line(console, "test")
+        print_table(console, _rows(found.test, list(found.test["LiNeS"].metrics)))
+
+
+def _rows(
+    records: Mapping[str, Record], metrics: Sequence[str], scores: Mapping[str, float] | None = None
+) -> Any:
+    table = new_table("", "mean λ", *metrics, *(["objective"] if scores else []))
+    for name, record in records.items():
+        cells = [with_error(record.metrics[metric]) for metric in metrics]
+        table.add_row(
+            name, number(record.mean), *cells, *([number(scores[name])] if scores else [])
+        )
+    return table
+
+
+def draw_sweep(found: Sweep, path: Path) -> None:
+    """Draw a sweep: curves over one axis, a map over two.
+
+    Raises:
+        LinesError: matplotlib is not there, or the file cannot be made.
+    """
+    if len(found.axes) == 2:
+        _draw_heat(found, path)
+        return
+    (axis,) = found.axes
+    panels: dict[str, dict[str, tuple[list[float], list[float] | None]]]
+    panels = {f"objective ({found.objective})": _objective_lines(found)}
+    baselines = {next(iter(panels)): dict(found.input_scores)}
+    for name in found.best.lines.metrics:
+        panels[name] = {
+            label: (
+                [getattr(point, way).metrics[name].value for point in found.points],
+                _errors([getattr(point, way).metrics[name] for point in found.points]),
+            )
+            for way, label in WAYS.items()
+        }
+        baselines[name] = {own: record.metrics[name].value for own, record in found.inputs.items()}
+    chosen = next(iter(found.best.settings.values()))
+    figures.sweep_panels(path, axis.name, axis.values, panels, chosen, baselines)
+
+
+def _objective_lines(found: Sweep) -> dict[str, tuple[list[float], list[float] | None]]:
+    return {
+        label: ([point.scores[way] for point in found.points], None) for way, label in WAYS.items()
+    }
+
+
+def _errors(metrics: Sequence[Metric]) -> list[float] | None:
+    errors = [error_of(metric) for metric in metrics]
+    return None if None in errors else [error for error in errors if error is not None]
+
+
+def _draw_heat(found: Sweep, path: Path) -> None:
+    rows, columns = found.axes
+    scores = [point.scores["lines"] for point in found.points]
+    width = len(columns.values)
+    grid = [scores[start : start + width] for start in range(0, len(scores), width)]
+    y, x = found.best.settings.values()
+    best = {label: max(point.scores[way] for point in found.points) for way, label in WAYS.items()}
+    figures.sweep_heat(
+        path,
+        columns.name,
+        columns.values,
+        rows.name,
+        rows.values,
+        grid,
+        (x, y),
+        best,
+        f"objective ({found.objective})",
+    )
+
+
+def write_results(found: Sweep, path: Path) -> None:
+    """Write the test metrics of the chosen point as results for a model card.
+
+    ``mergekit-lines push`` reads them from ``results.json`` in the folder of a merged model.
+    """
+    record = found.test["LiNeS"]
+    results = [
+        {
+            "task": {"type": "text-generation"},
+            "dataset": {"type": name, "name": name},
+            "metrics": [{"type": name, "name": name, "value": metric.value}],
+        }
+        for name, metric in record.metrics.items()
+    ]
+    write_whole(path, json.dumps({"format": 1, "results": results}, indent=2) + "\n")
+
+
+def show_soup(found: Soup) -> None:
+    """Print a front: every point three ways, hypervolumes, and their differences."""
+    console = open_console()
+    table = new_table("c", "way", "mean λ", *found.rewards, "")
+    for number_, share in enumerate(found.shares):
+        for way, records in found.fronts.items():
+            record = records[number_]
+            optimal = number_ in found.bootstrap.fronts[way].pareto
+            cells = [with_error(record.metrics[name]) for name in found.rewards]
+            table.add_row(
+                f"{share:g}", way, number(record.mean), *cells, "Pareto-optimal" if optimal else ""
+            )
+    print_table(console, table)
+    base = ", ".join(f"{name} {with_error(found.base.metrics[name])}" for name in found.rewards)
+    print_line(console, "")
+    print_line(console, f"base: {base}")
+    reference = ", ".join(number(float(value)) for value in found.bootstrap.reference)
+    print_line(console, f"hypervolumes above ({reference}), 95% intervals over the prompts")
+    volumes = new_table("front", "hypervolume", "interval")
+    for way, front in found.bootstrap.fronts.items():
+        volumes.add_row(way, number(front.hypervolume), _interval(front.interval))
+    for (one, other), difference in found.bootstrap.differences.items():
+        volumes.add_row(
+            f"{one} minus {other}", number(difference.value), _interval(difference.interval)
+        )
+    print_table(console, volumes)
+
+
+def _interval(bounds: Sequence[float]) -> str:
+    return f"{number(bounds[0])} to {number(bounds[1])}"
+
+
+def draw_soup(found: Soup, path: Path) -> None:
+    """Draw the fronts, each point with its standard errors.
+
+    Raises:
+        LinesError: matplotlib is not there, or the file cannot be made.
+    """
+    fronts = {
+        way: (
+            found.shares,
+            front.means[:, 0],
+            front.means[:, 1],
+            front.errors[:, 0],
+            front.errors[:, 1],
+            front.pareto,
+        )
+        for way, front in found.bootstrap.fronts.items()
+    }
+    x, y = (found.base.metrics[name].value for name in found.rewards)
+    figures.soup_front(path, found.rewards, fronts, {"base": (x, y)})
+
+
+def show_greedy(found: Greedy) -> None:
+    """Print the checkpoints, the choice, and the soups."""
+    console = open_console()
+    table = new_table("checkpoint", "objective", "")
+    for name, score in found.scores.items():
+        table.add_row(name, number(score), "chosen" if name in found.chosen else "")
+    print_table(console, table)
+    for split, records in (("validation", found.soups), ("test", found.test)):
+        if records:
+            print_line(console, "")
+            print_line(console, split)
+            metrics = list(next(iter(records.values())).metrics)
+            print_table(
+                console, _rows(records, metrics, found.values if split == "validation" else None)
+            )
