@@ -7,6 +7,7 @@ from typing import Any
 
 from mergekit_lines.api import merge_options, parsed
 from mergekit_lines.errors import LinesError
+from mergekit_lines.planner import models_in_order
 from mergekit_lines.plugin import METHODS, register
 from mergekit_lines.preflight import check_recipe
 
@@ -38,3 +39,9 @@ def check_recipes(
             problems.setdefault(problem, f" (at {at})" if at else "")
     if problems:
         raise LinesError([f"{problem}{where}" for problem, where in problems.items()])
+
+
+def input_names(document: Mapping[str, Any]) -> list[str]:
+    """Return the recipe's models, the base first, as the recipe calls them."""
+    _, config = parsed(document)
+    return [str(model) for model in models_in_order(config)]

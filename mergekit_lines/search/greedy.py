@@ -16,9 +16,8 @@ from mergekit_lines.evaluate import Settings, parse_evaluators
 from mergekit_lines.live.settings import tuned_entries, with_settings
 from mergekit_lines.objective import parse_objective
 from mergekit_lines.search.bench import Bench, Recipe, unscaled
-from mergekit_lines.search.checks import check_recipes
+from mergekit_lines.search.checks import check_recipes, input_names
 from mergekit_lines.search.store import Record, write_whole
-from mergekit_lines.search.sweep import input_names
 
 GREEDY = "greedy.yml"
 

@@ -10,15 +10,14 @@ from typing import Any
 
 import yaml
 
-from mergekit_lines.api import parsed, read_recipe
+from mergekit_lines.api import read_recipe
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Metric, Settings, parse_evaluators
 from mergekit_lines.live.settings import with_settings
 from mergekit_lines.objective import Objective, parse_objective
-from mergekit_lines.planner import models_in_order
 from mergekit_lines.search.axes import Axis, grid, parse_axis
 from mergekit_lines.search.bench import Bench, Recipe
-from mergekit_lines.search.checks import check_recipes
+from mergekit_lines.search.checks import check_recipes, input_names
 from mergekit_lines.search.store import Record, write_whole
 
 BEST = "best.yml"
@@ -187,12 +186,6 @@ def _tested(
     yield "uniform, equal mean", bench.measure(best.uniform.recipe, "test")
     yield "uniform, best", bench.measure(uniform_best.recipe, "test")
     yield "unscaled", bench.measure(best.unscaled.recipe, "test")
-
-
-def input_names(document: Recipe) -> list[str]:
-    """Return the recipe's models, the base first, as the recipe calls them."""
-    _, config = parsed(document)
-    return [str(model) for model in models_in_order(config)]
 
 
 def _text(recipe: Recipe, result: Sweep) -> str:
