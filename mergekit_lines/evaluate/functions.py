@@ -15,7 +15,7 @@ from typing import Any
 
 from mergekit_lines.errors import LinesError, nearest, reason
 from mergekit_lines.evaluate.measuring import still
-from mergekit_lines.evaluate.metric import Metric, mean, metric
+from mergekit_lines.evaluate.metric import Metric, metric
 from mergekit_lines.evaluate.spec import Settings, Spec, check_name, one_of, read_options
 from mergekit_lines.evaluate.texts import file_digest
 
@@ -99,7 +99,7 @@ class PythonFunction:
                 f"a number, a mapping from names to numbers, or a mapping from names to a "
                 f"sequence of at least one number per example."
             )
-        return metric(self.spec, name, mean(scores), higher_is_better=self._higher, examples=scores)
+        return metric(self.spec, name, higher_is_better=self._higher, examples=scores)
 
 
 def _takes_split(function: Callable[..., Any]) -> bool:

@@ -32,7 +32,7 @@ class Evaluator(Protocol):
         """Return everything its numbers hang on but the model, as JSON takes it.
 
         The keys are ``spec``, ``name``, ``split``, ``options``; ``data``: the files of examples
-        with their SHA-256; ``code``: likewise the files that say what is done with them.
+        with their SHA-256; ``code``: likewise the other files that the numbers hang on.
         Of lm-evaluation-harness also ``tasks`` and ``version``; of a python function
         ``function`` and ``takes_split``.
         """

@@ -63,31 +63,28 @@ class Metric:
 def metric(
     spec: str,
     name: str,
-    value: float,
+    value: float | None = None,
     *,
     higher_is_better: bool = True,
     examples: Sequence[float] | None = None,
 ) -> Metric:
-    """Return a checked metric of the evaluator ``spec``.
+    """Return a checked metric of the evaluator ``spec``; without a value, the examples' mean.
 
     Raises:
         LinesError: the value or an example's score is not finite.
     """
-    if not math.isfinite(value):
-        raise LinesError(
-            f"{spec}: the metric {name} is {value}, wanted a finite number. The weights of this "
-            f"point or the evaluator's data are at fault; leave the point out, or mend the "
-            f"evaluator."
-        )
     for number, score in enumerate(examples or (), 1):
         if not math.isfinite(score):
             raise LinesError(
                 f"{spec}: the metric {name} has the score {score} for example {number} of "
-                f"{len(examples or ())}, wanted a finite number. Mend the evaluator."
+                f"{len(examples or ())}, wanted a finite number. Look at the weights "
+                f"of this point first, then at the evaluator."
             )
+    if value is None:
+        value = math.fsum(examples or ()) / len(examples or ())
+    if not math.isfinite(value):
+        raise LinesError(
+            f"{spec}: the metric {name} is {value}, wanted a finite number. Look at the weights "
+            f"of this point first, then at the evaluator."
+        )
     return Metric(value, higher_is_better, None if examples is None else tuple(examples))
-
-
-def mean(scores: Sequence[float]) -> float:
-    """Return the mean of at least one score, exactly summed."""
-    return math.fsum(scores) / len(scores)

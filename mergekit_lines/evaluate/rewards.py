@@ -9,7 +9,7 @@ from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate.functions import as_numbers, call, find_function, function_name
 from mergekit_lines.evaluate.generation import Generation, generate
 from mergekit_lines.evaluate.measuring import still, text_tokenizer
-from mergekit_lines.evaluate.metric import Metric, mean, metric
+from mergekit_lines.evaluate.metric import Metric, metric
 from mergekit_lines.evaluate.spec import (
     Settings,
     Spec,
@@ -132,4 +132,4 @@ class Rewards:
                 f"({str(found)[:40]}), wanted a list of {len(self._prompts)} numbers: one for "
                 f"each prompt."
             )
-        return {self.name: metric(self.spec, self.name, mean(rewards), examples=rewards)}
+        return {self.name: metric(self.spec, self.name, examples=rewards)}

@@ -26,14 +26,21 @@ DOCUMENTS = [
 
 
 def plain(model: Any, tokenizer: Any, document: str, length: int = 10**9) -> list[float]:
-    """Return −log p of each token in float64: one token at a time, no padding, no batch."""
+    """Return −log p of each token in float64, without padding or batches.
+
+    Token ``place`` is predicted from those before it in its window: the tokens are parted in
+    windows of ``length``, and the one before a window is its first context.
+    """
     ids = [tokenizer.bos_token_id, *tokenizer.convert_tokens_to_ids(document.split())]
-    losses = []
-    for place in range(1, len(ids)):
-        start = (place - 1) // length * length  # of this token's window
+    losses: list[float] = []
+    while len(losses) < len(ids) - 1:
+        seen = ids[len(losses) :][:length]
         with torch.no_grad():
-            logits = model(torch.tensor([ids[start:place]])).logits[0, -1].double()
-        losses.append(-(logits - logits.logsumexp(0))[ids[place]].item())
+            logits = model(torch.tensor([seen])).logits[0].double()
+        for row in logits:
+            place = len(losses) + 1
+            if place < len(ids):
+                losses.append(math.log(row.exp().sum().item()) - row[ids[place]].item())
     return losses
 
 
@@ -206,5 +213,7 @@ def test_broken_weights_are_not_a_number(here: Any, sharp: Path, tokenizer: Any)
     model = AutoModelForCausalLM.from_pretrained(sharp)
     with torch.no_grad():
         model.lm_head.weight.fill_(math.nan)
-    with pytest.raises(LinesError, match=r"perplexity:a.txt: the metric perplexity is nan"):
+    with pytest.raises(
+        LinesError, match=r"perplexity:a.txt: the metric perplexity has the score nan"
+    ):
         one("perplexity:a.txt").measure(model, tokenizer)
