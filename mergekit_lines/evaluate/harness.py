@@ -6,7 +6,7 @@ import copy
 import importlib.metadata
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -247,16 +247,7 @@ class _Tasks:
     """The tasks of a spec as the harness loads them, and the local files they hang on."""
 
     def __init__(self, spec: str, asked: Sequence[str], include: Path | None) -> None:
-        manager = _task_manager(spec)(include_path=None if include is None else str(include))
-        unknown = [name for name in asked if name not in manager.task_index]
-        if unknown:
-            place = "" if include is None else f" nor below {include}"
-            raise LinesError(
-                f"{spec}: there is no task {some(unknown)} in lm-evaluation-harness{place}."
-                f"{nearest(unknown[0], manager.all_tasks)} ?include_path=FOLDER adds a folder "
-                f"with task YAMLs."
-            )
-        self.manager = manager
+        self.manager = manager = _manager_of(spec, asked, include)
         self.tasks: dict[str, Any] = {}
         self.leaves: dict[str, list[str]] = {}
         self.given: list[Any] = []  # loaded once: every point of a sweep asks for them
@@ -284,7 +275,8 @@ class _Tasks:
             self.code |= code_digests(path, include)
 
 
-def _task_manager(spec: str) -> Callable[..., Any]:
+def _manager_of(spec: str, asked: Sequence[str], include: Path | None) -> Any:
+    """Return the harness's index of tasks that has all of those that are asked for."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -292,8 +284,28 @@ def _task_manager(spec: str) -> Callable[..., Any]:
             f"{spec}: lm-evaluation-harness is not installed ({reason(error)}). Install it with "
             f"`pip install 'mergekit-lines[eval]'`."
         ) from error
-    found: Callable[..., Any] = TaskManager
-    return found
+    place = "" if include is None else f" nor below {include}"
+    if include is not None:  # the harness's own thousands of YAMLs take many seconds to read
+        manager = TaskManager(include_path=str(include), include_defaults=False)
+        if all(_complete(manager.task_index, name) for name in asked):
+            return manager
+    manager = TaskManager(include_path=None if include is None else str(include))
+    if unknown := [name for name in asked if name not in manager.task_index]:
+        raise LinesError(
+            f"{spec}: there is no task {some(unknown)} in lm-evaluation-harness{place}."
+            f"{nearest(unknown[0], manager.all_tasks)} ?include_path=FOLDER adds a folder "
+            f"with task YAMLs."
+        )
+    return manager
+
+
+def _complete(index: Mapping[str, Any], name: str) -> bool:
+    """Return whether an index has a task, or a group and all that it names."""
+    if name not in index:
+        return False
+    parts = (index[name].cfg or {}).get("task")
+    names = [part for part in parts if isinstance(part, str)] if isinstance(parts, list) else []
+    return all(_complete(index, part) for part in names)
 
 
 def _language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:

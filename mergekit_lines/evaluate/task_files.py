@@ -67,9 +67,6 @@ def _name(file: Path, root: Path) -> str:
 def data_digests(config: Any) -> tuple[dict[str, str], dict[str, str]]:
     """Return a task's local ``data_files`` with their SHA-256: measured on, and the others.
 
-    A part of a split (``test[:50%]``) is not its file: two tasks may be measured on two parts of
-    one file, and their examples tell whether these are apart.
-
     Args:
         config: the task's, with ``test_split``, ``validation_split`` and ``dataset_kwargs``.
     """

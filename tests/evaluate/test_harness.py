@@ -112,7 +112,7 @@ def tasks(here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         task: rolling
         dataset_path: json
         output_type: loglikelihood_rolling
-        test_split: test[:2]
+        test_split: test
         doc_to_text: ""
         doc_to_target: "{{{{q}}}}"
         metric_list:
@@ -260,14 +260,14 @@ def test_leaks_of_tasks(tasks: Path, here: Any, model: Any, tokenizer: Any) -> N
     here("tasks/twin.yaml", text.replace("task: mc-test", "task: twin"))
     with pytest.raises(LinesError, match=r"both read the file .*test\.jsonl"):
         check("lm_eval:mc-test", "lm_eval:twin")
-    half = text.replace("test_split: test", "test_split: test[2:]")
-    here("tasks/half.yaml", half.replace("task: mc-test", "task: half"))
-    other = text.replace("test_split: test", "test_split: test[:3]")
-    here("tasks/other.yaml", other.replace("task: mc-test", "task: other"))
-    check("lm_eval:half", "lm_eval:other")  # parts of one file: not known yet
-    with pytest.raises(LinesError, match=r"1 example is in both, of 2 and 3\."):
-        check("lm_eval:half", "lm_eval:other", measured=True)
-    assert one("lm_eval:half", include_path=tasks).digests() is None
+    lines = "".join(json.dumps(question) + "\n" for question in QUESTIONS[3:])
+    other = here("data/other.jsonl", lines)
+    text = text.replace(str(tasks.parent / "data" / "test.jsonl"), str(other))
+    here("tasks/other.yaml", text.replace("task: mc-test", "task: other"))
+    check("lm_eval:mc-test", "lm_eval:other")  # their documents are not known yet
+    with pytest.raises(LinesError, match=r"1 example is in both, of 4 and 3\."):
+        check("lm_eval:mc-test", "lm_eval:other", measured=True)
+    assert one("lm_eval:other", include_path=tasks).digests() is None
 
 
 def test_what_is_missing(tasks: Path, model: Any, here: Any, tokenizer: Any) -> None:
