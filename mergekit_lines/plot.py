@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.drawing import COLOURS, INK, MARKERS, new_figure, plain_axes, save
+from mergekit_lines.errors import LinesError
 from mergekit_lines.findings import Inspection
 
-# Dark on white, and told apart by the colour-blind (Okabe and Ito).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vP"
 SPAN = 0.2  # of the y axis at least: a constant λ has no range of its own
 
 
@@ -27,24 +25,10 @@ def draw(inspections: Sequence[Inspection], path: Path) -> None:
         raise LinesError(
             f"--plot {path}: there are no coefficients to draw: see the problems of the recipe."
         )
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise LinesError(
-            f"--plot {path}: matplotlib is not installed ({reason(error)}). Install it with "
-            f"`pip install 'mergekit-lines[plot]'`."
-        ) from error
-    figure = Figure(figsize=(7.2, 4.2 * len(known)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(f"--plot {path}", 7.2, 4.2 * len(known), dpi=150)
     for axes, told in zip(figure.subplots(len(known), squeeze=False)[:, 0], known, strict=True):
         _panel(axes, told)
-    try:
-        figure.savefig(path, dpi=150, format="png")
-    except OSError as error:
-        raise LinesError(
-            f"--plot {path}: cannot be written ({error.strerror}). Choose another file."
-        ) from error
+    save(figure, path, f"--plot {path}")
 
 
 def _drawable(told: Inspection) -> bool:
@@ -94,8 +78,7 @@ def _panel(axes: Any, told: Inspection) -> None:
     wraps = f" around {', '.join(told.wraps)}" if told.wraps else ""
     name = f"{told.name}: " if told.name else ""
     axes.set_title(f"{name}{told.merge_method}{wraps}", fontsize=11)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_axes(axes, "y")
     axes.legend(frameon=False, fontsize=9)
 
 
@@ -112,7 +95,7 @@ def _mark_outside(axes: Any, told: Inspection, side: float, *, relative: bool) -
             [side],
             [value.value],
             "X",
-            color="#222222",
+            color=INK,
             markersize=8,
             zorder=4,
             label=label,

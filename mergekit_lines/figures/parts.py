@@ -1,0 +1,75 @@
+"""What the figures of sweeps and soups share: the look of each line, words on an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mergekit_lines.drawing import COLOURS, MARKERS, number, numbers, wrapped
+from mergekit_lines.errors import LinesError
+
+# One line has one look in every figure, whatever stands beside it.
+PLACES = {"LiNeS": 0, "plain": 1, "unscaled": 1, "uniform, equal mean": 2}
+DASHES = ("-", (0, (5, 2)), (0, (5, 1.5, 1, 1.5)), (0, (2, 1.2)), (0, (7, 2, 2, 2)), (0, (3, 3)))
+
+
+def looks_of(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return colour, marker and dashes of each line: a known name's own, then what is free."""
+    known = list(dict.fromkeys(labels))
+    taken = {PLACES[label] for label in known if label in PLACES}
+    free = iter(place for place in range(len(known) + len(PLACES)) if place not in taken)
+    looks = {}
+    for label in known:
+        place = (PLACES[label] if label in PLACES else next(free)) % len(COLOURS)
+        looks[label] = {
+            "color": COLOURS[place],
+            "marker": MARKERS[place],
+            "linestyle": DASHES[place],
+        }
+    return looks
+
+
+def are_texts(values: Iterable[float | str]) -> bool:
+    """Whether an axis has words on it: choices, or truth values."""
+    return any(isinstance(value, (str, bool, np.bool_)) for value in values)
+
+
+def word(value: float | str) -> str:
+    """Return one value of a swept key as the legend has it."""
+    return str(value) if are_texts([value]) else number(float(value))
+
+
+def place_ticks(axis: Any, values: Sequence[float | str], room: int) -> None:
+    """Name the places 0, 1, … of an axis on which ``room`` characters fit.
+
+    Texts that are too long are broken, then turned; of too many numbers some are left out.
+    """
+    places = range(len(values))
+    if not are_texts(values):
+        names = numbers(float(value) for value in values)
+        step = -(-(max(map(len, names)) + 1) * len(names) // room)
+        axis.set_ticks(places[::step], numbers(float(value) for value in values[::step]))
+        return
+    each = room // len(values) - 1
+    words = [word(value) for value in values]
+    if each >= 8:
+        names = [wrapped(text, each) for text in words]
+        if max(name.count("\n") for name in names) < 4:
+            axis.set_ticks(places, names)
+            return
+    axis.set_ticks(places, [wrapped(text, 30) for text in words])
+    axis.set_tick_params(rotation=90)
+
+
+def refuse_nothing(path: Path, values: Iterable[ArrayLike]) -> None:
+    """Refuse a figure without any point.
+
+    Raises:
+        LinesError: none of the arrays has a finite number.
+    """
+    if not any(np.isfinite(np.asarray(known, dtype=np.float64)).any() for known in values):
+        raise LinesError(f"{path}: there is nothing to draw: no point has a value yet.")
