@@ -58,8 +58,8 @@ def show_sweep(found: Sweep) -> None:
     print_line(console, "inputs as they are, validation")
     print_table(console, _rows(rows, metrics, found.input_scores))
     best, rival = found.best.scores["lines"], found.best_uniform.scores["uniform"]
-    values = found.best.settings.values()
-    at = ", ".join(f"{axis} {value}" for axis, value in zip(axes, values, strict=True))
+    chosen = zip(axes, found.best.settings.values(), strict=True)
+    at = ", ".join(f"{axis} {value}" for axis, value in chosen)
     print_line(console, "")
     print_line(console, f"chosen: {at}; objective {number(best)} with LiNeS")
     flat = number(found.best_uniform.lines.mean)
