@@ -127,22 +127,19 @@ class Harness:
         """
         text_tokenizer(self.spec, tokenizer)
         tasks = self._load()
-        from lm_eval import simple_evaluate
+        # Not simple_evaluate: it loads the tasks anew, and lists all installed packages, for
+        # seconds each time; the seeds it sets are set here.
+        from lm_eval import evaluate
 
         with still(model, self._seed), self._failures("lm-evaluation-harness failed"):
-            found = simple_evaluate(
-                model=_language_model(model, tokenizer, self._batch_size),
-                tasks=list(tasks.given),
-                task_manager=tasks.manager,
-                num_fewshot=self._shots,
+            for task in tasks.tasks.values():
+                task.set_fewshot_seed(seed=self._seed)
+            found = evaluate(
+                lm=_language_model(model, tokenizer, self._batch_size),
+                task_dict=tasks.loaded,
                 limit=self._limit,
-                batch_size=self._batch_size,
                 log_samples=True,
                 bootstrap_iters=0,
-                random_seed=self._seed,
-                numpy_random_seed=self._seed,
-                torch_random_seed=self._seed,
-                fewshot_random_seed=self._seed,
             )
         samples = found["samples"].values()
         self._digests = frozenset(sample["doc_hash"] for each in samples for sample in each)
@@ -231,6 +228,7 @@ class Harness:
         if self._tasks is None:
             with self._failures("lm-evaluation-harness could not load the tasks"):
                 self._tasks = _Tasks(self.spec, self._asked, self._include)
+                self._tasks.set_shots(self.spec, self._shots)
         return self._tasks
 
     @contextmanager
@@ -247,27 +245,44 @@ class _Tasks:
     """The tasks of a spec as the harness loads them, and the local files they hang on."""
 
     def __init__(self, spec: str, asked: Sequence[str], include: Path | None) -> None:
-        self.manager = manager = _manager_of(spec, asked, include)
-        self.tasks: dict[str, Any] = {}
-        self.leaves: dict[str, list[str]] = {}
-        self.given: list[Any] = []  # loaded once: every point of a sweep asks for them
+        self._index = _index_of(spec, asked, include)
+        self.loaded = self._index.load(list(asked))
+        self.tasks: dict[str, Any] = self.loaded["tasks"]
+        groups: dict[str, Any] = self.loaded.get("groups", {})
+        self.leaves: dict[str, list[str]] = {name: self._leaves(name, groups) for name in asked}
         self.data: dict[str, str] = {}
         self.code: dict[str, str] = {}
-        for name in asked:
-            loaded = manager.load([name])
-            groups, tasks = loaded.get("groups", {}), loaded["tasks"]
-            self.given += [groups[name]] if name in groups else list(tasks.values())
-            self.leaves[name] = sorted(tasks)
-            self.tasks |= tasks
-            for part in (name, *groups, *tasks):
-                self._add(include, part)
+        for name in dict.fromkeys((*asked, *groups, *self.tasks)):
+            self._add(include, name)
         for task in self.tasks.values():
             data, others = data_digests(task.config)
             self.data |= data
             self.code |= others
 
+    def _leaves(self, name: str, groups: Mapping[str, Any]) -> list[str]:
+        """Return the tasks of a group or a tag, or the task itself."""
+        if name in groups:
+            return [task.task_name for task in groups[name].get_all_tasks()]
+        return [name] if name in self.tasks else sorted(self._index.task_index[name].tags)
+
+    def set_shots(self, spec: str, shots: int | None) -> None:
+        """Set the number of few-shot examples of every task.
+
+        Raises:
+            LinesError: a task is defined without any.
+        """
+        for name, task in self.tasks.items():
+            own = task.get_config("num_fewshot")
+            if shots and own == 0:
+                raise LinesError(
+                    f"{spec}: num_fewshot is {shots}, and the task {name} is defined with 0. "
+                    f"Leave the option out, or take another task."
+                )
+            if shots is not None or own is None:
+                task.set_config(key="num_fewshot", value=shots or 0)
+
     def _add(self, include: Path | None, name: str) -> None:
-        entry = self.manager.task_index.get(name)
+        entry = self._index.task_index.get(name)
         if include is None or entry is None or entry.yaml_path is None:
             return
         path = Path(entry.yaml_path)
@@ -275,7 +290,7 @@ class _Tasks:
             self.code |= code_digests(path, include)
 
 
-def _manager_of(spec: str, asked: Sequence[str], include: Path | None) -> Any:
+def _index_of(spec: str, asked: Sequence[str], include: Path | None) -> Any:
     """Return the harness's index of tasks that has all of those that are asked for."""
     try:
         from lm_eval.tasks import TaskManager
