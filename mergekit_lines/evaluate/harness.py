@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.metadata
 import math
 import re
@@ -226,7 +227,7 @@ class Harness:
 
     def _load(self) -> _Tasks:
         if self._tasks is None:
-            with self._failures("lm-evaluation-harness could not load the tasks"):
+            with self._failures("lm-evaluation-harness could not load a task or its data"):
                 self._tasks = _Tasks(self.spec, self._asked, self._include)
                 self._tasks.set_shots(self.spec, self._shots)
         return self._tasks
@@ -304,7 +305,7 @@ def _index_of(spec: str, asked: Sequence[str], include: Path | None) -> Any:
         manager = TaskManager(include_path=str(include), include_defaults=False)
         if all(_complete(manager.task_index, name) for name in asked):
             return manager
-    manager = TaskManager(include_path=None if include is None else str(include))
+    manager = _whole_index(None if include is None else str(include.resolve()))
     if unknown := [name for name in asked if name not in manager.task_index]:
         raise LinesError(
             f"{spec}: there is no task {some(unknown)} in lm-evaluation-harness{place}."
@@ -312,6 +313,14 @@ def _index_of(spec: str, asked: Sequence[str], include: Path | None) -> Any:
             f"with task YAMLs."
         )
     return manager
+
+
+@functools.lru_cache(maxsize=1)
+def _whole_index(include: str | None) -> Any:
+    """Return the index of the harness's own tasks and of a folder; read once, it is slow."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include)
 
 
 def _complete(index: Mapping[str, Any], name: str) -> bool:

@@ -59,7 +59,7 @@ def measure_all(evaluators: Sequence[Evaluator], model: Any, tokenizer: Any) -> 
 
     shared: Shared = {}
     metrics: dict[str, Metric] = {}
-    origin: dict[str, str] = {}
+    origin: dict[str, Evaluator] = {}
     for evaluator in evaluators:
         if isinstance(evaluator, Rewards):
             found = evaluator.measure(model, tokenizer, shared)
@@ -67,12 +67,16 @@ def measure_all(evaluators: Sequence[Evaluator], model: Any, tokenizer: Any) -> 
             found = evaluator.measure(model, tokenizer)
         for name, value in found.items():
             if name in metrics:
-                raise LinesError(
-                    f"{origin[name]} and {evaluator.spec} both measure {name}. "
-                    f"{rename(evaluator.spec)}"
-                )
-            metrics[name], origin[name] = value, evaluator.spec
+                raise LinesError(name_taken(origin[name], evaluator, name))
+            metrics[name], origin[name] = value, evaluator
     return metrics
+
+
+def name_taken(first: Evaluator, second: Evaluator, name: str | None = None) -> str:
+    """Return a sentence about two evaluators that have a metric of one name."""
+    return (
+        f"{first.spec} and {second.spec} both measure {name or second.name}. {rename(second.spec)}"
+    )
 
 
 @contextmanager

@@ -6,8 +6,8 @@ import importlib
 from collections.abc import Sequence
 
 from mergekit_lines.errors import LinesError, nearest
-from mergekit_lines.evaluate.measuring import Evaluator
-from mergekit_lines.evaluate.spec import Settings, parse_spec
+from mergekit_lines.evaluate.measuring import Evaluator, name_taken
+from mergekit_lines.evaluate.spec import Settings, Spec, parse_spec
 
 # kind: (module, class); each class is made of (spec, split, settings).
 _KINDS = {
@@ -16,6 +16,7 @@ _KINDS = {
     "python": ("functions", "PythonFunction"),
     "rewards": ("rewards", "Rewards"),
 }
+_ONE_METRIC = ("perplexity", "rewards")
 SPLITS = ("validation", "test")
 
 
@@ -37,7 +38,9 @@ def parse_evaluators(specs: Sequence[str], split: str, settings: Settings) -> li
     problems: list[str] = []
     for text in specs:
         try:
-            evaluators.append(_parse(text, split, settings))
+            spec = parse_spec(text)
+            evaluators.append(_make(spec, split, settings))
+            problems += _names_taken(spec, evaluators)
         except LinesError as error:
             problems += error.problems
     if problems:
@@ -45,11 +48,18 @@ def parse_evaluators(specs: Sequence[str], split: str, settings: Settings) -> li
     return evaluators
 
 
-def _parse(text: str, split: str, settings: Settings) -> Evaluator:
-    spec = parse_spec(text)
+def _names_taken(spec: Spec, evaluators: Sequence[Evaluator]) -> list[str]:
+    """Return whether the last evaluator's one metric has the name of another, in a sentence."""
+    if spec.kind not in _ONE_METRIC:
+        return []
+    *others, last = evaluators
+    return [name_taken(other, last) for other in others if other.name == last.name]
+
+
+def _make(spec: Spec, split: str, settings: Settings) -> Evaluator:
     if spec.kind not in _KINDS:
         raise LinesError(
-            f"{text}: found the kind {spec.kind!r}, wanted {', '.join(_KINDS)}."
+            f"{spec.text}: found the kind {spec.kind!r}, wanted {', '.join(_KINDS)}."
             f"{nearest(spec.kind, _KINDS)}"
         )
     module, name = _KINDS[spec.kind]

@@ -145,6 +145,7 @@ def right(model: Any, tokenizer: Any, questions: list[Any]) -> list[float]:
 def test_accuracy_is_that_of_likelihoods_by_hand(tasks: Path, model: Any, tokenizer: Any) -> None:
     """Of a local task, by name with _; twice the same, and the model as it was."""
     evaluator = one("lm_eval:mc-test,mc-valid", include_path=tasks, batch_size=3)
+    assert {*right(model, tokenizer, QUESTIONS)} == {0.0, 1.0}  # the oracle tells them apart
     tied, padding = model.tie_weights, tokenizer.padding_side
     found = measure_all([evaluator], model, tokenizer)
     assert {name: metric.examples for name, metric in found.items()} == {
@@ -278,8 +279,17 @@ def test_what_is_missing(tasks: Path, model: Any, here: Any, tokenizer: Any) -> 
         caught.value.message
     )
     assert "?include_path=FOLDER adds a folder with task YAMLs." in caught.value.message
+    with pytest.raises(
+        LinesError, match=r"arc_easy: .* could not load a task or its data \(.*ffline"
+    ):
+        one("lm_eval:arc_easy", include_path=tasks).identity()
+    here("tasks/mc_test.yaml", (tasks / "mc_test.yaml").read_text() + "num_fewshot: 0\n")
+    with pytest.raises(LinesError, match=r"mc-test is defined with 0. Leave the option out, or"):
+        one("lm_eval:mc-test?num_fewshot=1", include_path=tasks).identity()
     with pytest.raises(LinesError, match=r"the model has no tokenizer"):
         one("lm_eval:mc-test", include_path=tasks).measure(model, None)
     (tasks.parent / "data" / "test.jsonl").unlink()
-    with pytest.raises(LinesError, match=r"lm-evaluation-harness could not load the tasks \(File"):
+    with pytest.raises(
+        LinesError, match=r"lm-evaluation-harness could not load a task or its data \(File"
+    ):
         one("lm_eval:mc-test", include_path=tasks).identity()

@@ -121,12 +121,15 @@ def test_two_metrics_of_one_name_are_refused(here: Any, model: Any, tokenizer: A
     here("a.txt", "w1 w2")
     here("b.txt", "w3 w4")
     specs = ["perplexity:a.txt", "perplexity:b.txt"]
-    with pytest.raises(LinesError) as caught:
-        measure_all(parse_evaluators(specs, "test", Settings()), model, tokenizer)
-    assert caught.value.message == (
+    text = (
         "[lines] perplexity:a.txt and perplexity:b.txt both measure perplexity. Give another "
         "one: NAME=perplexity:b.txt."
     )
+    with pytest.raises(LinesError) as early:
+        parse_evaluators(specs, "test", Settings())
+    with pytest.raises(LinesError) as late:
+        measure_all([one(spec) for spec in specs], model, tokenizer)
+    assert early.value.message == late.value.message == text
     specs[1] = f"other={specs[1]}"
     found = measure_all(parse_evaluators(specs, "test", Settings()), model, tokenizer)
     assert list(found) == ["perplexity", "other"]
