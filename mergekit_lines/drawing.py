@@ -112,11 +112,12 @@ def fit_height(figure: Any, axes: Any, rows: int, height: float) -> None:
 
     Long names then take their own room, and none of the drawing's.
     """
-    figure.draw_without_rendering()
+    layout = figure.get_layout_engine()
+    layout.execute(figure)
     texts = figure.get_figheight() - rows * axes.get_window_extent().height / figure.dpi
     figure.set_figheight(texts + rows * height)
-    for _ in range(2):  # the layout goes by the ticks of the drawing before
-        figure.draw_without_rendering()
+    for _ in range(2):  # a layout goes by the ticks of the one before
+        layout.execute(figure)
 
 
 def legend_below(figure: Any, handles: Sequence[Any]) -> None:
