@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mergekit_lines import LinesError, sweep
 from tests import models
 from tests.e2e import runner
+from tests.e2e.runner import ForkServer
 
 # Evaluators' functions, written beside each recipe. The examples differ between the splits.
 PROBES = '''
@@ -38,10 +39,10 @@ def scores(model, split):
         return model(input_ids=ids).logits.double().abs().mean((1, 2)).tolist()
 
 def size(model, tokenizer, split):
-    """Mean magnitude of the logits per example; dies at the call that DIE_AT names."""
+    """Mean magnitude of the logits per example; dies at the call that die_at.txt names."""
     calls = len(CALLS.read_text()) if CALLS.exists() else 0
     CALLS.write_text("x" * (calls + 1))
-    if os.environ.get("DIE_AT") == str(calls + 1):
+    if Path("die_at.txt").exists() and Path("die_at.txt").read_text() == str(calls + 1):
         os.kill(os.getpid(), signal.SIGKILL)
     return {"size": scores(model, split)}
 
@@ -54,7 +55,19 @@ def length(prompts, completions):
 def vowels(prompts, completions):
     return [float(sum(letter in "aeiou0123456789" for letter in text)) for text in completions]
 '''
+Shell = Callable[[Sequence[str], Path], runner.Result]
 PROMPTS = ["tok10 tok11 tok12", "tok20 tok21", "tok30 tok31 tok32 tok33"]
+
+
+PRELOADED = ("mergekit_lines.search.telling", "matplotlib.backends.backend_agg", "peft")
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """Runs commands, each in a process of its own, that are forked off one start of mergekit."""
+    folder = tmp_path_factory.mktemp("shell")
+    with ForkServer(folder / "log", preload=PRELOADED) as server:
+        yield lambda command, cwd: server.run(command, cwd, folder, timeout=120)
 
 
 @pytest.fixture
@@ -110,13 +123,13 @@ def results(place: Path, out: str = "found") -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_sweep_measures_what_the_merges_are(place: Path, llama_base: Path) -> None:
+def test_sweep_measures_what_the_merges_are(shell: Shell, place: Path, llama_base: Path) -> None:
     """Every point has the scores of the model that mergekit-yaml writes for it.
 
     With it the unscaled merge, the uniform coefficient of equal mean, the inputs as they
     are; the choice is the best of the LiNeS points by the objective, and best.yml gives it.
     """
-    told = runner.run([*SWEEP, "--test", "python:probes:size"], place).succeeded()
+    told = shell([*SWEEP, "--test", "python:probes:size"], place).succeeded()
     size = probes()["scores"]
     expected: dict[str, float] = {}
 
@@ -165,20 +178,22 @@ def test_sweep_measures_what_the_merges_are(place: Path, llama_base: Path) -> No
     assert (place / "found" / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_killed_sweep_goes_on_and_ends_with_the_same_table(place: Path) -> None:
+def test_killed_sweep_goes_on_and_ends_with_the_same_table(shell: Shell, place: Path) -> None:
     """SIGKILL within a point and between points: nothing is measured twice, one table comes out."""
-    whole = runner.run(SWEEP, place).succeeded()
+    whole = shell(SWEEP, place).succeeded()
     calls = len((place / "calls.txt").read_text())
     lines = {json.dumps(r["recipe"], sort_keys=True): r["metrics"] for r in results(place)}
     (place / "calls.txt").unlink()
     killed = (*SWEEP[:-1], "killed")
-    died = runner.run(killed, place, {"DIE_AT": "4"})  # within its fourth measurement
+    (place / "die_at.txt").write_text("4")  # within its fourth measurement
+    died = shell(killed, place)
+    (place / "die_at.txt").unlink()
     assert died.returncode == -signal.SIGKILL
     assert len(results(place, "killed")) == 3
     _kill_after(place, killed, lines=6)
     left = len(results(place, "killed"))
     assert 6 <= left < calls
-    resumed = runner.run(killed, place).succeeded()
+    resumed = shell(killed, place).succeeded()
     assert f"found {left} results in killed: going on behind them" in resumed.stderr
     assert resumed.stdout == whole.stdout
     again = {
@@ -208,23 +223,23 @@ def _kill_after(place: Path, command: tuple[str, ...], lines: int) -> None:
     assert process.wait(60) == -signal.SIGKILL
 
 
-def test_sweep_goes_on_only_with_the_same_search(place: Path) -> None:
+def test_sweep_goes_on_only_with_the_same_search(shell: Shell, place: Path) -> None:
     """Another recipe or evaluator is refused; other axes and objectives use what is there."""
-    runner.run(SWEEP, place).succeeded()
+    shell(SWEEP, place).succeeded()
     calls = len((place / "calls.txt").read_text())
-    more = runner.run([*SWEEP[:4], "beta=0.2,0.4,0.6", *SWEEP[5:8], "-size", *SWEEP[9:]], place)
+    more = shell([*SWEEP[:4], "beta=0.2,0.4,0.6", *SWEEP[5:8], "-size", *SWEEP[9:]], place)
     assert more.succeeded()
     assert len((place / "calls.txt").read_text()) == calls
     (place / "recipe.yml").write_text(yaml.safe_dump(with_words(place, density=0.4)))
-    other = runner.run(SWEEP, place)
+    other = shell(SWEEP, place)
     assert other.returncode == 1
     assert "holds results of another search: the recipe differ" in other.last_line
 
 
-def test_sweep_over_two_axes_draws_a_map(place: Path) -> None:
+def test_sweep_over_two_axes_draws_a_map(shell: Shell, place: Path) -> None:
     """Two axes give every pair; choice keys are swept as numbers are."""
     command = [*SWEEP[:4], "beta=0.2,0.5", "--set", "schedule=linear,sqrt", *SWEEP[5:]]
-    told = runner.run(command, place).succeeded()
+    told = shell(command, place).succeeded()
     swept = {
         (r["recipe"]["parameters"]["beta"], r["recipe"]["parameters"]["schedule"])
         for r in results(place)
@@ -245,7 +260,7 @@ def test_sweep_over_two_axes_draws_a_map(place: Path) -> None:
     ],
 )
 def test_sweep_refuses_test_data_by_which_it_would_choose(
-    place: Path, evaluate: str, test: str, told: str
+    shell: Shell, place: Path, evaluate: str, test: str, told: str
 ) -> None:
     """The same file, a copy, a shared example, a function that cannot tell the splits: refused.
 
@@ -256,7 +271,7 @@ def test_sweep_refuses_test_data_by_which_it_would_choose(
     for name, text in texts.items():
         (place / f"{name}.txt").write_text(text)
     command = [*SWEEP[:5], "--evaluate", evaluate, "--test", test, "--out", "found"]
-    refused = runner.run(command, place)
+    refused = shell(command, place)
     assert refused.returncode == 1
     assert "Traceback" not in refused.stderr
     assert told in refused.last_line
@@ -273,12 +288,12 @@ def test_sweep_refuses_test_data_by_which_it_would_choose(
     ],
 )
 def test_sweep_refuses_before_it_measures_the_grid(
-    place: Path, words: list[str], told: str
+    shell: Shell, place: Path, words: list[str], told: str
 ) -> None:
     """A slip in an axis or the objective is told at once, in one message."""
     command = [*SWEEP[:3], "--set", "beta=0.1,0.2", *SWEEP[5:]]
     command = [*SWEEP[:3], *words, "--evaluate", "python:probes:size", "--out", "found"]
-    refused = runner.run(command, place)
+    refused = shell(command, place)
     assert refused.returncode == 1
     assert "Traceback" not in refused.stderr
     assert told in refused.stderr
@@ -311,7 +326,7 @@ def test_sweep_of_gamma_keeps_the_uniform_neighbour_plain(
         sweep({**recipe, "dtype": "float32"}, ["gamma=0"], ["python:probes:size"], "found")
 
 
-def test_soup_traces_the_front_of_the_merges(place: Path, llama_base: Path) -> None:
+def test_soup_traces_the_front_of_the_merges(shell: Shell, place: Path, llama_base: Path) -> None:
     """Every point of the three fronts has the rewards of the model that mergekit-yaml writes."""
     recipe = with_words(place, alpha=1, beta=1, wrap="task_arithmetic")
     del recipe["parameters"]["density"]
@@ -319,10 +334,14 @@ def test_soup_traces_the_front_of_the_merges(place: Path, llama_base: Path) -> N
     rewards = ["--rewards", "rewards:probes:length", "--rewards", "rewards:probes:vowels"]
     command = ["mergekit-lines", "soup", "recipe.yml", "--points", "3", *rewards]
     command += ["--prompts", "prompts.txt", "--max-new-tokens", "6", "--out", "found"]
-    told = runner.run(command, place).succeeded()
+    told = shell(command, place).succeeded()
     tokenizer = AutoTokenizer.from_pretrained(llama_base)
     functions = probes()
-    found = {json.dumps(r["recipe"], sort_keys=True): r["metrics"] for r in results(place)}
+    found = {}
+    for record in results(place):
+        words, entries = record["recipe"].get("parameters"), record["recipe"].get("models")
+        key = words and (words["alpha"], words["beta"], entries[0]["parameters"]["weight"])
+        found[key] = record["metrics"]
     assert len(found) == 1 + 3 * 3
     for c in (0.0, 0.5, 1.0):
         for way, (alpha, beta) in {"lines": (1, 1), "plain": (1, 0), "uniform": (1.5, 0)}.items():
@@ -331,7 +350,7 @@ def test_soup_traces_the_front_of_the_merges(place: Path, llama_base: Path) -> N
             for entry, weight in zip(point["models"], (c, 1 - c), strict=True):
                 entry["parameters"] = {"weight": weight}
             texts = _completions(merged(point, place / "merged" / f"{way}{c}"), tokenizer)
-            metrics = found[json.dumps(point, sort_keys=True)]
+            metrics = found[alpha, beta, c]
             assert metrics["length"]["examples"] == functions["length"](PROMPTS, texts)
             assert metrics["vowels"]["examples"] == functions["vowels"](PROMPTS, texts)
     assert "LiNeS minus plain" in told.stdout
@@ -339,7 +358,7 @@ def test_soup_traces_the_front_of_the_merges(place: Path, llama_base: Path) -> N
     written = sorted((place / "found" / "recipes").iterdir())
     assert written
     share = written[0].stem.removeprefix("c")
-    one = runner.run(
+    one = shell(
         ["mergekit-lines", "soup", "recipe.yml", "--write", f"c={share}", "--out", "model"], place
     ).succeeded()
     assert one
@@ -371,12 +390,14 @@ def _completions(model: Any, tokenizer: Any) -> list[str]:
         ({"models": []}, "and 0 models besides the base"),
     ],
 )
-def test_soup_wants_two_policies(place: Path, changes: dict[str, Any], told: str) -> None:
+def test_soup_wants_two_policies(
+    shell: Shell, place: Path, changes: dict[str, Any], told: str
+) -> None:
     """A front lies between two models."""
     recipe = with_words(place, beta=1) | changes
     (place / "recipe.yml").write_text(yaml.safe_dump(recipe))
     rewards = ["--rewards", "rewards:probes:length", "--prompts", "prompts.txt"]
-    refused = runner.run(["mergekit-lines", "soup", "recipe.yml", *rewards, "--out", "x"], place)
+    refused = shell(["mergekit-lines", "soup", "recipe.yml", *rewards, "--out", "x"], place)
     assert refused.returncode == 1
     assert told in refused.last_line
 
@@ -394,7 +415,7 @@ def near(model, tokenizer, split):
 
 
 def test_greedy_keeps_a_checkpoint_only_if_the_soup_gets_better(
-    tmp_path: Path, llama_base: Path
+    shell: Shell, tmp_path: Path, llama_base: Path
 ) -> None:
     """The choice is that of the paper's procedure, done by hand on the state dicts in float64."""
     names = ["c0", "c1", "c2", "c3"]
@@ -440,7 +461,7 @@ def test_greedy_keeps_a_checkpoint_only_if_the_soup_gets_better(
 
     command = ["mergekit-lines", "greedy", "recipe.yml", "--evaluate", "python:nearness:near"]
     command += ["--test", "python:nearness:near", "--out", "found"]
-    told = runner.run(command, tmp_path).succeeded()
+    told = shell(command, tmp_path).succeeded()
     chosen = yaml.safe_load((tmp_path / "found" / "greedy.yml").read_text())
     assert [entry["model"] for entry in chosen["models"]] == sorted(kept)
     weights = [entry["parameters"]["weight"] for entry in chosen["models"]]
@@ -448,7 +469,7 @@ def test_greedy_keeps_a_checkpoint_only_if_the_soup_gets_better(
     assert chosen["parameters"] == recipe["parameters"]
     assert "greedy + LiNeS" in told.stdout
     # What greedy.yml gives is what was measured as greedy + LiNeS: the others had weight 0.
-    out = runner.run(["mergekit-yaml", "found/greedy.yml", "merged"], tmp_path).succeeded()
+    out = shell(["mergekit-yaml", "found/greedy.yml", "merged"], tmp_path).succeeded()
     assert out
     state = models.read(tmp_path / "merged")
     by_hand = -sum(
