@@ -14,9 +14,10 @@ from pydantic import ValidationError
 
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.findings import Inspection
-from mergekit_lines.inspection import inspect_recipe, recipe_problems
+from mergekit_lines.inspection import inspect_recipe
 from mergekit_lines.parameters import schema_problems
 from mergekit_lines.plugin import METHODS
+from mergekit_lines.preflight import check_recipe
 
 
 @dataclass(frozen=True)
@@ -109,5 +110,5 @@ def _inspect(document: Document, options: MergeOptions, out: Path | None) -> Ins
             f"itself was checked. Once that is merged, inspect this document alone with the path "
             f"in place of the name.",
         ),
-        problems=tuple(recipe_problems(document.config, document.source, options, place)),
+        problems=tuple(check_recipe(document.config, place, options, document.source)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ def inspect_recipe(
     """
     process = process_bytes()
     told = Inspection(name, config.merge_method)
-    problems = recipe_problems(config, source, options, out)
+    problems = check_recipe(config, out.absolute() if out else None, options, source)
     models = check_models(config, options)
     if models:
         return replace(told, problems=_distinct(problems + models))
@@ -104,20 +105,9 @@ def inspect_recipe(
     return replace(told, notes=_distinct(notes), problems=_distinct(problems))
 
 
-def recipe_problems(
-    config: MergeConfiguration, source: str | None, options: MergeOptions, out: Path | None
-) -> list[str]:
-    """Return what can be told without a model, of OUT too where it is given."""
-    link = []
-    if out is not None and out.is_symlink() and not out.exists():
-        link = [f"OUT {out}: found a link that leads nowhere. Choose another OUT."]
-    place = out.absolute().resolve() if out else None
-    return link + check_recipe(config, place, options, source)
-
-
 def _free(out: Path) -> int:
     parent = out.absolute()
-    while not parent.exists():
+    while not os.access(parent, os.F_OK):  # Path.exists raises for a name that is too long
         parent = parent.parent
     return shutil.disk_usage(parent).free
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 import yaml
 from mergekit import config as schema
@@ -23,6 +24,7 @@ from mergekit_lines.errors import nearest, reason
 from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS
 from mergekit_lines.parameters import check_parameters
 from mergekit_lines.planner import models_in_order
+from mergekit_lines.plugin import METHODS
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 WORDS = {word.name for word in (*LINES_WORDS, *POSTPROCESS_WORDS)}
@@ -53,11 +55,21 @@ def check_recipe(
 def _check_keys(source: str | None) -> Iterator[str]:
     """Check the keys of the YAML itself: pydantic ignores the ones it does not know."""
     try:
-        document = yaml.safe_load(source) if source else None
+        documents = list(yaml.safe_load_all(source or _file_of_multi()))
     except yaml.YAMLError:
         return  # mergekit has read the recipe itself before
-    if isinstance(document, dict):
-        yield from _unknown_keys("", document, MergeConfiguration, {"name"})
+    for document in documents:
+        if isinstance(document, dict) and document.get("merge_method") in METHODS:
+            place = f"{document['name']}: " if document.get("name") and not source else ""
+            yield from _unknown_keys(place, document, MergeConfiguration, {"name"})
+
+
+def _file_of_multi() -> str:
+    """Return what mergekit-multi merges: it keeps the text of its file from run_merge."""
+    context = click.get_current_context(silent=True)
+    if context is None or context.command.name != "mergekit-multimerge":
+        return ""
+    return Path(context.params["config_file"]).read_text(encoding="utf-8")
 
 
 def _unknown_keys(
@@ -150,10 +162,11 @@ def _check_values(config: MergeConfiguration) -> Iterator[str]:
         for entry in importlib.resources.files(chat_templates).iterdir()
         if entry.name.endswith(".jinja")
     ]
-    if template and template != "auto" and template not in known and "{" not in template:
+    jinja = template and "{" in template and len(template) >= 20  # mergekit's own condition
+    if template and template != "auto" and template not in known and not jinja:
         yield (
             f"chat_template: found {template!r}, wanted `auto`, one of {', '.join(sorted(known))}, "
-            f"or a Jinja template.{nearest(template, [*known, 'auto'])}"
+            f"or a Jinja template of at least 20 letters.{nearest(template, [*known, 'auto'])}"
         )
 
 

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer
 from mergekit_lines import __version__
 from mergekit_lines.card import card
 from mergekit_lines.checkpoint.opened import OpenedModels
-from mergekit_lines.checkpoint.partial import LAYOUT, FullDiskError, partial_folder
+from mergekit_lines.checkpoint.partial import LAYOUT, FullDiskError, partial_folder, real_out
 from mergekit_lines.checkpoint.writer import ShardLayout, ShardWriter, lay_out, whole_name
 from mergekit_lines.engine import Engine
 from mergekit_lines.errors import LinesError, reason, some
@@ -71,15 +71,13 @@ def run_lines_merge(
     """
     begun = time.monotonic()
     end_at_once()
-    # Through links: the rename at the end has to meet the folder itself.
     given = Path(out_path).absolute()
-    out = given.resolve()
-    recipe = source or config.to_yaml()
+    out = real_out(given)
+    recipe = source or _as_yaml(config)
     original = config.model_copy(deep=True)
     say = _silent if options.quiet else _say
-    problems = check_recipe(config, out, options, source) + check_models(config, options)
-    if given.is_symlink() and not given.exists():
-        problems.insert(0, f"OUT {out_path}: found a link that leads nowhere. Choose another OUT.")
+    problems = [] if out_path else ["OUT: found an empty text, wanted a folder to make. Name one."]
+    problems += check_recipe(config, given, options, source) + check_models(config, options)
     if problems:
         raise LinesError(list(dict.fromkeys(problems)))
     run = MergeRun(
@@ -148,6 +146,16 @@ def run_lines_merge(
         _write_texts(partial.path, original, run, recipe, name, facts)
         partial.publish(shards)
     say(f"the merged model is in {out_path}")
+
+
+def _as_yaml(config: MergeConfiguration) -> str:
+    try:
+        return str(config.to_yaml())
+    except ValueError as error:
+        raise LinesError(
+            f"the recipe: mergekit cannot write it as YAML ({reason(error)}), which it does where "
+            f"a path holds a space or a quote. Give run_merge the recipe's text as config_source."
+        ) from error
 
 
 def _say(text: str) -> None:

@@ -151,6 +151,23 @@ class NumberedVocabulary(PermutedVocabulary):
 
     label: str = ""
 
+    def execute(self, **inputs: Any) -> dict[ModelReference, torch.Tensor]:
+        """Align the vocabularies.
+
+        Raises:
+            LinesError: mergekit finds no embedding for a token of the recipe.
+        """
+        try:
+            aligned: dict[ModelReference, torch.Tensor] = super().execute(**inputs)
+        except (LookupError, NotImplementedError, ValueError, AssertionError) as error:
+            told = ", ".join(sorted(self.tokens or {})) or "none"
+            raise LinesError(
+                f"tokenizer: mergekit cannot align the vocabularies ({reason(error)}). Check "
+                f"tokenizer.tokens (found: {told}): each needs a source that has the token; with "
+                f"`source: base` only tokens of the base can be named, with `source: union` any."
+            ) from error
+        return aligned
+
     def group_label(self) -> str:
         """Keep the order of the plan."""
         return self.label

@@ -421,6 +421,12 @@ def dead_link(folder: Path, models: Models) -> Recipe:
     return recipe(models)
 
 
+def link_to_itself(folder: Path, models: Models) -> Recipe:
+    """Build the sound recipe; OUT is a link to itself."""
+    (folder / "out").symlink_to(folder / "out")
+    return recipe(models)
+
+
 def out_is_an_input(folder: Path, models: Models) -> Recipe:
     """Build a recipe one of whose models is OUT itself."""
     return recipe(models, models=[entry(copy(models.a, folder / "out")), entry(models.b)])
@@ -995,6 +1001,12 @@ STRUCTURE = [
         ("chat_template", "'chatmll'", "chatml"),
     ),
     Case(
+        "chat-template-too-short",
+        "A template that mergekit would refuse behind the merge is refused before it.",
+        top(chat_template="{{ broken"),
+        ("chat_template", "'{{ broken'", "20 letters"),
+    ),
+    Case(
         "two-faults",
         "Two faults are told at once, numbered.",
         words(beta=NAN, wrap="dare"),
@@ -1394,6 +1406,20 @@ WEIGHTS = [
         fault="weights",
     ),
     Case(
+        "token-without-a-source",
+        "A token of the recipe for which no embedding can be told is refused.",
+        top(tokenizer={"source": "base", "tokens": {"w3": {"force": True}}}),
+        ("tokenizer.tokens", "w3", "source"),
+        fault="weights",
+    ),
+    Case(
+        "token-that-the-base-lacks",
+        "A token that mergekit cannot add to the base's vocabulary is refused with the remedy.",
+        top(tokenizer={"source": "base", "tokens": {"<new>": {"source": {"kind": "zero"}}}}),
+        ("tokenizer.tokens", "<new>", "source: union"),
+        fault="weights",
+    ),
+    Case(
         "weights-summing-to-zero",
         "Weights that sum to zero under wrap: linear are refused, not written as NaN.",
         lambda folder, models: recipe(
@@ -1546,6 +1572,21 @@ OUT = [
         dead_link,
         ("OUT", "out", "link", "another OUT"),
         fault="out",
+    ),
+    Case(
+        "out-is-a-link-to-itself",
+        "OUT that is a link to itself is refused and stays.",
+        link_to_itself,
+        ("OUT", "out", "link", "another OUT"),
+        fault="out",
+    ),
+    Case(
+        "out-name-too-long",
+        "OUT whose name no file system takes is refused.",
+        top(),
+        ("OUT", "File name too long", "another OUT"),
+        fault="out",
+        out=300 * "x",
     ),
     Case(
         "out-below-new-folders",

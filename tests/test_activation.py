@@ -480,16 +480,22 @@ def cost() -> dict[str, Any]:
 
     (entry,) = importlib.metadata.entry_points(group="torch.backends", name="mergekit_lines")
     before = set(sys.modules)
-    start = time.perf_counter()
+    start = time.thread_time()
     entry.load()()
-    seconds = time.perf_counter() - start
+    seconds = time.thread_time() - start
     return {"imported": sorted(set(sys.modules) - before), "milliseconds": 1000 * seconds}
 
 
-def test_activation_imports_only_its_own_module(tmp_path: Path) -> None:
-    """On top of torch, activation imports the package and ``_autoload``, and nothing else."""
-    found, _ = fresh(cost, cwd=tmp_path, env={"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
-    assert found["imported"] == ["mergekit_lines", "mergekit_lines._autoload"]
+def test_activation_imports_only_its_own_module_and_costs_nothing(tmp_path: Path) -> None:
+    """On top of torch come the package and ``_autoload``, and less than 2 ms of computing.
+
+    The least of three interpreters: other processes may have taken the caches from one.
+    """
+    off = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    found = [fresh(cost, cwd=tmp_path, env=off)[0] for _ in range(3)]
+    for one in found:
+        assert one["imported"] == ["mergekit_lines", "mergekit_lines._autoload"]
+    assert min(one["milliseconds"] for one in found) < 2
 
 
 # --- when it cannot work -------------------------------------------------------------------

@@ -42,15 +42,23 @@ def partial_path(out: Path) -> Path:
     return (out if inside else out.parent) / f".{out.name}.partial"
 
 
-def check_out(out: Path) -> list[str]:
-    """Return why nothing can be written to ``out`` (absolute, links followed), if so."""
+def real_out(given: Path) -> Path:
+    """Return OUT as an absolute path through links: the last rename has to meet the folder."""
+    return Path(os.path.realpath(given))  # Path.resolve raises for a link to itself
+
+
+def check_out(given: Path) -> list[str]:
+    """Return why nothing can be written to OUT, if so."""
     try:
-        return list(_check_out(out))[:1]
+        return list(_check_out(given))[:1]
     except OSError as error:
-        return [f"OUT {out.name[:40]}…: {error.strerror}. Choose another OUT."]
+        return [f"OUT {given.name[:40]}…: {error.strerror}. Choose another OUT."]
 
 
-def _check_out(out: Path) -> Iterator[str]:
+def _check_out(given: Path) -> Iterator[str]:
+    if given.is_symlink() and not given.exists():
+        yield f"OUT {given}: found a link that leads nowhere. Choose another OUT."
+    out = real_out(given)
     if out == out.parent:
         yield f"OUT {out}: found the root of the file system. Choose a folder to make."
     if (out.exists() or out.is_symlink()) and not out.is_dir():

@@ -110,7 +110,7 @@ def _whole(name: str, value: Any, least: int) -> int:
     result = number(name, value, wanted)
     if result != int(result) or result < least:
         raise _wrong(name, value, wanted)
-    return int(result)
+    return value if isinstance(value, int) else int(result)  # a float has 53 bits
 
 
 def _alpha(value: Any) -> float | str:

@@ -249,13 +249,27 @@ def test_random_wraps_equal_mergekits_in_law(wrap: str) -> None:
     assert not torch.equal(got[0], got[1])
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"wrap": "ties", "density": 0.5},
+        {"wrap": "task_arithmetic", "weight": 0.7},
+        {"wrap": "dare_ties", "density": 0.5, "seed": 3},
+        {"wrap": "della_linear", "density": 0.5, "epsilon": 0.1},
+        {"wrap": "karcher"},  # without a kernel of ours, like the next one
+        {"wrap": "nuslerp"},
+    ],
+    ids=lambda parameters: parameters["wrap"],
+)
 def test_bf16_bytes_are_the_float32_result_rounded_once(
-    llama_bf16_base: Path, llama_bf16_a: Path, llama_bf16_b: Path, tmp_path: Path
+    parameters: dict[str, Any],
+    llama_bf16_base: Path,
+    llama_bf16_a: Path,
+    llama_bf16_b: Path,
+    tmp_path: Path,
 ) -> None:
     """A bf16 output equals our own ``out_dtype: float32`` output rounded by torch."""
-    lines = recipe(
-        "lines", llama_bf16_base, llama_bf16_a, llama_bf16_b, wrap="ties", beta=0.5, density=0.5
-    )
+    lines = recipe("lines", llama_bf16_base, llama_bf16_a, llama_bf16_b, beta=0.5, **parameters)
     lines["dtype"] = "bfloat16"
     plain = models.read(in_process(lines, tmp_path / "bf16"))
     exact = models.read(in_process({**lines, "out_dtype": "float32"}, tmp_path / "fp32"))

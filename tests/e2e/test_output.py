@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from mergekit_lines.errors import LinesError
 from tests import models
 from tests.e2e.runner import (
     BIN,
@@ -49,6 +50,26 @@ def test_relative_paths_with_spaces_and_other_letters(tmp_path: Path) -> None:
     }
     assert [path.name for path in place.iterdir() if "partial" in path.name] == []
     assert out.name in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_recipe_without_its_text(llama_base: Path, llama_a: Path, tmp_path: Path) -> None:
+    """Python's ``run_merge`` needs no text of the recipe, but where mergekit cannot write one."""
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    config = MergeConfiguration.model_validate(recipe(llama_base, llama_a))
+    run_merge(config, str(tmp_path / "out"), MergeOptions(quiet=True))
+    assert (tmp_path / "out" / "mergekit_config.yml").read_text() == config.to_yaml()
+    blank = MergeConfiguration.model_validate(recipe(llama_base, tmp_path / "a b"))
+    with pytest.raises(LinesError, match=r"a space or a quote\. Give run_merge .* config_source"):
+        run_merge(blank, str(tmp_path / "blank"), MergeOptions(quiet=True))
+
+
+def test_an_empty_out_is_no_folder(llama_base: Path, llama_a: Path, tmp_path: Path) -> None:
+    """OUT of an unset shell variable is refused, and not taken for the working folder."""
+    with pytest.raises(LinesError, match="OUT: found an empty text"):
+        in_process(recipe(llama_base, llama_a), "")
 
 
 def test_the_card_reads_back(llama_base: Path, llama_a: Path, tmp_path: Path) -> None:

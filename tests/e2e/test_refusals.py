@@ -174,10 +174,13 @@ def test_refused_by_the_installed_command(name: str, installed: dict[str, Future
 
 
 def two_documents(
-    name: str, folder: Path, models: Models, server: runner.ForkServer
+    name: str, folder: Path, models: Models, server: runner.ForkServer, **top: Any
 ) -> runner.Result:
-    """Run ``mergekit-multi`` on a first merge called ``name`` and a merge with ``wrap: ties``."""
-    second = words(wrap="ties")(folder, models)
+    """Run ``mergekit-multi`` on a first merge called ``name`` and a merge with ``wrap: ties``.
+
+    ``top`` are more keys of the second document.
+    """
+    second = words(wrap="ties")(folder, models) | top
     second["models"] = [entry(name), entry(models.b)]
     documents = [{"name": name, **words()(folder, models)}, second]
     text = "---\n".join(runner.recipe_text(document) for document in documents)
@@ -202,6 +205,18 @@ def test_multi_document_named_as_the_wrap(
     text = message(result, tmp_path, models)
     assert "Traceback" not in result.stderr, result.stderr
     assert all(contains(text, phrase) for phrase in ("wrap", "ties", "name", "document")), text
+
+
+def test_multi_document_with_an_unknown_key(
+    tmp_path: Path, models: Models, server: runner.ForkServer
+) -> None:
+    """A key that nobody declares is refused in ``mergekit-multi`` too, before the first merge."""
+    result = two_documents("step", tmp_path, models, server, out_dtpye="bfloat16")
+    assert result.returncode == 1, result.stderr
+    assert not (tmp_path / "merged").exists() and not list((tmp_path / "steps").iterdir())
+    assert "Traceback" not in result.stderr, result.stderr
+    text = message(result, tmp_path, models)
+    assert text == "out_dtpye: nobody declares this key. Did you mean 'out_dtype'?"
 
 
 def test_case_ids_are_distinct() -> None:

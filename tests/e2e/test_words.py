@@ -17,6 +17,7 @@ from mergekit.common import ImmutableMap, ModelReference
 from mergekit.merge_methods.task_adapter import TensorDictWrapper
 
 from mergekit_lines.errors import LinesError
+from mergekit_lines.methods.words import LINES_WORDS
 from mergekit_lines.methods.wrap import method_for
 from mergekit_lines.tasks import LinesTask
 from tests import models
@@ -163,6 +164,12 @@ def test_each_tower_by_itself_and_blocks(tmp_path: Path) -> None:
     got = merge(recipe, tmp_path / "decoder")
     assert {got[name.format("encoder", n)] for n in range(3)} == {1.0}
     assert [got[name.format("decoder", n)] for n in range(4)] == pytest.approx(decoder)
+
+
+def test_a_seed_keeps_all_its_digits() -> None:
+    """A seed beyond the 53 bits of a float is taken as it stands."""
+    (seed,) = (word for word in LINES_WORDS if word.name == "seed")
+    assert seed.validate(2**60 + 1) == 2**60 + 1
 
 
 def test_one_block_gets_alpha(tmp_path: Path) -> None:
