@@ -354,6 +354,14 @@ def test_the_commands_bind_run_merge_from_mergekit_merge(name: str) -> None:
     assert script.run_merge is merge.run_merge
 
 
+def test_multimerge_has_its_file_among_its_parameters() -> None:
+    """The text that mergekit-multi keeps from run_merge is read from the command's own file."""
+    from mergekit.scripts.multimerge import main
+
+    assert main.name == "mergekit-multimerge"
+    assert "config_file" in {parameter.name for parameter in main.params}
+
+
 def test_a_click_exception_of_run_merge_ends_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -214,6 +214,85 @@ def test_a_listed_base_is_one_of_the_models_of_a_base_ignoring_wrap(
     assert_equal(out, {name: (zero[name].double() + one[name].double()) / 2 for name in zero})
 
 
+def _source(model: Path, first: int = 0, last: int = 4, **parameters: Any) -> dict[str, Any]:
+    return {"model": model, "layer_range": [first, last], "parameters": parameters}
+
+
+def _entry(model: Path, **parameters: Any) -> dict[str, Any]:
+    return {"model": model, "parameters": parameters}
+
+
+# Where mergekit lets a recipe say a parameter: a method, and what differs from a plain recipe.
+BY_MLP = [{"filter": "mlp", "value": [0.2, 0.9]}, {"value": 0.3}]
+PLACES: dict[str, Callable[[Path, Path, Path], tuple[str, dict[str, Any]]]] = {
+    "filters and gradients of sources": lambda base, a, b: (
+        "ties",
+        {
+            "slices": [
+                {
+                    "sources": [
+                        _source(base),
+                        _source(a, density=[1, 0.5, 0.2], weight=[0, 1]),
+                        _source(b, density=0.5, weight=BY_MLP),
+                    ]
+                }
+            ],
+            "parameters": {"normalize": True},
+        },
+    ),
+    "slices of a frankenmerge": lambda base, a, b: (
+        "task_arithmetic",
+        {
+            "slices": [
+                {
+                    "sources": [
+                        _source(base, 0, 3),
+                        _source(a, 0, 3, weight=0.3),
+                        _source(b, 0, 3),
+                    ],
+                    "parameters": {"weight": 0.8, "lambda": [0.1, 0.9]},
+                },
+                {
+                    "sources": [_source(base, 1), _source(a, 1, weight=[1, 0]), _source(b, 1)],
+                    "parameters": {"weight": 0.4},
+                },
+            ]
+        },
+    ),
+    "modules over the recipe": lambda base, a, b: (
+        "breadcrumbs",
+        {
+            "modules": {
+                "default": {
+                    "models": [_entry(a, weight=[0.1, 0.7], density=0.9), _entry(b)],
+                    "parameters": {"weight": 0.5, "gamma": 0.02},
+                }
+            },
+            "parameters": {"density": 0.7},
+        },
+    ),
+    "a gradient by filter over models": lambda base, a, b: (
+        "nuslerp",
+        {"models": [_entry(a, weight=BY_MLP), _entry(b)], "parameters": {"weight": 0.5}},
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_parameters_are_found_where_mergekit_finds_them(
+    place: str, llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: Path
+) -> None:
+    """The wrapped method's parameters of models, slices and modules count as in mergekit."""
+    method, changes = PLACES[place](llama_base, llama_a, llama_b)
+    stock = recipe(method, llama_base) | changes
+    if "models" not in changes:
+        del stock["models"]
+    parameters = {**stock["parameters"], "wrap": method, "alpha": 1.0, "beta": 0.0}
+    lines = {**stock, "merge_method": "lines", "parameters": parameters}
+    want = models.read(in_process(stock, tmp_path / "stock"))
+    assert_equal(models.read(in_process(lines, tmp_path / "lines")), want)
+
+
 def _draws(merge: Callable[[int], torch.Tensor], count: int) -> torch.Tensor:
     return torch.stack([merge(seed) for seed in range(count)]).double()
 
