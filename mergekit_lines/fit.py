@@ -19,7 +19,7 @@ from transformers.core_model_loading import WeightRenaming
 from mergekit_lines.checkpoint.headers import BUFFERS, FLOATS, Headers, TensorHeader
 from mergekit_lines.errors import some
 from mergekit_lines.planner import PlannedTensor, models_in_order
-from mergekit_lines.ties import model_class, tied_names
+from mergekit_lines.ties import is_untied, model_class, tied_names
 
 # Buffers that old checkpoints hold and every architecture recomputes.
 RECOMPUTED = (r"rotary_emb\.inv_freq$", r"\.position_ids$", r"\.masked_bias$", r"\.attn\.bias$")
@@ -99,6 +99,7 @@ def check_plan(
         problems.append(text.replace("TENSORS", named))
     problems += _check_lost(planned, config, arch_info, options)
     problems += _check_ties(planned, config, options)
+    problems += _check_heads(planned, config, arch_info, options)
     return problems
 
 
@@ -289,6 +290,26 @@ def _check_ties(
                 f"model {model}: unties {some(held)}, which base_model {config.base_model} ties to "
                 f"its embedding, so that the merged tensor would be ignored on loading. Use models "
                 f"that agree on tie_word_embeddings."
+            )
+
+
+def _check_heads(
+    planned: Sequence[PlannedTensor],
+    config: MergeConfiguration,
+    arch_info: Any,
+    options: MergeOptions,
+) -> Iterator[str]:
+    """Check that a head which no model holds is a tied one: loading draws another at random."""
+    if config.base_model is None:
+        return
+    base_config = config.base_model.config(trust_remote_code=options.trust_remote_code)
+    made = {item.weight.name for item in planned}
+    for weight in arch_info.all_weights(base_config):
+        if weight.optional and weight.name not in made and is_untied(base_config, weight.name):
+            yield (
+                f"base_model {config.base_model}: no model holds {weight.name}, and config.json "
+                f"says tie_word_embeddings: false, so that loading would draw it at random. Save "
+                f"the model whole, or set tie_word_embeddings: true where it is tied."
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import transformers
@@ -21,23 +21,34 @@ def tied_names(config: Any, names: Iterable[str]) -> set[str]:
     Only declared ties count: ``tie_word_embeddings`` with the class's own table. Two
     tensors that happen to be equal are two tensors.
     """
-    declared = getattr(model_class(config), "_tied_weights_keys", None) or {}
-    text = getattr(config, "get_text_config", lambda: config)()
-    head_tied = bool(
-        getattr(config, "tie_word_embeddings", False) or getattr(text, "tie_word_embeddings", False)
-    )
     known = set(names)
+    head_tied = any(_said(config))
     tied = set()
     for name in known:
-        for pattern, source in _pairs(declared):
-            if not re.fullmatch(pattern, name):
-                continue
+        for source in _sources(config, name):
             # T5 and BART always share their input embeddings; a head only where the config says.
             if not head_tied and not name.endswith("embed_tokens.weight"):
                 continue
             if source is None or source in known:
                 tied.add(name)
     return tied
+
+
+def is_untied(config: Any, name: str) -> bool:
+    """Tell whether the class can tie ``name`` to another tensor and the config says it is not."""
+    said = _said(config)
+    return False in said and True not in said and bool(list(_sources(config, name)))
+
+
+def _said(config: Any) -> list[Any]:
+    """Return what a config and its text part say of tied embeddings; None: they do not."""
+    text = getattr(config, "get_text_config", lambda: config)()
+    return [getattr(part, "tie_word_embeddings", None) for part in (config, text)]
+
+
+def _sources(config: Any, name: str) -> Iterator[str | None]:
+    declared = getattr(model_class(config), "_tied_weights_keys", None) or {}
+    return (source for pattern, source in _pairs(declared) if re.fullmatch(pattern, name))
 
 
 def _pairs(declared: Any) -> list[tuple[str, str | None]]:

@@ -52,6 +52,16 @@ def test_an_untied_head_is_not_taken_for_a_tied_one(tmp_path: Path) -> None:
         in_process(recipe(base, tuned), tmp_path / "out")
 
 
+def test_a_head_that_nobody_holds_is_refused(tmp_path: Path) -> None:
+    """A config that unties a head which no file holds: transformers would draw it at random."""
+    base = models.llama(tmp_path / "base", tied=True)
+    models.edit_config(base, tie_word_embeddings=False)
+    tuned = models.finetuned(base, tmp_path / "tuned", seed=1)
+    with pytest.raises(LinesError, match=r"no model holds lm_head\.weight.*tie_word_embeddings"):
+        in_process(recipe(base, tuned), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_that_unties_the_head_is_refused(tmp_path: Path) -> None:
     """A base that ties its head and a model with a head of its own do not go together."""
     base = models.llama(tmp_path / "base", tied=True)
