@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,32 @@ def number(value: float | None) -> str:
 
 
 def error_of(metric: Metric) -> float | None:
-    """Return the standard error of a metric, where its examples have the metric's unit."""
+    """Return the standard error of a metric's value, where its examples tell it.
+
+    A perplexity is the exponential of its examples' mean: its error is that mean's, times it.
+    """
     if metric.examples is None or metric.stderr is None:
         return None
     mean = math.fsum(metric.examples) / len(metric.examples)
-    return metric.stderr if math.isclose(mean, metric.value, rel_tol=1e-6, abs_tol=1e-9) else None
+    if math.isclose(mean, metric.value, rel_tol=1e-6, abs_tol=1e-9):
+        return metric.stderr
+    low, high = min(metric.examples), max(metric.examples)
+    if metric.value > 0 and low <= math.log(metric.value) <= high:
+        return metric.value * metric.stderr
+    return None
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Return what inputs are called in tables and figures: the base, and folders' names.
+
+    Args:
+        names: of the models as the recipe has them, the base first.
+    """
+    base, *tuned = names
+    last = [Path(name).name for name in tuned]
+    taken = {"base", *WAYS.values()}
+    unique = len(set(last)) == len(last) and not taken.intersection(last)
+    return {base: "base", **dict(zip(tuned, last if unique else tuned, strict=True))}
 
 
 def with_error(metric: Metric) -> str:
@@ -53,10 +74,12 @@ def show_sweep(found: Sweep) -> None:
         table.add_row(*values, "chosen" if point is found.best else "")
     print_line(console, f"validation; metrics of LiNeS, then the objective ({found.objective})")
     print_table(console, table)
-    rows = dict(found.inputs)
+    names = short_names(found.inputs)
+    rows = {names[name]: record for name, record in found.inputs.items()}
+    scores = {names[name]: score for name, score in found.input_scores.items()}
     print_line(console, "")
     print_line(console, "inputs as they are, validation")
-    print_table(console, _rows(rows, metrics, found.input_scores))
+    print_table(console, _rows(rows, metrics, scores))
     best, rival = found.best.scores["lines"], found.best_uniform.scores["uniform"]
     chosen = zip(axes, found.best.settings.values(), strict=True)
     at = ", ".join(f"{axis} {value}" for axis, value in chosen)
@@ -71,7 +94,8 @@ def show_sweep(found: Sweep) -> None:
     if found.test:
         print_line(console, "")
         print_line(console, "test")
-        print_table(console, _rows(found.test, list(found.test["LiNeS"].metrics)))
+        tested = {names.get(name, name): record for name, record in found.test.items()}
+        print_table(console, _rows(tested, list(tested["LiNeS"].metrics)))
 
 
 def _rows(
@@ -98,7 +122,10 @@ def draw_sweep(found: Sweep, path: Path) -> None:
     (axis,) = found.axes
     panels: dict[str, dict[str, tuple[list[float], list[float] | None]]]
     panels = {f"objective ({found.objective})": _objective_lines(found)}
-    baselines = {next(iter(panels)): dict(found.input_scores)}
+    names = short_names(found.inputs)
+    baselines = {
+        next(iter(panels)): {names[own]: score for own, score in found.input_scores.items()}
+    }
     for name in found.best.lines.metrics:
         panels[name] = {
             label: (
@@ -107,7 +134,9 @@ def draw_sweep(found: Sweep, path: Path) -> None:
             )
             for way, label in WAYS.items()
         }
-        baselines[name] = {own: record.metrics[name].value for own, record in found.inputs.items()}
+        baselines[name] = {
+            names[own]: record.metrics[name].value for own, record in found.inputs.items()
+        }
     chosen = next(iter(found.best.settings.values()))
     figures.sweep_panels(path, axis.name, axis.values, panels, chosen, baselines)
 
