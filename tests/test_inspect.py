@@ -544,7 +544,7 @@ def test_plot_draws_every_coefficient() -> None:
     assert lines["decoder.block"] == [0.3, 0.5, 0.7]
     marks = [list(line.get_ydata()) for line in axes.get_lines() if line.get_marker() == "X"]
     assert marks == [[0.3], [1.0]]
-    assert {"outside: 0.3, 2 tensors", "outside: 1, 1 tensor"} <= set(lines)
+    assert {"outside: λ = 0.3 (2 tensors)", "outside: λ = 1 (1 tensor)"} <= set(lines)
 
 
 def test_plot_of_what_lies_on_itself() -> None:
@@ -561,7 +561,54 @@ def test_plot_of_what_lies_on_itself() -> None:
     low, high = axes.get_ylim()
     assert (low, high) == pytest.approx((0.4, 0.6))
     labels = [label.get_text() for label in axes.get_xticklabels()]
-    assert labels == ["outside", "1", "4", "8", "12", "16", "20", "24", "30"]
+    assert labels == ["1", "4", "8", "12", "16", "20", "24", "30"]
+
+
+ALPHA = Coefficient(0.0, plus_alpha=True)
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "drawn", "named"),
+    [
+        ((ALPHA, Coefficient(0.3)), Coefficient(0.5), [0.0], {"λ = 0.3 too", "λ = 0.5 (1 tensor)"}),
+        ((Coefficient(0.3), Coefficient(0.6)), ALPHA, [0.3, 0.6], {"λ = α (1 tensor)"}),
+    ],
+)
+def test_plot_mixes_no_axes(
+    inside: tuple[Coefficient, ...], outside: Coefficient, drawn: list[float], named: set[str]
+) -> None:
+    """λ and λ − α do not share an axis: where filters give both, one of them is only named."""
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    containers = (Container("layers", (Block(1, inside, 1, 1, 1),)),)
+    told = Inspection(None, "lines", containers=containers, outside=(Outside("o", outside, 1, 1),))
+    plot._panel(axes, told)
+    assert [y for line in axes.get_lines() for y in line.get_ydata()] == drawn
+    labels = {line.get_label().partition(": ")[2] for line in axes.get_lines()}
+    assert labels == {"", *named}
+    assert axes.get_ylabel().startswith("λ − α" if inside[0].plus_alpha else "coefficient λ")
+
+
+def test_plot_of_odd_models(tmp_path: Path) -> None:
+    """No blocks, thousands of them, odd names and many marks are drawn."""
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    outside = tuple(Outside(f"t{n}", Coefficient(n / 10), 1, 1) for n in range(12))
+    plot._panel(axes, Inspection(None, "lines", outside=outside))
+    assert axes.get_xlabel() == "no residual blocks were found"
+    (marks,) = axes.get_lines()
+    assert list(marks.get_ydata()) == [tensor.coefficient.value for tensor in outside]
+    assert marks.get_label() == "outside: λ = 0 to 1.1 (12 tensors)"
+    names = ("_orig_mod.layers", "$\\frac$.blocks")
+    towers = tuple(container(name, *[Coefficient(0.5)] * 1300) for name in names)
+    told = Inspection("$a", "lines", wraps=("$b",), containers=towers)
+    plot.draw([told], tmp_path / "odd.png")
+    assert (tmp_path / "odd.png").read_bytes().startswith(b"\x89PNG")
+    axes = Figure().subplots()
+    plot._panel(axes, told)
+    assert [text.get_text().strip() for text in axes.get_legend().get_texts()] == list(names)
 
 
 def test_plot_without_matplotlib(
