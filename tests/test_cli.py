@@ -77,6 +77,32 @@ def test_an_unknown_command_names_the_nearest(tmp_path: Path) -> None:
     assert runner.run(["mergekit-lines", "edit", "--nothing"], tmp_path).returncode == 2
 
 
+# --- pipes ---------------------------------------------------------------------------------
+
+
+WORDS = "edit a --base b --gamma 1 --print-recipe"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
+    """A pipe that is closed after a line, or before any, leaves stderr empty."""
+    for reader in ("head -1", "true"):
+        script = f"(sleep 1; mergekit-lines {WORDS}) | {reader}"
+        assert runner.run(["bash", "-c", script], tmp_path, {"PATH": PATH}).stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_for_stdout_is_a_sentence(tmp_path: Path) -> None:
+    """``> FILE`` on a full disk ends with status 1 and the system's words."""
+    script = f"mergekit-lines {WORDS} > /dev/full"
+    done = runner.run(["bash", "-c", script], tmp_path, {"PATH": PATH})
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: [lines] stdout or another file: No space left on device. Check the place and the "
+        "disk.\n"
+    )
+
+
 # --- completion ----------------------------------------------------------------------------
 
 

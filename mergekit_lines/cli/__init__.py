@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from mergekit_lines import __version__
-from mergekit_lines.errors import nearest
+from mergekit_lines.errors import LinesError, nearest
 
 # Name, which is also the module's and the function's, and the first line of its help.
 COMMANDS = {
@@ -69,6 +71,22 @@ class LazyGroup(click.Group):
         raise click.UsageError(
             f"No such command {name!r}, wanted one of {known}.{nearest(name, COMMANDS)}"
         )
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; what the system refuses it, as a full disk for stdout, is a sentence.
+
+        Raises:
+            LinesError: with the system's words.
+        """
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader has enough: click ends quietly
+                raise
+            place = error.filename or "stdout or another file"
+            raise LinesError(
+                f"{place}: {error.strerror or error}. Check the place and the disk."
+            ) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing them."""
