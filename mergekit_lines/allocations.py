@@ -7,6 +7,7 @@ the two each allocation lies on a line, which is extended to the real size.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,10 +44,10 @@ class Allocations:
         if len(low) != len(high):  # work in pieces: more of them for more entries
             low, high = [peak(low)], [peak(high)]
         share = (tensor.entries - n) / (m - n) if m > n else 0.0
-        return [*tensor.made, *(int(a + (b - a) * share) for a, b in zip(low, high, strict=True))]
+        return [int(a + (b - a) * share) for a, b in zip(low, high, strict=True)]
 
 
-def peak(log: Log) -> int:
+def peak(log: Sequence[int]) -> int:
     """Return the most bytes that were held at once."""
     held = most = 0
     for size in log:

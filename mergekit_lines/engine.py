@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from mergekit_lines.live.vectors import TaskVectors
     from mergekit_lines.tasks import LinesTask
 
+# A GPU wants one piece read while another is computed, and holds each of them.
+DEVICE_THREADS = 2
 Streamed = tuple[Job, TensorPieces]
 # Stands for a method without a kernel where its task vector is only scaled.
 ANY = Merge((Sparsity("none"),), (1.0,))
@@ -80,8 +82,8 @@ class Engine:
     ) -> None:
         self.models, self.writer, self._vectors = models, writer, vectors
         self.device = torch.device(options.device or "cpu")
-        # A GPU wants one piece read while another is computed, and holds each of them.
-        self.workers = Workers(options.num_threads if self.device.type == "cpu" else 2)
+        on_cpu = self.device.type == "cpu"
+        self.workers = Workers(options.num_threads if on_cpu else DEVICE_THREADS)
         self._following: dict[str, LinesTask] = {}
 
     # Tasks are hashed with their values; two engines are never the same one.

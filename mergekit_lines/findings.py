@@ -87,7 +87,7 @@ class Memory:
 
     Args:
         process: the imported packages and the plan; None where the system does not tell.
-        tensor: what is held of the tensor that takes most: its pieces on every thread, or its
+        tensor: what is held of the tensor that takes most: its pieces on every thread, and its
             inputs and the method's own temporaries where it cannot be merged in pieces. On an
             accelerator the temporaries are there, and are counted all the same.
         loaded: what peft makes anew in merging an adapter into its base, before the merge.

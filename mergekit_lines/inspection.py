@@ -178,7 +178,7 @@ def _with_totals(
         default=0,
     )
     try:
-        memory = estimate(sizes.tensors, calibrated, process, options, loaded)
+        memory = estimate(sizes, calibrated, process, options, loaded)
     except LinesError as error:
         memory = None
         notes.append(f"the memory cannot be told: {error.problems[0]}")

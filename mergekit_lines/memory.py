@@ -2,28 +2,32 @@
 
 A merge's anonymous memory is what the imported packages hold, and what the engine holds of the
 tensor that is being merged: a few pieces on every thread; or, where the wrapped method has no
-kernel, the tensor of every model and what the method allocates.
+kernel, the tensor of every model and what the method allocates. Inputs that mergekit has to
+align, fuse or unpickle are whole too.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mergekit_lines.allocations import Allocations, peak
-from mergekit_lines.engine import kernel_of
+from mergekit_lines.engine import DEVICE_THREADS, kernel_of
 from mergekit_lines.findings import Memory
 from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.scale import work_dtype
-from mergekit_lines.merging import MEMORY, PIECE, TEMPORARIES
-from mergekit_lines.sizes import Sized
+from mergekit_lines.merging import MEMORY, TEMPORARIES, cut
+from mergekit_lines.sizes import Sized, Sizes
 from mergekit_lines.workers import available_cores
 
 STATUS = Path("/proc/self/status")
-# Of a tensor's magnitudes, those that a selection gathers near its threshold.
+# Of a tensor's magnitudes, those that a selection gathers near its threshold. At the end of one
+# they are put together, and `kthvalue` takes a copy and 8-byte indexes: four times as much.
 CANDIDATES = 0.05
+SETTLING = 4
 
 
 def process_bytes() -> int | None:
@@ -36,7 +40,7 @@ def process_bytes() -> int | None:
 
 
 def estimate(
-    tensors: Sequence[Sized],
+    sizes: Sizes,
     calibrated: Set[str],
     process: int | None,
     options: Any,
@@ -45,49 +49,61 @@ def estimate(
     """Return the peak of a run.
 
     Args:
-        tensors: all output tensors.
+        sizes: of all output tensors.
         calibrated: names of those that Eq. 2 is computed from before, by their weights.
         process: what the process holds before the first tensor.
         options: mergekit's flags.
         loaded: bytes that merging an adapter into its base makes anew, before the merge.
     """
-    most = working_bytes(tensors, calibrated, options.num_threads or available_cores())
+    device = _device(options.device or "cpu")
+    most = working_bytes(sizes, calibrated, device, options.num_threads)
     total = None if process is None else process + max(most, loaded)
-    return Memory(process, most, loaded, total, str(options.device or "cpu"))
+    return Memory(process, most, loaded, total, str(device))
 
 
 def working_bytes(
-    tensors: Sequence[Sized], calibrated: Set[str], threads: int, size: int = PIECE
+    sizes: Sizes, calibrated: Set[str], device: torch.device, threads: int | None
 ) -> int:
     """Return what merging one tensor takes at most, beside where its result goes.
 
     Args:
-        tensors: all output tensors.
+        sizes: of all output tensors.
         calibrated: names of those that Eq. 2 is computed from before, by their weights.
-        threads: that share the pieces of a tensor.
-        size: entries of a piece.
+        device: where the arithmetic is done; only its kind counts, and it need not be there.
+        threads: that share the pieces of a tensor on a CPU; None for one per core.
     """
     allocations = Allocations()
-    most = 0
-    for tensor in tensors:
+    whole = pieces = 0
+    for tensor in sizes.tensors:
         with tensor.item.task.failures({}):
             merge = kernel_of(tensor.item.task, tensor.inputs)
         if merge is not None and tensor.entries:
-            most = max(most, tensor.held + _pieces(tensor, merge, threads, size))
+            whole = max(whole, peak(tensor.made))
+            pieces = max(pieces, _pieces(tensor, merge, device, threads))
             continue
         logs = [allocations.of(tensor)]
         if tensor.item.weight.name in calibrated:
             logs.append(allocations.of(tensor, calibrating=True))
-        most = max(most, tensor.held + tensor.read_bytes + max(map(peak, logs)))
-    return most
+        whole = max(whole, *(peak([*tensor.made, tensor.whole, *log]) for log in logs))
+    # What pieces were in is kept for the next ones: it comes on top of what is whole by then.
+    return sizes.unpickled() + whole + pieces
 
 
-def _pieces(tensor: Sized, merge: Merge, threads: int, most: int) -> int:
+def _device(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError:  # the recipe's check refuses it
+        return torch.device("cpu")
+
+
+def _pieces(tensor: Sized, merge: Merge, device: torch.device, threads: int | None) -> int:
     """Return what the threads hold while a tensor goes through memory in pieces."""
     width = max(work_dtype(dtype).itemsize for dtype in tensor.inputs.values())
-    size = min(most, tensor.entries) if merge.supports(tensor.shape) else tensor.entries
-    piece = width * size * (len(tensor.inputs) - 1 + TEMPORARIES)
-    count = min(threads, math.ceil(tensor.entries / size), max(1, MEMORY // piece))
+    bounds = cut(tensor.shape, merge, device)
+    largest = max(stop - start for start, stop in bounds)
+    piece = width * largest * (len(tensor.inputs) - 1 + TEMPORARIES)
+    threads = (threads or available_cores()) if device.type == "cpu" else DEVICE_THREADS
+    count = min(threads, len(bounds), max(1, MEMORY // piece))
     selected = sum(sparsity.ranks(tensor.entries) is not None for sparsity in merge.sparsities)
-    candidates = int(CANDIDATES * tensor.entries) * selected
+    candidates = int(CANDIDATES * tensor.entries) * (selected + SETTLING if selected else 0)
     return count * piece + width * candidates

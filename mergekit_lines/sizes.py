@@ -37,18 +37,13 @@ class Sized:
     dtype: torch.dtype
     inputs: Mapping[ModelReference, torch.dtype]
     read: Mapping[ModelReference, int]  # bytes
-    held: int  # bytes of inputs that mergekit has to prepare: aligned, converted, unpickled
-    made: tuple[int, ...]  # bytes allocated (or released) in preparing them
+    made: tuple[int, ...]  # bytes allocated (or released) in preparing inputs: aligning, fusing
+    whole: int  # bytes of the other inputs, which a method without a kernel has read whole
 
     @property
     def entries(self) -> int:
         """Number of entries."""
         return math.prod(self.shape)
-
-    @property
-    def read_bytes(self) -> int:
-        """Bytes of all its inputs."""
-        return sum(self.read.values())
 
     @property
     def slot(self) -> Slot:
@@ -93,7 +88,7 @@ class Sizes:
         gather = getattr(gather, "gather_tensors", gather)
         inputs: dict[ModelReference, torch.dtype] = {}
         read: dict[ModelReference, int] = {}
-        shape, held, made = None, 0, list[int]()
+        shape, whole, made = None, 0, list[int]()
         for model, weight in gather.weight_info.items():
             names = [weight.name, *(weight.aliases or ()), *(weight.tied_names or ())]
             index = LoaderCache().get(model).index.tensor_paths
@@ -106,10 +101,15 @@ class Sizes:
                 continue
             inputs[model] = DTYPES[found.dtype]
             read[model] = header_bytes(found)
-            if header is None or aligned or pickled:
-                held += read[model]
+            size = read[model]
             if name is None:  # fused from several: stacked first, then joined
-                made += [read[model], read[model], -read[model]]
+                made += [size, size, -size]
+            elif pickled:  # lazily: its bytes, then the tensor; else its shard is held
+                made += [size, size, -size] if self._options.lazy_unpickle else []
+            elif aligned:
+                made.append(size)
+            else:
+                whole += size
             if shape is None or model == item.task.base_model:
                 shape = found.shape
         if shape is None:
@@ -118,9 +118,22 @@ class Sizes:
         if aligned and axis is not None and self._vocabulary is not None:
             shape = (*shape[:axis], self._vocabulary, *shape[axis + 1 :])
             widest = max(dtype.itemsize for dtype in inputs.values())
-            made += [widest * math.prod(shape)] * len(inputs)
+            given = sum(made)
+            made += [widest * math.prod(shape)] * len(inputs) + [-given]
         dtype = _out_dtype(item, inputs)
-        yield Sized(item, shape, dtype, inputs, read, held, tuple(made))
+        yield Sized(item, shape, dtype, inputs, read, tuple(made), whole)
+
+    def unpickled(self) -> int:
+        """Return the bytes of pickled shards that are held, of every such model its largest."""
+        if self._options.lazy_unpickle:
+            return 0
+        total = 0
+        for model, headers in self._headers.items():
+            if headers.tensors is None:
+                index = LoaderCache().get(model).index
+                files = {Path(index.base_path, name) for name in index.tensor_paths.values()}
+                total += max((file.stat().st_size for file in files if file.exists()), default=0)
+        return total
 
     def _pickled(self, model: ModelReference) -> Mapping[str, TensorHeader]:
         """Return the shapes and dtypes of a pickled checkpoint's tensors; none of a broken one."""

@@ -16,7 +16,9 @@ SWITCHES = (
     "--allow-crimes",
     "--trust-remote-code",
     "--cuda",
+    "--gpu-rich",
     "--copy-tokenizer/--no-copy-tokenizer",
+    "--lazy-unpickle",
     "--clone-tensors",
     "--async-write",
     "--safe-serialization/--no-safe-serialization",
@@ -25,16 +27,18 @@ SWITCHES = (
 VALUES = (
     "--out-shard-size",
     "--random-seed",
+    "--num-threads",
     "--device",
     "--transformers-cache",
     "--lora-merge-cache",
     "--lora-merge-dtype",
 )
+NUMBERS = {"--random-seed": int, "--num-threads": click.IntRange(min=1)}
 
 
 def _merge_flags(function: Callable[..., None]) -> Callable[..., None]:
     for flag in reversed(VALUES):
-        kind = int if flag == "--random-seed" else str
+        kind = NUMBERS.get(flag, str)
         function = click.option(flag, type=kind, help="As for the merge.")(function)
     for flag in reversed(SWITCHES):
         on = "/" in flag  # mergekit's switches that are on by default can be turned off
