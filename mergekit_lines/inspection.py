@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +10,12 @@ from pathlib import Path
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
+from mergekit_lines.checkpoint.partial import partial_path
+from mergekit_lines.checkpoint.writer import lay_out
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.findings import Inspection, Totals
 from mergekit_lines.fit import dropped_tensors
+from mergekit_lines.hub.downloads import check_room, wanted_of
 from mergekit_lines.inputs import check_models
 from mergekit_lines.layout import with_blocks, with_coefficients
 from mergekit_lines.memory import estimate, process_bytes
@@ -23,6 +24,7 @@ from mergekit_lines.preflight import DTYPES, check_recipe
 from mergekit_lines.prepare import Prepared, prepare
 from mergekit_lines.run import (
     ONE_AT_A_TIME,
+    check_space,
     check_tokenizers,
     effective_options,
     fresh_caches,
@@ -95,21 +97,34 @@ def inspect_recipe(
                 told = with_blocks(told, sizes)
             told = replace(told, seed=run.seed)
             told = _with_totals(told, prepared, sizes, calibrated, effective, process, notes)
+            (notes if out is None else problems).extend(_room(prepared, sizes, effective, out))
             for model, names in dropped_tensors(prepared.planned, sound).items():
                 notes.append(
                     f"{model}: {len(names)} tensors that the base lacks are dropped: "
                     f"{some(names, 3)}"
                 )
-    if out and told.totals and (free := _free(out)) < told.totals.disk:
-        notes.append(f"OUT {out}: the disk has {free:,} bytes free, the run needs more")
     return replace(told, notes=_distinct(notes), problems=_distinct(problems))
 
 
-def _free(out: Path) -> int:
-    parent = out.absolute()
-    while not os.access(parent, os.F_OK):  # Path.exists raises for a name that is too long
-        parent = parent.parent
-    return shutil.disk_usage(parent).free
+def _room(
+    prepared: Prepared, sizes: Sizes, options: MergeOptions, out: Path | None
+) -> Sequence[str]:
+    """Return what this machine's disks have no room for: downloads, and OUT where it is given."""
+    partial, left = Path(), 0
+    try:
+        if out is not None:
+            partial = partial_path(out.absolute().resolve())
+            whole = sum(path.stat().st_size for path in partial.glob("*.safetensors"))
+            left = max(0, sum(sized.bytes for sized in sizes.tensors) - whole)
+        check_room(wanted_of(prepared.headers), left, partial, options)
+        if out is not None:
+            slots = [sized.slot for sized in sizes.tensors]
+            check_space(out, partial, lay_out(slots, options.out_shard_size))
+    except LinesError as error:
+        return error.problems
+    except (OSError, RuntimeError):  # of a loop of links
+        return ()  # a place that cannot be looked at is a problem of OUT's own check
+    return ()
 
 
 def _distinct(texts: Sequence[str]) -> tuple[str, ...]:

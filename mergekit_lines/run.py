@@ -32,7 +32,13 @@ from mergekit_lines.engine import Engine
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.fingerprints import describe_inputs, describe_output
 from mergekit_lines.fit import dropped_tensors
-from mergekit_lines.hub.downloads import Wanted, check_room, files_from_hub, wanted_of
+from mergekit_lines.hub.downloads import (
+    Wanted,
+    check_room,
+    existing,
+    files_from_hub,
+    wanted_of,
+)
 from mergekit_lines.inputs import check_models
 from mergekit_lines.opening import open_models
 from mergekit_lines.planner import ACTIVE, MergeRun, base_listed, models_in_order
@@ -115,7 +121,7 @@ def run_lines_merge(
             )
             shards = lay_out([sized.slot for sized in sizes.tensors], effective.out_shard_size)
             partial.begin(_identity(original, effective, run, models, shards), shards)
-            _check_space(out, partial.path, shards)
+            check_space(out, partial.path, shards)
             engine = Engine(models, writer := ShardWriter(partial.path, shards), effective)
             run.engine, run.partial = engine, partial
             stack.push(engine.leave)
@@ -329,9 +335,14 @@ def _identity(
     }
 
 
-def _check_space(out: Path, partial: Path, shards: Sequence[ShardLayout]) -> None:
+def check_space(out: Path, partial: Path, shards: Sequence[ShardLayout]) -> None:
+    """Refuse an OUT whose disk has no room for what is still to be written.
+
+    Raises:
+        FullDiskError: says how much is wanted, and how much there is.
+    """
     missing = [shard for shard in shards if not (partial / whole_name(shard.file)).exists()]
-    needed, free = sum(shard.size for shard in missing), shutil.disk_usage(partial).free
+    needed, free = sum(shard.size for shard in missing), shutil.disk_usage(existing(partial)).free
     if needed > free:
         raise FullDiskError(
             f"OUT {out}: the merged model takes {needed:,} bytes more on this disk, which has "

@@ -522,12 +522,18 @@ def test_usage(flags: tuple[str, ...], sound: Models, tmp_path: Path) -> None:
 def test_disk_that_is_too_small(
     sound: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With --out a disk that lacks the room is noted."""
+    """With --out a disk that lacks the room is a problem, in the words of the merge."""
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    (found,) = told(write(tmp_path, recipe(sound)), "--out", str(tmp_path / "new" / "out"))
-    assert any("1,000 bytes free" in note for note in found["notes"])
+    out = tmp_path / "new" / "out"
+    path = write(tmp_path, recipe(sound))
+    result = inspect(path, "--out", str(out))
+    with pytest.raises(mergekit_lines.LinesError, match="which has 1,000 free") as refused:
+        mergekit_lines.merge(path, out, quiet=True)
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {refused.value.format_message()}\n"
     assert not (tmp_path / "new").exists()
+    told(path)
 
 
 # --- the picture -------------------------------------------------------------------------

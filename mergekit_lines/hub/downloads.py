@@ -52,8 +52,8 @@ def check_room(wanted: Wanted, output: int, partial: Path, options: MergeOptions
     }
     if not needed:
         return
-    place = _existing(cache)
-    same = place.stat().st_dev == _existing(partial).stat().st_dev
+    place = existing(cache)
+    same = place.stat().st_dev == existing(partial).stat().st_dev
     total = sum(needed.values()) + (output if same else 0)
     free = shutil.disk_usage(place).free
     if total > free:
@@ -65,7 +65,8 @@ def check_room(wanted: Wanted, output: int, partial: Path, options: MergeOptions
         )
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """Return the folder that is there and that the path is, or will be, in."""
     path = path.expanduser().absolute()
     while not path.exists():
         path = path.parent
