@@ -150,7 +150,11 @@ class Engine:
             rescale_tensor(job, pieces, kept, slot.dtype, sink)
         else:
             place = vectors.place(task, pieces.shape, pieces.dtype)
-            self._compute(task, sources, found, slot, sink, place)
+            try:
+                self._compute(task, sources, found, slot, sink, place)
+            except BaseException:
+                vectors.drop(place)
+                raise
             vectors.keep(place)
 
     def _compute(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,16 @@ from transformers.initialization import no_init_weights
 
 from mergekit_lines.checkpoint.writer import Slot
 from mergekit_lines.errors import LinesError, reason, some
-from mergekit_lines.ties import model_class, tied_names
+from mergekit_lines.ties import model_class
 
 
-def maker(config: Any, *, trust_remote_code: bool) -> Callable[[], nn.Module]:
+def maker(config: Any, dtype: torch.dtype, *, trust_remote_code: bool) -> Callable[[], nn.Module]:
     """Return what builds the model of a config, without weights.
+
+    Args:
+        config: of transformers.
+        dtype: the default while it is built: buffers that the model computes have it.
+        trust_remote_code: whether code that comes with the model may run.
 
     Raises:
         LinesError: when called: transformers knows no such model.
@@ -27,6 +32,8 @@ def maker(config: Any, *, trust_remote_code: bool) -> Callable[[], nn.Module]:
 
     def make() -> nn.Module:
         cls = model_class(config)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
         try:
             with no_init_weights():
                 if cls is not None:
@@ -38,15 +45,18 @@ def maker(config: Any, *, trust_remote_code: bool) -> Callable[[], nn.Module]:
                 f"architecture {', '.join(names) or 'unknown'}: transformers cannot build this "
                 f"model ({reason(error)}). Install what it needs, or give trust_remote_code."
             ) from error
+        finally:
+            torch.set_default_dtype(before)
 
     return make
 
 
-def parameter_names(model: nn.Module, config: Any, slots: Sequence[Slot]) -> dict[str, Slot]:
+def parameter_names(model: nn.Module, slots: Sequence[Slot]) -> dict[str, Slot]:
     """Return the parameter, or persistent buffer, that each output tensor is.
 
-    A checkpoint without the prefix of its base model is understood. Tied tensors stand under
-    the one name that is stored.
+    A checkpoint without the prefix of its base model is understood. Tied parameters stand under
+    the one name that is stored; where several are, they are untied, as transformers does on
+    loading where they differ.
 
     Raises:
         LinesError: names are not one-to-one with the model's, or shapes differ.
@@ -54,12 +64,9 @@ def parameter_names(model: nn.Module, config: Any, slots: Sequence[Slot]) -> dic
     held: dict[str, torch.Tensor] = dict(model.state_dict(keep_vars=True))
     prefix = getattr(model, "base_model_prefix", "")
     ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
-    doubled = tied_names(config, [slot.name for slot in slots])
     found: dict[str, Slot] = {}
     strange, unlike = [], []
     for slot in slots:
-        if slot.name in doubled:
-            continue
         names = [slot.name, f"{prefix}.{slot.name}"]
         name = next((name for name in names if name in held), None)
         if name is None:
@@ -81,6 +88,7 @@ def parameter_names(model: nn.Module, config: Any, slots: Sequence[Slot]) -> dic
             f"architecture {kind}: {some(unlike, 3)} differ between recipe and config. Save the "
             f"models again, with the config that belongs to them."
         )
+    _untie(model, found)
     groups = find_tied_parameters(model)
     shared = {name for group in groups if any(n in found for n in group) for name in group}
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -91,3 +99,21 @@ def parameter_names(model: nn.Module, config: Any, slots: Sequence[Slot]) -> dic
             f"wanted a value for every parameter. Is config.json that of these checkpoints?"
         )
     return found
+
+
+def _untie(model: nn.Module, stored: Collection[str]) -> None:
+    """Give tied parameters that are stored under several names one parameter for each of these.
+
+    The others stay with the one that the model's class names as their source, or with the first.
+    """
+    declared: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    for group in find_tied_parameters(model):
+        order = dict.fromkeys([*declared.values(), *declared, *group])
+        _, *others = [name for name in order if name in group and name in stored] or [""]
+        for name in others:
+            holder, _, own = name.rpartition(".")
+            module = model.get_submodule(holder)
+            module._parameters[own] = nn.Parameter(
+                torch.empty_like(getattr(module, own)), requires_grad=False
+            )
+            declared.pop(name, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,7 @@ from mergekit_lines.api import parsed
 from mergekit_lines.checkpoint.opened import OpenedModels
 from mergekit_lines.checkpoint.sources import whole
 from mergekit_lines.engine import Engine
-from mergekit_lines.errors import LinesError
+from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.live.opened import Accounting, Opened
 from mergekit_lines.live.placement import Device, LiveWeights
 from mergekit_lines.live.settings import with_settings, without_parameters
@@ -93,7 +94,10 @@ class LiveModel:
         offload_folder: Any = None,
         **options: Any,
     ) -> None:
-        with ExitStack() as stack:
+        self._closed = False
+        if isinstance(memory_budget, bool) or not isinstance(memory_budget, int):
+            raise LinesError(f"memory_budget: found {memory_budget!r}, wanted a number of bytes.")
+        with _plain_failures(), ExitStack() as stack:
             opened = Opened(recipe, device, max_memory, options)
             folder = stack.enter_context(tempfile.TemporaryDirectory(dir=offload_folder))
             self._opened = opened
@@ -129,6 +133,7 @@ class LiveModel:
 
     def close(self) -> None:
         """Close the inputs and remove the files of this model; it cannot be set any more."""
+        self._closed = True
         self._stack.close()
 
     @property
@@ -182,7 +187,7 @@ class LiveModel:
         problems = check_recipe(config, None, self._opened.options, text)
         if problems:
             raise LinesError(list(dict.fromkeys(problems)))
-        with self._merging(config) as (planner, run):
+        with _plain_failures(), self._merging(config) as (planner, run):
             self._plan(planner)
             tasks = planner.plan_to_disk("")
             executor = Executor(tasks, math_device=self._engine.device)
@@ -196,6 +201,7 @@ class LiveModel:
             )
             for _ in bar:
                 pass
+            self._models.check_unchanged()
             if run.summary is None:
                 raise LinesError("the plan has no coefficients; nothing was set.")
             self.summary, self._document = run.summary, document
@@ -217,7 +223,7 @@ class LiveModel:
             raise LinesError(
                 f"model {model}: the recipe has {', '.join(known)}, wanted one of them."
             )
-        with self._merging(config) as (planner, _):
+        with _plain_failures(), self._merging(config) as (planner, _):
             for item in planner.planned():
                 name = item.weight.name
                 if not self._weights.wants(name):
@@ -230,6 +236,7 @@ class LiveModel:
                 if cast is not None and tensor.is_floating_point():
                     tensor = tensor.to(cast)
                 self._weights.sink(name).write(0, tensor.to(slot.dtype).flatten())
+            self._models.check_unchanged()
 
     def _input(self, task: Any, model: Any) -> torch.Tensor | None:
         gather = task.gather_tensors
@@ -246,6 +253,9 @@ class LiveModel:
     @contextmanager
     def _merging(self, config: MergeConfiguration) -> Iterator[tuple[LinesPlanner, MergeRun]]:
         """Yield a planner for the recipe, with mergekit's global state as the models need it."""
+        if self._closed:
+            raise LinesError("the live model was closed. Open the recipe again.")
+        self._models.check_unchanged()
         opened = self._opened
         run = MergeRun(
             seed=opened.options.random_seed or 0,
@@ -276,5 +286,20 @@ class LiveModel:
         problems = refused_values(planned)[:1]
         if problems:
             raise LinesError(problems)
-        norm = planned[0].values.get("norm")
-        self._calibrations.key = repr((norm, [wrapped_key(item.task) for item in planned]))
+        calibrated = any(item.values["alpha"] == "auto" for item in planned)
+        keys = [wrapped_key(item.task) for item in planned] if calibrated else None
+        text = repr((calibrated and planned[0].values["norm"], keys))
+        self._calibrations.key = hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def _plain_failures() -> Iterator[None]:
+    """Turn failures of disk and files into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise LinesError(
+            f"{error.strerror or reason(error)}{where}. Check the disk, or give an offload_folder "
+            f"on another one."
+        ) from error

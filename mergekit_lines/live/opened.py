@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from mergekit import merge as mergekit_merge
+from mergekit.common import dtype_from_name
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 from transformers import AutoTokenizer, GenerationConfig
@@ -133,8 +134,15 @@ class Opened:
 
     def _placed(self, device: torch.device, max_memory: Mapping[Device, int | str] | None) -> None:
         trust = self.options.trust_remote_code
-        model = empty_model(maker(self.config, trust_remote_code=trust))
-        slots = parameter_names(model, self.config, [sized.slot for sized in self.sizes.tensors])
+        outputs = [sized.slot for sized in self.sizes.tensors]
+        # As transformers chooses it when it loads the output.
+        named = getattr(self.config, "dtype", None)
+        named = dtype_from_name(named) if isinstance(named, str) else named
+        given = [named, *(slot.dtype for slot in outputs)]
+        floating = (each for each in given if each is not None and each.is_floating_point)
+        dtype = next(floating, torch.float32)
+        model = empty_model(maker(self.config, dtype, trust_remote_code=trust))
+        slots = parameter_names(model, outputs)
         in_dtypes(model, slots)
         on_gpu = device.type != "cpu" or any(key not in ("cpu", "disk") for key in max_memory or ())
         calibrated = {
@@ -174,6 +182,7 @@ class Opened:
         Raises:
             LinesError: a model cannot be opened, or the disk has no room for a download.
         """
+        self._check_devices()
         wanted = wanted_of(self.prepared.headers)
         if wanted:
             check_room(wanted, 0, folder, self.options)
@@ -182,6 +191,16 @@ class Opened:
             models = open_models(self.recipe, self.options, folder, stack)
             models.check_adapters([item.task.gather_tensors for item in self.prepared.planned])
         return models
+
+    def _check_devices(self) -> None:
+        """Refuse devices that are not there; a plan alone does without them."""
+        for device in {*self.layout.device_map.values(), self.layout.main} - {"cpu", "disk"}:
+            try:
+                torch.empty(0, device=device)
+            except (RuntimeError, AssertionError) as error:
+                raise LinesError(
+                    f"device {device}: is not there ({reason(error)}). Name one that is."
+                ) from error
 
     def tokenizer(self) -> Any:
         """Return the output's tokenizer, or None where the base has none.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ from accelerate.utils import (
 from torch import nn
 
 from mergekit_lines.checkpoint.writer import Slot
-from mergekit_lines.errors import LinesError
-from mergekit_lines.live.vectors import OnDisk
+from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.live.vectors import OnDisk, reserve
 from mergekit_lines.merging import HeldResult, Sink
 
 Device = int | str
@@ -46,7 +45,13 @@ class Layout:
     main: torch.device
 
     def device_of(self, name: str) -> Device:
-        """Return the device of a parameter: the one of the nearest module in the map."""
+        """Return the device of a parameter: the one of the nearest module in the map.
+
+        Buffers are on the main device: accelerate offloads parameters alone.
+        """
+        holder, _, own = name.rpartition(".")
+        if own in self.model.get_submodule(holder)._buffers:
+            return _named(self.main)
         module = name
         while module not in self.device_map:
             if not module:
@@ -87,7 +92,13 @@ def lay_out(
     ties = {name: [n for n in group if n != name] for group in groups for name in group}
     if max_memory is None:
         return Layout(model, slots, ties, {"": _named(device)}, device)
-    limits = dict(get_max_memory(dict(max_memory)))
+    try:
+        limits = dict(get_max_memory(dict(max_memory)))
+    except (ValueError, TypeError) as error:
+        raise LinesError(
+            f"max_memory: found {max_memory!r} ({reason(error)}), wanted bytes or a size per "
+            f'device, e.g. {{0: "20GiB", "cpu": "16GiB"}}.'
+        ) from error
     computing = [key for key in limits if key not in ("cpu", "disk")]
     main: Device = computing[0] if computing else "cpu"
     if limits.get(main, 0) <= working:
@@ -100,7 +111,15 @@ def lay_out(
     found = infer_auto_device_map(
         model, max_memory=limits, no_split_module_classes=sorted(whole) if whole else None
     )
-    return Layout(model, slots, ties, found, torch.device(main))
+    return Layout(model, slots, ties, found, _device(main))
+
+
+def _device(main: Device) -> torch.device:
+    """Return the device of a key of ``max_memory``; a plan may name one that is not there."""
+    try:
+        return torch.device(main)
+    except RuntimeError:
+        return torch.device("cuda", int(main))
 
 
 def _named(device: torch.device) -> Device:
@@ -151,9 +170,6 @@ class LiveWeights:
         self._files: dict[str, OnDisk] = {}
         self.model = layout.model
         self._allocate(folder)
-        tie = getattr(self.model, "tie_weights", None)
-        if tie is not None and not self._host and not self._files:
-            tie()
         self._dispatch(folder)
 
     def _allocate(self, folder: Path) -> None:
@@ -170,7 +186,15 @@ class LiveWeights:
                 place = torch.device(device)
                 value = torch.empty(slot.shape, dtype=slot.dtype, device=place)
                 set_module_tensor_to_device(self.model, name, place, value=value, dtype=slot.dtype)
+                self._tie(names)
         save_offload_index(index, str(folder))
+
+    def _tie(self, names: Sequence[str]) -> None:
+        first, *others = names
+        parameter = self.model.get_parameter(first) if others else None
+        for name in others:
+            holder, _, own = name.rpartition(".")
+            self.model.get_submodule(holder)._parameters[own] = parameter
 
     def _dispatch(self, folder: Path) -> None:
         self.model.requires_grad_(requires_grad=False)
@@ -231,7 +255,7 @@ def _on_disk(names: Sequence[str], slot: Slot, folder: Path, index: dict[str, An
     offload_weight(torch.zeros((), dtype=slot.dtype), first, str(folder), index)
     entry = {**index[first], "shape": list(slot.shape)}
     path = folder / f"{first}.dat"
-    os.truncate(path, max(slot.bytes, 1))
+    reserve(path, max(slot.bytes, 1))
     for name in names:
         index[name] = entry
     for name in others:

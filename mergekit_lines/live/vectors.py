@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mergekit_lines.checkpoint.sources import HeldTensor, Source
+from mergekit_lines.checkpoint.sources import MOST, HeldTensor, Source
 from mergekit_lines.errors import LinesError
 from mergekit_lines.methods.words import LINES_WORDS
 
@@ -57,7 +57,7 @@ class OnDisk:
         offset = start * self.dtype.itemsize
         with self.path.open("rb", buffering=0) as file:
             while left:
-                count = os.preadv(file.fileno(), [left], offset)
+                count = os.preadv(file.fileno(), [left[:MOST]], offset)
                 if not count:
                     raise LinesError(f"{self.path}: was cut by another program. Start again.")
                 left, offset = left[count:], offset + count
@@ -68,7 +68,7 @@ class OnDisk:
         offset = start * self.dtype.itemsize
         with self.path.open("r+b", buffering=0) as file:
             while left:
-                count = os.pwrite(file.fileno(), left, offset)
+                count = os.pwrite(file.fileno(), left[:MOST], offset)
                 left, offset = left[count:], offset + count
 
 
@@ -131,7 +131,7 @@ class TaskVectors:
         if old is not None and (old.storage.shape, old.storage.dtype) == (shape, dtype):
             return Place(name, wrapped_key(task), old.storage)
         if old is not None:
-            self._give_back(old)
+            self.drop(old)
         size = math.prod(shape) * dtype.itemsize
         storage: HeldTensor | OnDisk
         if size <= self._left:
@@ -139,7 +139,7 @@ class TaskVectors:
             storage = HeldTensor(torch.empty(shape, dtype=dtype))
         else:
             storage = OnDisk(self._folder / f"{next(self._files)}.tau", shape, dtype)
-            self._reserve(storage.path, size)
+            reserve(storage.path, size)
         return Place(name, wrapped_key(task), storage)
 
     def keep(self, place: Place) -> None:
@@ -147,27 +147,34 @@ class TaskVectors:
         if place.whole:
             self._kept[place.name] = place
         else:
-            self._give_back(place)
+            self.drop(place)
 
-    def _give_back(self, place: Place) -> None:
+    def drop(self, place: Place) -> None:
+        """Give back the storage of a task vector that was not written as a whole."""
         if isinstance(place.storage, OnDisk):
             place.storage.path.unlink()
         else:
             self._left += place.storage.held.nbytes
 
-    def _reserve(self, path: Path, size: int) -> None:
-        with path.open("wb") as file:
-            try:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)
-                else:
-                    file.truncate(size)
-            except OSError as error:
-                path.unlink()
-                if error.errno != errno.ENOSPC:
-                    raise
-                raise LinesError(
-                    f"{self._folder}: the disk is full, and a task vector of {size:,} bytes was to "
-                    f"be kept there. Free some space, set TMPDIR to another disk, or raise the "
-                    f"memory budget."
-                ) from error
+
+def reserve(path: Path, size: int) -> None:
+    """Make a file of ``size`` bytes, all of which the disk has.
+
+    Raises:
+        LinesError: the disk is full.
+    """
+    with path.open("wb") as file:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+        except OSError as error:
+            path.unlink()
+            if error.errno != errno.ENOSPC:
+                raise
+            raise LinesError(
+                f"{path.parent}: the disk is full, and {size:,} bytes more were to be kept there. "
+                f"Free some space, give an offload_folder on another disk, or raise the memory "
+                f"budget or max_memory."
+            ) from error
