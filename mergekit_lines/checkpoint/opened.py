@@ -49,6 +49,7 @@ class OpenedModels:
 
     models: dict[ModelReference, OpenedModel] = field(default_factory=dict)
     shards: dict[Path, Shard] = field(default_factory=dict)
+    resolved: dict[Path, Path] = field(default_factory=dict)  # by the path that was asked for
     adapters: list[Shard] = field(default_factory=list)  # of one file perhaps several times
     states: dict[Path, tuple[int, ...]] = field(default_factory=dict)  # of all other files
 
@@ -112,10 +113,13 @@ class OpenedModels:
                 )
 
     def _shard(self, path: Path) -> Shard:
-        path = path.resolve()
-        if path not in self.shards:
-            self.shards[path] = Shard(path)
-        return self.shards[path]
+        # Asked for every tensor of every setting; links are followed once.
+        resolved = self.resolved.get(path)
+        if resolved is None:
+            resolved = self.resolved[path] = path.resolve()
+        if resolved not in self.shards:
+            self.shards[resolved] = Shard(resolved)
+        return self.shards[resolved]
 
     def source(self, model: ModelReference, weight: WeightInfo) -> Source | None:
         """Return the tensor that mergekit takes for ``weight``, or None where it is optional.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,13 +20,16 @@ from tqdm import tqdm
 
 from mergekit_lines.api import parsed
 from mergekit_lines.checkpoint.opened import OpenedModels
-from mergekit_lines.checkpoint.sources import whole
+from mergekit_lines.checkpoint.sources import HeldTensor, Source, whole
+from mergekit_lines.checkpoint.writer import Slot
 from mergekit_lines.engine import Engine
 from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.kernels.scale import work_dtype
 from mergekit_lines.live.opened import Accounting, Opened
 from mergekit_lines.live.placement import Device, LiveWeights
 from mergekit_lines.live.settings import with_settings, without_parameters
 from mergekit_lines.live.vectors import TaskVectors, wrapped_key
+from mergekit_lines.merging import PIECE, Sink
 from mergekit_lines.planner import ACTIVE, LinesPlanner, MergeRun, Summary, base_listed
 from mergekit_lines.preflight import check_recipe
 from mergekit_lines.prepare import names_from_indexes, refused_values
@@ -228,27 +232,36 @@ class LiveModel:
                 name = item.weight.name
                 if not self._weights.wants(name):
                     continue
-                tensor = self._input(item.task, wanted)
+                source = self._input(item.task, wanted)
                 slot = self._weights.slot(name)
-                if tensor is None or tuple(tensor.shape) != slot.shape:
+                if source is None or source.shape != slot.shape:
                     raise LinesError(f"model {model}: has no tensor for {name} of the output.")
-                cast = item.task.input_dtype()
-                if cast is not None and tensor.is_floating_point():
-                    tensor = tensor.to(cast)
-                self._weights.sink(name).write(0, tensor.to(slot.dtype).flatten())
+                self._copy(source, item.task.input_dtype(), slot, self._weights.sink(name))
             self._models.check_unchanged()
 
-    def _input(self, task: Any, model: Any) -> torch.Tensor | None:
+    @staticmethod
+    def _copy(source: Source, cast: torch.dtype | None, slot: Slot, sink: Sink) -> None:
+        """Write a tensor to its place, piece by piece, by way of the recipe's dtype."""
+        if not source.dtype.is_floating_point:
+            sink.write(0, whole(source).to(slot.dtype).flatten())
+            return
+        entries = math.prod(source.shape)
+        buffer = torch.empty(min(entries, PIECE), dtype=work_dtype(source.dtype))
+        for start in range(0, entries, PIECE):
+            piece = buffer[: min(PIECE, entries - start)]
+            source.read_into(start, start + len(piece), piece)
+            sink.write(start, piece.to(cast or piece.dtype).to(slot.dtype))
+
+    def _input(self, task: Any, model: Any) -> Source | None:
         gather = task.gather_tensors
         if not isinstance(gather, GatherTensors):  # a vocabulary that has to be aligned
             values = {"engine": self._engine, "number": 0, "coefficient": 1.0, "seed": 0}
             aligned = engine_task(task, WriteTask, values).gather_tensors
             ((_, tensors),) = Executor([aligned]).run(quiet=True)
             found: torch.Tensor | None = tensors.get(model)
-            return found
+            return None if found is None else HeldTensor(found.contiguous())
         weights = dict(gather.weight_info.items())
-        source = self._models.source(model, weights[model]) if model in weights else None
-        return None if source is None else whole(source)
+        return self._models.source(model, weights[model]) if model in weights else None
 
     @contextmanager
     def _merging(self, config: MergeConfiguration) -> Iterator[tuple[LinesPlanner, MergeRun]]:
