@@ -261,6 +261,11 @@ def partial_folder(out: Path, say: Callable[[str], None]) -> Iterator[Partial]:
             nothing = not whole and not partial.recall("moving")
             if nothing or (partial.begun and spoilt):
                 shutil.rmtree(path, ignore_errors=True)
+                if partial.begun and not isinstance(error, Exception):
+                    say(
+                        "stopped before a shard was whole; nothing is kept. Run the same command "
+                        "to begin anew; smaller shards (--out-shard-size) lose less"
+                    )
             elif partial.begun:
                 say(f"stopped; {whole} whole shards are kept. Run the same command to go on")
             raise

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +34,7 @@ DTYPES = {
 }
 
 MOST = 1 << 30  # bytes of one call: macOS refuses 2 GiB
+ROOM = 64  # files that are open at once beside the shards
 _SCRATCH = threading.local()  # what a thread read last, before its conversion: key and bytes
 
 
@@ -107,10 +110,7 @@ class Shard:
         self.path = path
         self.bytes_read = 0
         self._counting = threading.Lock()
-        try:
-            self.descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise LinesError(f"{path}: cannot be opened ({error.strerror}).") from error
+        self.descriptor = _opened(path)
         self.state = state_of(os.fstat(self.descriptor))
         try:
             self._offset, self._tensors, self.digest = _read_header(self.descriptor, self.state[1])
@@ -210,6 +210,32 @@ class ShardTensor:
                     f"promises more. It was cut while it was read; download it again."
                 )
             left, offset = left[count:], offset + count
+
+
+def _opened(path: Path) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        remedy = "Check the file."
+        if error.errno == errno.EMFILE:
+            remedy = "Raise the limit (`ulimit -n 4096`), or save the models in fewer shards."
+        raise LinesError(f"{path}: cannot be opened ({error.strerror}). {remedy}") from error
+    _allow_files(descriptor + ROOM)
+    return descriptor
+
+
+def _allow_files(count: int) -> None:
+    """Raise this process's limit of open files where it may be: every shard stays open."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or count <= soft:
+        return
+    most = 2 * soft if hard == resource.RLIM_INFINITY else min(2 * soft, hard)
+    with suppress(OSError, ValueError):  # the system's own limit; then opening fails by name
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def changed(path: Path) -> LinesError:

@@ -145,6 +145,8 @@ class ShardWriter:
         self._open: dict[str, int] = {}
         self._syncing: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._renaming = threading.Lock()
+        self._abandoned = False
         self.bytes_written = 0
 
     def _is_whole(self, shard: ShardLayout) -> bool:
@@ -200,7 +202,10 @@ class ShardWriter:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            (self._folder / (file + WRITING)).rename(self._folder / whole_name(file))
+            with self._renaming:
+                if self._abandoned:
+                    return
+                (self._folder / (file + WRITING)).rename(self._folder / whole_name(file))
             sync(self._folder)
         except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
             self._failure = error
@@ -224,7 +229,12 @@ class ShardWriter:
             self.abandon()
 
     def abandon(self) -> None:
-        """Leave the shards that are not whole; nobody waits for one that is on its way."""
+        """Leave the shards that are not whole; nobody waits for one that is on its way.
+
+        That one is not renamed any more: by then another run may be writing a file of its name.
+        """
+        with self._renaming:
+            self._abandoned = True
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,6 +148,27 @@ def test_a_shard_of_another_size_is_not_whole(tmp_path: Path) -> None:
     (shard,) = lay_out([Slot(name, tuple(t.shape), t.dtype) for name, t in held.items()], 0)
     (tmp_path / whole_name(shard.file)).write_bytes(bytes(shard.size - 1))
     assert ShardWriter(tmp_path, [shard]).wants("embed")
+
+
+def test_an_abandoned_shard_is_not_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stopped waits for no fsync, and by its end the file may be another run's."""
+    held = tensors()
+    (shard,) = lay_out([Slot(name, tuple(t.shape), t.dtype) for name, t in held.items()], 0)
+    disk, threads, begin = threading.Event(), list[threading.Thread](), threading.Thread.start
+    monkeypatch.setattr(os, "fsync", lambda _: disk.wait(60))
+    monkeypatch.setattr(
+        threading.Thread, "start", lambda thread: (threads.append(thread), begin(thread))
+    )
+    writer = ShardWriter(tmp_path, [shard])
+    for name, tensor in held.items():
+        writer.sink(name).write(0, tensor.reshape(-1))
+        writer.stored(name)
+    writer.abandon()
+    disk.set()
+    for thread in threads:
+        thread.join(60)
+    assert len(threads) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [shard.file + WRITING]
 
 
 @pytest.mark.parametrize("size", [10_000, 50_000, 10**9])

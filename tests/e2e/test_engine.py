@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from mergekit_lines import merging
-from mergekit_lines.checkpoint import opened
+from mergekit_lines.checkpoint import opened, sources
 from mergekit_lines.checkpoint.sources import ShardTensor
 from tests import models
 from tests.e2e.runner import in_process
@@ -359,3 +359,32 @@ def test_another_tokenizer_is_another_merge(
     path.write_text(json.dumps(tokens))
     with pytest.raises(Exception, match="the tokenizers differ"):
         in_process(words, tmp_path / "out", out_shard_size=20_000)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="cannot count open files")
+def test_more_shards_than_files_may_be_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The soft limit of open files is raised; where that is not enough it is told."""
+    import resource
+
+    base = models.llama(tmp_path / "base", max_shard_size=4_000)
+    tuned = [models.finetuned(base, tmp_path / name, seed=1) for name in "ab"]
+    shards = len(list(base.glob("*.safetensors")))
+    assert shards > sources.ROOM / 3
+    given = recipe(base, [str(path) for path in tuned], **SOUP)
+    want = in_process(given, tmp_path / "want")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = {int(path.name) for path in Path("/proc/self/fd").iterdir()}
+    free = (number for number in range(soft) if number not in taken)
+    few = next(number for place, number in enumerate(free) if place == 2 * shards + 10)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+        out = in_process(given, tmp_path / "out")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+        monkeypatch.setattr(sources, "_allow_files", lambda _: None)
+        with pytest.raises(Exception, match=r"\.safetensors: cannot be opened .* Raise the limit"):
+            in_process(given, tmp_path / "again")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert models.weights_digest(out) == models.weights_digest(want)
