@@ -18,12 +18,14 @@ from mergekit_lines.workers import Workers
 
 T = TypeVar("T")
 # Entries of a piece. Its fp32 copies for two models stay in a core's cache; smaller ones spend
-# their time in Python, which only one thread may run. A GPU wants larger ones.
+# their time in Python, which only one thread may run. A GPU wants larger ones, and several of a
+# matrix: one is read while another is computed.
 PIECE = 1 << 18
-DEVICE_PIECE = 1 << 24
+DEVICE_PIECE = 1 << 22
 # Beside the models' pieces a thread holds the base's, what it read, the task vector, masks, draws.
 TEMPORARIES = 7
 MEMORY = 256 << 20  # bytes that the pieces of all threads may take
+DEVICE_MEMORY = 2 << 30  # likewise, on a GPU
 
 
 class Sink(Protocol):
@@ -116,7 +118,8 @@ class TensorPieces:
         """Return ``function(i)`` for every piece, in their order."""
         largest = max(stop - start for start, stop in self.bounds)
         piece = largest * self.dtype.itemsize * (self.models + TEMPORARIES)
-        return self._workers.map(function, len(self.bounds), max(1, MEMORY // piece))
+        memory = MEMORY if self._device.type == "cpu" else DEVICE_MEMORY
+        return self._workers.map(function, len(self.bounds), max(1, memory // piece))
 
 
 def cut(shape: tuple[int, ...], merge: Merge, device: torch.device) -> list[tuple[int, int]]:
