@@ -24,7 +24,10 @@ LEAST, MOST = 0.0005, 100.0  # billions of parameters
 
 @dataclass(frozen=True)
 class Shape:
-    """A LLaMA, and how many entries of each tensor are real (the rest are holes that read 0)."""
+    """A LLaMA, and how many entries of each tensor are real (the rest are holes that read 0).
+
+    The largest tensors are real to the end: a merge needs its most memory for them.
+    """
 
     hidden: int
     intermediate: int
@@ -66,7 +69,8 @@ class Shape:
 
     def real(self, entries: int) -> int:
         """Return how many of a tensor's entries are written."""
-        return entries if self.filled is None else min(entries, self.filled)
+        whole = self.filled is None or entries == self.largest
+        return entries if self.filled is None or whole else min(entries, self.filled)
 
     def config(self) -> dict[str, Any]:
         """Return the model's config.json."""
@@ -84,7 +88,9 @@ class Shape:
         }
 
 
-# LLaMA-2-7B (arXiv 2307.09288): 6,738,415,616 parameters. A mebibyte of each tensor is real.
+# LLaMA-2-7B (arXiv 2307.09288): 6,738,415,616 parameters. The embeddings are real, and of each
+# other tensor a mebibyte. Checkpoints that share shards through links would be as small, but the
+# reader opens a shared shard once, and task vectors over it would be zero or equal.
 LLAMA_7B = Shape(4096, 11008, 32000, 32, 32, filled=1 << 19)
 
 
@@ -115,7 +121,7 @@ class Checkpoint:
     @property
     def note(self) -> dict[str, Any]:
         """What the checkpoint is made from."""
-        return {"format": 1, "number": self.number, **asdict(self.shape)}
+        return {"format": 2, "number": self.number, **asdict(self.shape)}
 
     @property
     def finished(self) -> bool:

@@ -178,8 +178,9 @@ def show_setting(
         size = shape.filled * models.ITEM / 2**20
         tables.say(
             console,
-            f"The inputs are sparse: only the first {size:.0f} MiB of each tensor are real, the "
-            f"rest are holes that read as zeros. Good for memory; times are not those of a disk.",
+            f"The inputs are sparse: the largest tensors are real, and the first {size:.0f} MiB of "
+            f"each other; the rest are holes that read as zeros. Good for memory; times are not "
+            f"those of a disk.",
         )
     if not bench.cached:
         tables.say(

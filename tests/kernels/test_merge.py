@@ -11,6 +11,7 @@ from mergekit.sparsify import RescaleNorm, SparsificationMethod, rescaled_masked
 from mergekit_lines.kernels.draws import Draws, bound
 from mergekit_lines.kernels.merge import Merge, Sparsity
 from mergekit_lines.kernels.rows import row_bounds
+from mergekit_lines.kernels.scale import add_scaled
 
 from .in_memory import InMemory, by_sorting, combine, kept, keys, run
 
@@ -136,6 +137,37 @@ def test_random_merges_are_their_definition_in_float64(name):
         found = run(merge, InMemory(base, tuned, piece, threads=2))
         room = 1e-5 / _smallest_divisor(merge)
         assert_close(found, wanted, room)
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+def test_bf16_results_are_float64_rounded(name, rescale):
+    """At most one entry in 10,000 is another bf16 number, and then the next one."""
+    kind, consensus = METHODS[name]
+    base, noise = tensors(5, 3, (512, 1024))
+    base = (0.02 * base).bfloat16()
+    tuned = [(base.float() + 0.01 * model).bfloat16() for model in noise]
+    # Sums of these weights are exact, as elections are then.
+    weights, coefficient = (1.0, 0.5, 0.25), 0.37
+    sparsity = Sparsity(kind, 0.4, 0.02, 0.2, rescale)
+    merge = Merge((sparsity,) * 3, weights, consensus, consensus is not None)
+    pieces = InMemory(base, tuned, 64 * 1024, threads=2)
+    found = add_scaled(base.float(), run(merge, pieces), coefficient).bfloat16()
+    tasks = [
+        sparsified(sparsity, key, model.double() - base.double())
+        for key, model in zip(keys(3), tuned, strict=True)
+    ]
+    made = combine(torch.stack(tasks), weights, consensus, consensus is not None, 1.0)
+    wanted = (base.double() + coefficient * made).bfloat16()
+    apart = (ordered(found) - ordered(wanted)).abs()
+    assert apart.max() <= 1
+    assert (apart > 0).sum() <= apart.numel() / 10_000
+
+
+def ordered(numbers: torch.Tensor) -> torch.Tensor:
+    """The place of bf16 numbers among all of them."""
+    words = numbers.view(torch.int16).int()
+    return torch.where(words < 0, -(words & 0x7FFF), words)
 
 
 def _smallest_divisor(merge: Merge) -> float:
