@@ -282,11 +282,13 @@ class Engine:
         self.models.check_unchanged()
 
     def leave(self, kind: object, *_error: object) -> None:
-        """End, after a failure without waiting for the disk; see ``ExitStack.push``."""
+        """End, after Ctrl-C or a signal without waiting for the disk; see ``ExitStack.push``."""
         if kind is None:
             self.close()
             return
         self.workers.close()
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            self.writer.settle()
         self.writer.abandon()
 
     def close(self) -> None:

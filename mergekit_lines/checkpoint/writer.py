@@ -228,6 +228,12 @@ class ShardWriter:
         finally:
             self.abandon()
 
+    def settle(self) -> None:
+        """Let a shard that is on its way to the disk become whole; its failure is not the first."""
+        if self._syncing is not None:
+            self._syncing.join()
+            self._syncing = None
+
     def abandon(self) -> None:
         """Leave the shards that are not whole; nobody waits for one that is on its way.
 

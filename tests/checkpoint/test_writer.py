@@ -150,8 +150,11 @@ def test_a_shard_of_another_size_is_not_whole(tmp_path: Path) -> None:
     assert ShardWriter(tmp_path, [shard]).wants("embed")
 
 
-def test_an_abandoned_shard_is_not_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever stopped waits for no fsync, and by its end the file may be another run's."""
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_shard_on_its_way_to_the_disk(
+    settled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C waits for no fsync, and by its end the file may be another run's; a failure waits."""
     held = tensors()
     (shard,) = lay_out([Slot(name, tuple(t.shape), t.dtype) for name, t in held.items()], 0)
     disk, threads, begin = threading.Event(), list[threading.Thread](), threading.Thread.start
@@ -163,12 +166,17 @@ def test_an_abandoned_shard_is_not_renamed(tmp_path: Path, monkeypatch: pytest.M
     for name, tensor in held.items():
         writer.sink(name).write(0, tensor.reshape(-1))
         writer.stored(name)
+    assert [path.name for path in tmp_path.iterdir()] == [shard.file + WRITING]
+    if settled:
+        disk.set()
+        writer.settle()
     writer.abandon()
     disk.set()
     for thread in threads:
         thread.join(60)
     assert len(threads) == 1
-    assert [path.name for path in tmp_path.iterdir()] == [shard.file + WRITING]
+    name = whole_name(shard.file) if settled else shard.file + WRITING
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("size", [10_000, 50_000, 10**9])
