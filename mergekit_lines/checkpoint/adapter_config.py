@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergekit_lines.errors import LinesError
+from mergekit_lines.errors import LinesError, nearest, some
 
 CONFIG = "adapter_config.json"
 
@@ -139,17 +140,21 @@ def read_config(folder: Path) -> LoraConfig:
         ) from error
     if kind != "LORA":
         return LoraConfig(file, f"its peft_type is {kind}")
+    # Before what is left to PEFT, which takes its own default for a number that is not there.
+    rank = _number(file, "r", fields.get("r"), whole=True)
+    alpha = _number(file, "lora_alpha", fields.get("lora_alpha"))
     start = fields.get("init_lora_weights", True)
     strange = [name for name in fields if name not in _INERT | _READ and fields[name]]
     if strange:
+        _check_known(file, strange)
         return LoraConfig(file, f"it sets {', '.join(sorted(strange))}")
     if start not in _PLAIN_STARTS:
         return LoraConfig(file, f"its init_lora_weights is {start}")
     return LoraConfig(
         file,
         None,
-        rank_default=_number(file, "r", fields.get("r"), whole=True),
-        alpha_default=_number(file, "lora_alpha", fields.get("lora_alpha")),
+        rank_default=rank,
+        alpha_default=alpha,
         ranks=_numbers(file, "rank_pattern", fields, whole=True),
         alphas=_numbers(file, "alpha_pattern", fields),
         rank_stabilised=bool(fields.get("use_rslora")),
@@ -158,6 +163,20 @@ def read_config(folder: Path) -> LoraConfig:
         transposed=bool(fields.get("fan_in_fan_out")),
         tokens=_tokens(file, fields.get("trainable_token_indices")),
     )
+
+
+def _check_known(file: Path, names: Sequence[str]) -> None:
+    """Refuse what the installed PEFT does not know: it would only warn, and merge without it."""
+    import peft
+
+    known = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise LinesError(
+            f"{file}: sets {some(unknown)}, of which peft {peft.__version__} knows nothing; it "
+            f"would be left out of the merged weights.{nearest(unknown[0], known)} Upgrade peft, "
+            f"or correct the name."
+        )
 
 
 def _number(file: Path, name: str, value: Any, whole: bool = False) -> Any:

@@ -347,7 +347,6 @@ def test_names_of_another_transformers(folder: Path, bases: Callable[[str], Path
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "kind": ({"peft_type": "LOHA"}, "peft_type is LOHA"),
     "unknown kind": ({"peft_type": "NEXT_YEARS"}, "peft_type is NEXT_YEARS"),
-    "unknown field": ({"use_next_years": True}, "sets use_next_years"),
     "unknown field that is off": ({"use_next_years": False}, ""),
     "alora": ({"alora_invocation_tokens": [1]}, "sets alora_invocation_tokens"),
     "qalora": ({"use_qalora": True}, "sets use_qalora"),
@@ -414,6 +413,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "rank 0": (config(r=0), "r is 0, wanted a rank of at least 1"),
     "rank by word": (config(r="8"), "r is '8'"),
     "no alpha": (config(lora_alpha=None), "lora_alpha is None, wanted a finite number"),
+    "no alpha for PEFT": (config(lora_alpha=None, use_qalora=True), "lora_alpha is None"),
+    # PEFT itself would only warn, and merge without it.
+    "unknown field": (config(use_next_years=True), "sets use_next_years, of which peft .* nothing"),
+    "misspelt field": (config(lora_alhpa=9), "sets lora_alhpa, .* Did you mean 'lora_alpha'"),
     "pattern of rank 0": (config(rank_pattern={"q_proj": 0}), r"rank_pattern\.q_proj is 0"),
     "patterns in a list": (config(rank_pattern=["q"]), "wanted numbers by layer name"),
     "no pattern": (config(alpha_pattern={"(": 8}), "no regular expression"),
