@@ -87,11 +87,13 @@ class Place:
     Attributes:
         name: the folder's, or the repository's.
         repo: on the Hub, with its owner; None on a disk.
+        branch: there, if it is not the default one.
         picture: the file with λ over depth, if there is one.
     """
 
     name: str
     repo: str | None = None
+    branch: str | None = None
     picture: str | None = None
 
 
@@ -162,9 +164,10 @@ def body(
 
 def _models(config: MergeConfiguration, origins: Origins, content: Mapping[str, Any]) -> str:
     base = config.base_model
+    other = "Merged" if any(content["wrap"]) else "Fine-tuned"
     lines = []
     for model in origins.models:
-        role = "Base" if model == base else "Merged"
+        role = "Base" if model == base else other
         shown = " with the adapter ".join(_shown(origin) for origin in origins.of(model))
         lines.append(f"- {role}: {shown}")
     if base is None:
@@ -187,11 +190,12 @@ def _shown(origin: Origin) -> str:
 def _load(folder: Path, place: Place) -> str:
     _, loader, _ = kind(folder)
     name = place.repo or f"path/to/{place.name}"
+    given = f'"{name}", revision="{place.branch}"' if place.branch else f'"{name}"'
     names = [loader]
-    lines = [f'model = {loader}.from_pretrained("{name}")']
+    lines = [f"model = {loader}.from_pretrained({given})"]
     if any((folder / file).exists() for file in TOKENIZERS):
         names.append("AutoTokenizer")
-        lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{name}")')
+        lines.append(f"tokenizer = AutoTokenizer.from_pretrained({given})")
     return "\n".join([f"from transformers import {', '.join(names)}", "", *lines])
 
 
@@ -233,15 +237,14 @@ def _values(value: float | Sequence[float]) -> str:
 def _repeat(origins: Origins, content: Mapping[str, Any], place: Place) -> str:
     versions = {"mergekit-lines": content["mergekit_lines"], **content["versions"]}
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
-    pull = f"mergekit-lines pull {place.repo} recipe.yml --pin\n" if place.repo else ""
-    first = "" if place.repo else "Save the recipe as `recipe.yml` and run\n\n"
-    seed = f", seed {content['seed']}" if content.get("seed") else ""
+    source = f"{place.repo}@{place.branch}" if place.branch else place.repo
+    pull = f"mergekit-lines pull {source} recipe.yml --pin\n" if source else ""
+    first = "" if source else "Save the recipe as `recipe.yml` and run\n\n"
+    merge = " ".join(["mergekit-yaml recipe.yml OUT", *content.get("flags", ())])
     text = (
-        f"{first}```sh\n{pull}mergekit-yaml recipe.yml OUT\n```\n\n"
-        f"The same inputs, versions and `--out-shard-size` give the same bytes: {listed}{seed}."
+        f"{first}```sh\n{pull}{merge}\n```\n\n"
+        f"The same inputs and versions give the same bytes on the same kind of device: {listed}."
     )
-    if content.get("lora_merge_dtype"):
-        text += f" Adapters were merged with `--lora-merge-dtype {content['lora_merge_dtype']}`."
     local = [origin.name for origin in origins.local]
     if local:
         it = "it is" if len(local) == 1 else "they are"
@@ -257,8 +260,20 @@ def _results(folder: Path) -> str:
     found = read_results(folder, "model") or []
     if not found:
         return ""
-    rows = ["| dataset | metric | value |", "| --- | --- | --- |"]
+    rows = ["| dataset | metric | value |", "| --- | --- | ---: |"]
     for result in found:
-        metric = result.metric_name or result.metric_type
-        rows.append(f"| {result.dataset_name} | {metric} | {result.metric_value} |")
+        cells = (
+            result.dataset_name,
+            result.metric_name or result.metric_type,
+            _measured(result.metric_value),
+        )
+        rows.append(f"| {' | '.join(' '.join(_cell(cell).split()) for cell in cells)} |")
     return "\n## Results\n\n" + "\n".join(rows) + "\n"
+
+
+def _measured(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

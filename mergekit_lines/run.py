@@ -137,6 +137,7 @@ def run_lines_merge(
                 "dropped": {str(model): names for model, names in dropped.items()},
                 "inputs": describe_inputs(models.models),
                 "output": describe_output(shards),
+                "flags": _flags(options, effective, models),
                 "run": run_figures(
                     seconds=time.monotonic() - begun,
                     bytes_read=models.bytes_read,
@@ -333,6 +334,20 @@ def _identity(
         LAYOUT: hashlib.sha256(headers).hexdigest(),
         **{f"model {name}": found for name, found in models.describe().items()},
     }
+
+
+def _flags(options: MergeOptions, effective: MergeOptions, models: OpenedModels) -> list[str]:
+    """Return the flags of mergekit-yaml that the output's bytes hang on, defaults left out."""
+    flags: list[str] = []
+    if options.random_seed is not None:
+        flags += ["--random-seed", str(options.random_seed)]
+    if effective.out_shard_size != MergeOptions().out_shard_size:
+        flags += ["--out-shard-size", str(effective.out_shard_size)]
+    copied = any(found.copied_from for found in models.models.values())
+    if copied and effective.lora_merge_dtype:
+        flags += ["--lora-merge-dtype", effective.lora_merge_dtype]
+    device = torch.device(effective.device or "cpu").type
+    return flags if device == "cpu" else [*flags, "--device", device]
 
 
 def check_space(out: Path, partial: Path, shards: Sequence[ShardLayout]) -> None:

@@ -202,7 +202,8 @@ class Handler(BaseHTTPRequestHandler):
             self.may_write(name)
         return repo
 
-    def may_write(self, name: str) -> None:
+    def may_write(self, name: str, *, propose: bool = False) -> None:
+        """Refuse who may not change a model, or propose a change to it as anyone may."""
         user = self.user()
         if user is None:
             raise Refused(401, "", "Invalid username or password.")
@@ -210,7 +211,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(
                 403, "", "Forbidden: you must use a write token to upload to a repository"
             )
-        if name.split("/")[0] != user["name"]:
+        if name.split("/")[0] != user["name"] and not propose:
             raise Refused(403, "", f"You don't have the rights to write to {name}")
 
     def files(self, repo: Repo, rev: str) -> tuple[str, dict[str, Blob]]:
@@ -380,7 +381,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send(answer, 400 if errors else 200)
 
     def preupload(self, repo: str, rev: str) -> None:
-        _, files = self.files(self.repo(repo, write=True), rev)
+        _, files = self.files(self.repo(repo), rev)
+        self.may_write(repo, propose="create_pr" in self.query)
         answer = []
         for asked in json.loads(self.body)["files"]:
             large = asked["path"].endswith(LARGE) or asked["size"] > REGULAR
@@ -394,7 +396,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send({"files": answer})
 
     def batch(self, repo: str) -> None:
-        self.repo(repo, write=True)
+        self.repo(repo)
+        self.may_write(repo, propose=True)  # it is not told what the object is for
         asked = json.loads(self.body)
         assert asked["hash_algo"] == "sha256" and "basic" in asked["transfers"]
         objects = []
@@ -445,7 +448,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send({}, headers={"ETag": f'"{oid}"'})
 
     def verify(self, repo: str) -> None:
-        self.repo(repo, write=True)
+        self.repo(repo)
+        self.may_write(repo, propose=True)
         asked = json.loads(self.body)
         there = self.state.objects.get(asked["oid"])
         if there is None or there.size != asked["size"]:
@@ -453,7 +457,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send({})
 
     def commit(self, repo: str, rev: str) -> None:
-        found = self.repo(repo, write="create_pr" not in self.query)
+        found = self.repo(repo)
+        self.may_write(repo, propose="create_pr" in self.query)
         lines = [json.loads(line) for line in self.body.splitlines() if line]
         with self.state.lock:
             sha, files = self.files(found, rev)

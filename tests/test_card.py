@@ -13,7 +13,7 @@ from mergekit.config import MergeConfiguration
 
 from mergekit_lines.card import card, is_edited
 from mergekit_lines.errors import LinesError
-from mergekit_lines.hub.metadata import checked
+from mergekit_lines.hub.metadata import Facts, Licence, checked, inherited
 from mergekit_lines.hub.origins import Origins, is_local
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -102,6 +102,48 @@ def test_the_report_knows_what_came_from_the_hub() -> None:
     assert "mine" not in json.dumps(report)
 
 
+def test_one_model_at_two_revisions() -> None:
+    """Each is pinned to its own commit."""
+    other = COMMIT[::-1]
+    text = recipe("org/base", "org/base@dev", "org/base+org/adapter@v1")
+    inputs = {
+        "org/base": {"revision": COMMIT},
+        "org/base@dev": {"revision": other},
+        "org/base+org/adapter@v1": {"revision": COMMIT, "adapter": {"revision": other}},
+    }
+    found = origins(text, inputs)
+    assert found.recipe(text) == text
+    assert found.pinned(text) == recipe(
+        f"org/base@{COMMIT}", f"org/base@{other}", f"org/base@{COMMIT}+org/adapter@{other}"
+    )
+    # Anyone may write a report.
+    found = origins(text, {"org/base": {"revision": "main; x"}})
+    assert found.pinned(text) == text
+
+
+@pytest.mark.parametrize(
+    ("licences", "wanted"),
+    [
+        (["mit", "mit"], "mit"),
+        (["mit", None], None),
+        (["mit", "apache-2.0"], None),
+        (["other", "other"], None),
+        ([("other", "a", "LICENSE"), ("other", "b", "LICENSE")], None),
+        ([("other", "a", "https://x.y/1"), ("other", "a", "https://x.y/2")], "other"),
+    ],
+)
+def test_which_licence_is_inherited(licences: list[Any], wanted: str | None) -> None:
+    """One that all inputs have by name; `other` alone is no name."""
+    (origin,) = origins(recipe("org/a", "org/a")).hub
+    listed = [
+        entry if isinstance(entry, tuple) or entry is None else (entry,) for entry in licences
+    ]
+    found = [Facts(origin, entry and Licence(*entry)) for entry in listed]
+    licence = inherited(found)
+    assert (licence and licence.license) == wanted
+    assert licence is None or licence == found[0].licence
+
+
 @pytest.mark.parametrize(
     ("path", "local"),
     [
@@ -156,6 +198,10 @@ def test_the_card_of_a_local_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "| block 2 | 0.5, 0.75 |" in written
     assert "AutoModelForSpeechSeq2Seq" in written and "AutoTokenizer" not in written
     assert checked(written) == written
+    assert "mergekit-yaml recipe.yml OUT\n" in written
+    flags = ["--random-seed", "7", "--out-shard-size", "60000"]
+    again = card(out, parsed(text), {**content, "flags": flags}, "OUT")
+    assert f"mergekit-yaml recipe.yml OUT {' '.join(flags)}\n" in again
     assert not is_edited(written)
     assert not is_edited(written.replace("license_name: mine", "license_name: yours"))
     assert is_edited(written.replace("# OUT", "# Better"))

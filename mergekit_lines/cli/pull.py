@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -21,7 +23,7 @@ def pull(repo: str, recipe: Path, pin: bool, force: bool) -> None:
     written to the file RECIPE, and looked at: which models it needs, what would be downloaded,
     and for what a merge would be refused here. No weight is downloaded.
     """
-    if recipe.exists() and not force:
+    if _is_there(recipe) and not force:
         raise LinesError(f"{recipe}: is there already. Choose another file, or give --force.")
     if not recipe.parent.is_dir():
         raise LinesError(f"{recipe}: there is no folder {recipe.parent}. Make it first.")
@@ -33,12 +35,12 @@ def pull(repo: str, recipe: Path, pin: bool, force: bool) -> None:
 
     with silent():
         pulled = pull_recipe(repo, pin=pin)
-    recipe.write_text(pulled.text, encoding="utf-8")
+    _write(recipe, pulled.text)
     click.echo(f"{recipe}: merge_method {pulled.method}, from {repo} at {pulled.commit[:12]}")
     for note in pulled.notes:
         click.echo(note)
     click.echo("it needs")
-    width = max(len(need.name) for need in pulled.needs)
+    width = max((len(need.name) for need in pulled.needs), default=0)
     for need in pulled.needs:
         size = f", {need.download:,} bytes to download" if need.download else ""
         click.echo(f"  {need.name:{width}}  {need.where}{size}")
@@ -50,4 +52,27 @@ def pull(repo: str, recipe: Path, pin: bool, force: bool) -> None:
         for problem in pulled.problems:
             click.echo(f"  {problem}")
     else:
-        click.echo(f"run it with `mergekit-yaml {recipe} OUT`")
+        command = shlex.join(["mergekit-yaml", str(recipe), "OUT", *pulled.flags])
+        click.echo(f"run it with `{command}`")
+
+
+def _is_there(recipe: Path) -> bool:
+    try:
+        return recipe.exists()
+    except OSError as error:  # a name too long, for one
+        raise LinesError(_unwritten(recipe, error)) from error
+
+
+def _write(recipe: Path, text: str) -> None:
+    partial = recipe.with_name(f".{recipe.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(recipe)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise LinesError(_unwritten(recipe, error)) from error
+
+
+def _unwritten(recipe: Path, error: OSError) -> str:
+    return f"{recipe}: cannot be written ({error.strerror}). Choose another file."

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from huggingface_hub import constants
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 
 from mergekit_lines.errors import LinesError, reason
 
+PUBLIC = "https://huggingface.co"
 LOGIN = "`hf auth login`"
 # huggingface_hub talks through httpx or httpx2, depending on its release.
 _UNREACHED = {"ConnectError", "TimeoutException", "NetworkError", "ProtocolError", "ProxyError"}
@@ -57,9 +58,14 @@ def plain(error: BaseException) -> str:
     for cause in _causes(error):
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
             said = cause.response.headers.get("X-Error-Message") or cause.server_message or ""
-            text = f"{cause.response.status_code} {said}".strip()
-            return _TOKEN.sub("…", _ADDRESS.sub("…", text))[:200]
-    return _TOKEN.sub("…", _ADDRESS.sub("…", reason(error)))
+            return _clean(f"{cause.response.status_code} {said}".strip())[:200]
+    return _clean(reason(error))
+
+
+def _clean(text: str) -> str:
+    token = get_token()  # other servers' tokens may look otherwise
+    text = text.replace(token, "…") if token else text
+    return _TOKEN.sub("…", _ADDRESS.sub("…", text))
 
 
 def reading(where: str, error: BaseException, *, folder: bool = True) -> str:
@@ -129,6 +135,11 @@ def told(where: str) -> Iterator[None]:
     except (LinesError, KeyboardInterrupt):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.filename and status_of(error) is None:
+            raise LinesError(
+                f"{error.filename}: cannot be read any more ({error.strerror}), and nothing was "
+                f"committed. Leave the folder as it is during a push."
+            ) from error
         raise LinesError(_writing(where, error)) from error
 
 

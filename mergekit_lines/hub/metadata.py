@@ -13,10 +13,14 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, try_to_load_from_ca
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.hub.failures import PUBLIC
 from mergekit_lines.hub.origins import Origin, Origins
 
 TAGS = ("mergekit", "merge", "lines")
 RESULTS = "results.json"
+RESULTS_FORMAT = 1
+# Licences that say nothing without a name: two inputs may mean two different ones.
+UNNAMED = ("other", "unknown")
 # The end of an architecture's name, the class that loads it, and the Hub's name for its task.
 KINDS = (
     ("ForCausalLM", "AutoModelForCausalLM", "text-generation"),
@@ -80,6 +84,8 @@ def _facts(origin: Origin, api: HfApi | None) -> Facts:
     licence, language, task = (data.get(key) for key in ("license", "language", "pipeline_tag"))
     name, link = (data.get(key) for key in ("license_name", "license_link"))
     listed = [language] if isinstance(language, str) else language
+    if isinstance(link, str) and "://" not in link:  # a file beside the input's card
+        link = f"{PUBLIC}/{origin.name}/blob/main/{link}" if origin.on_hub else None
     return Facts(
         origin,
         Licence(licence, _text(name), _text(link)) if isinstance(licence, str) else None,
@@ -106,17 +112,30 @@ def _read(origin: Origin) -> Any:
 
 
 def inherited(found: Sequence[Facts]) -> Licence | None:
-    """Return the licence that every input has, if there is one."""
-    licences = {fact.licence for fact in found}
-    return licences.pop() if len(licences) == 1 else None
+    """Return the licence that every input has, if there is one.
+
+    ``other`` is one only with its name. Of the links to its text the base's is taken.
+    """
+    licences = [fact.licence for fact in found]
+    first = licences[0] if licences else None
+    if first is None or (first.license in UNNAMED and not first.license_name):
+        return None
+    same = {licence and (licence.license, licence.license_name) for licence in licences}
+    return first if len(same) == 1 else None
 
 
 def disagreement(found: Sequence[Facts]) -> str:
     """Say what each input's licence is."""
     return ", ".join(
-        f"{fact.origin.name}: {fact.licence.license if fact.licence else 'not known'}"
+        f"{fact.origin.name}: {_called(fact.licence) if fact.licence else 'not known'}"
         for fact in found
     )
+
+
+def _called(licence: Licence) -> str:
+    if licence.license not in UNNAMED:
+        return licence.license
+    return f"{licence.license} ({licence.license_name or 'without a name'})"
 
 
 def kind(folder: Path) -> tuple[str | None, str, str | None]:
@@ -151,7 +170,7 @@ def front_matter(
     Raises:
         LinesError: the results file cannot be read.
     """
-    hub_ids = [origin.name for origin in origins.hub]
+    hub_ids = list(dict.fromkeys(origin.name for origin in origins.hub))
     tasks = {fact.pipeline_tag for fact in found if fact.pipeline_tag}
     task = kind(folder)[2] or (tasks.pop() if len(tasks) == 1 else None)
     languages = list(found[0].language) if found else []  # the base's: tuning seldom adds one
@@ -185,15 +204,20 @@ def read_results(folder: Path, name: str) -> list[Any] | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        listed = content["results"]
-        _, results = model_index_to_eval_results([{"name": name, "results": listed}])
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        if content.get("format") != RESULTS_FORMAT:
+            raise ValueError(f"format {content.get('format')!r}")  # noqa: TRY301
+        _, results = model_index_to_eval_results([{"name": name, "results": content["results"]}])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LinesError(
-            f"{RESULTS}: cannot be read ({reason(error)}), wanted results as the Hub's model-index "
-            f"has them. Mend the file or remove it."
+            f"{RESULTS}: cannot be read ({reason(error)}), wanted format {RESULTS_FORMAT}, with "
+            f"results as the Hub's model-index has them. Mend the file or remove it."
         ) from error
     return results or None
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no result")
 
 
 def checked(text: str) -> str:

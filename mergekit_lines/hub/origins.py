@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 from mergekit.common import ModelReference
@@ -18,6 +19,7 @@ from mergekit.config import MergeConfiguration
 from mergekit_lines.planner import models_in_order
 
 # ``models--org--name/snapshots/COMMIT`` is where huggingface_hub keeps a model.
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _CACHED = re.compile(r"(?:^|/)models--([^/]+?)/snapshots/([0-9a-f]{40})/?$")
 # The keys of a recipe that hold a model, or hold one among other things.
 _KEYS = {"model", "base_model", "path", "lora", "source", "tokenizer_source"}
@@ -65,7 +67,7 @@ class Origins:
     """
 
     def __init__(self, config: MergeConfiguration, inputs: Mapping[str, Any], out: Path) -> None:
-        self.parts: dict[str, Origin] = {}
+        self.parts: dict[tuple[str, str | None], Origin] = {}
         self.models = models_in_order(config)
         self._shown = {str(model): model for model in self.models}
         for model in self.models:
@@ -75,6 +77,7 @@ class Origins:
                 commit = told.get("adapter", {}).get("revision")
                 self._add(model.lora, commit, known=bool(told))
         roots = {Path.home(), Path.cwd(), out.absolute().parent, out.resolve().parent}
+        roots |= {Path(constants.HF_HOME), Path(constants.HF_HUB_CACHE)}
         for part in self.parts.values():
             place = Path(part.given).expanduser()
             if place.is_absolute():
@@ -85,14 +88,17 @@ class Origins:
 
     def _add(self, part: Any, commit: str | None, *, known: bool) -> None:
         """Take in one path of the recipe; ``known`` where the report tells of the model."""
-        if part.path in self.parts:
+        key = (part.path, part.revision)
+        if key in self.parts:
             return
+        if not (isinstance(commit, str) and _COMMIT.fullmatch(commit)):
+            commit = None
         cached = _CACHED.search(part.path.replace("\\", "/"))
         if cached:
             name = cached[1].replace("--", "/", 1)
-            self.parts[part.path] = Origin(part.path, name, True, cached[2], part.revision)
+            self.parts[key] = Origin(part.path, name, True, cached[2], part.revision)
         elif commit or not (known or is_local(part.path)):
-            self.parts[part.path] = Origin(part.path, part.path, True, commit, part.revision)
+            self.parts[key] = Origin(part.path, part.path, True, commit, part.revision)
         else:
             folder = Path(part.path.replace("\\", "/")).expanduser()
             name = stem = folder.name or folder.absolute().name or "model"
@@ -103,13 +109,12 @@ class Origins:
             while name in taken:  # of folders with one name
                 count += 1
                 name = f"{stem}-{count}"
-            self.parts[part.path] = Origin(part.path, name, False, None, part.revision)
+            self.parts[key] = Origin(part.path, name, False, None, part.revision)
 
     @property
     def hub(self) -> list[Origin]:
-        """Those on the Hub, in the recipe's order, each once."""
-        found = {origin.name: origin for origin in self.parts.values() if origin.on_hub}
-        return list(found.values())
+        """Those on the Hub, in the recipe's order."""
+        return [origin for origin in self.parts.values() if origin.on_hub]
 
     @property
     def local(self) -> list[Origin]:
@@ -118,8 +123,8 @@ class Origins:
 
     def of(self, model: ModelReference) -> list[Origin]:
         """Return a model's own origin, and its adapter's."""
-        paths = [model.model.path, *([model.lora.path] if model.lora is not None else [])]
-        return [self.parts[path] for path in paths]
+        parts = [model.model, *([model.lora] if model.lora is not None else [])]
+        return [self.parts[part.path, part.revision] for part in parts]
 
     def reference(self, text: str) -> str:
         """Return a model as the recipe for others names it, given as the recipe names it."""
@@ -131,7 +136,7 @@ class Origins:
         for part in (model.model, model.lora):
             if part is None:
                 continue
-            origin = self.parts.get(part.path)
+            origin = self.parts.get((part.path, part.revision))
             written = origin.written if origin else part.path
             pieces.append(f"{written}@{part.revision}" if part.revision else written)
         return "+".join(pieces)
@@ -139,12 +144,15 @@ class Origins:
     def pinned(self, text: str) -> str:
         """Return a recipe in which every model on the Hub has the commit that was merged."""
         pins = {
-            origin.name: f"{origin.name}@{origin.commit}" for origin in self.hub if origin.commit
+            f"{origin.name}@{origin.revision}" if origin.revision else origin.name: (
+                f"{origin.name}@{origin.commit}"
+            )
+            for origin in self.hub
+            if origin.commit
         }
 
         def pin(value: str) -> str:
-            pieces = value.split("+")
-            return "+".join(pins.get(piece.split("@")[0], piece) for piece in pieces)
+            return "+".join(pins.get(piece, piece) for piece in value.split("+"))
 
         return _rewritten(text, pin)
 
@@ -181,9 +189,9 @@ class Origins:
         return json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n"
 
     def _loaded_from(self, given: str) -> str:
-        origin = self.parts.get(given)
-        if origin is not None:
-            return origin.name
+        for origin in self.parts.values():
+            if origin.given == given:
+                return origin.name
         cached = _CACHED.search(given)
         if cached:
             return cached[1].replace("--", "/", 1)

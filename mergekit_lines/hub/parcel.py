@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from mergekit_lines.card import PICTURE, Place, assembled, body, is_edited
-from mergekit_lines.errors import LinesError
+from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.findings import Block, Coefficient, Container, Inspection, Outside
 from mergekit_lines.hub.metadata import (
     Facts,
@@ -98,14 +98,15 @@ def pack(out: Path, wanted: Wanted) -> Parcel:
     parcel.files[REPORT] = to_json(origins.report(merged.report)).encode()
     for name in SETTINGS:
         if name in parcel.files:
-            given = (out / name).read_text(encoding="utf-8")
+            given = _text(out / name)
             cleaned = origins.settings(given)
             if cleaned != given:
                 parcel.files[name] = cleaned.encode()
     picture = _picture(merged, parcel)
     found = facts(origins, HfApi())
-    licence = _licence(out, wanted, found)
-    parcel.files[CARD] = _card(merged, origins, wanted, found, licence, picture).encode()
+    there = _given(out)
+    licence = _licence(there, wanted, found)
+    parcel.files[CARD] = _card(merged, origins, wanted, found, licence, picture, there).encode()
     local = [origin.name for origin in origins.local]
     if local:
         parcel.notes.append(
@@ -117,15 +118,27 @@ def pack(out: Path, wanted: Wanted) -> Parcel:
     return parcel
 
 
-def _licence(out: Path, wanted: Wanted, found: Sequence[Facts]) -> Licence:
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise LinesError(
+            f"{path}: cannot be read ({reason(error)}), wanted a text in UTF-8. Mend the file."
+        ) from error
+
+
+def _given(out: Path) -> ModelCard | None:
+    """Return the card that lies in the folder: ours as the merge wrote it, or someone's."""
+    path = out / CARD
+    return ModelCard(checked(_text(path))) if path.exists() else None
+
+
+def _licence(given: ModelCard | None, wanted: Wanted, found: Sequence[Facts]) -> Licence:
     if wanted.licence:
         return Licence(wanted.licence)
-    try:
-        data = ModelCard.load(out / CARD, ignore_metadata_errors=True).data
-    except (OSError, ValueError):
-        data = None
-    if data is not None and data.get("license"):
-        return Licence(data.license, data.get("license_name"), data.get("license_link"))
+    if given is not None and given.data.get("license"):
+        data = given.data
+        return Licence(str(data.get("license")), data.get("license_name"), data.get("license_link"))
     licence = inherited(found)
     if licence is None:
         raise LinesError(
@@ -142,23 +155,22 @@ def _card(
     found: Sequence[Facts],
     licence: Licence,
     picture: str | None,
+    given: ModelCard | None,
 ) -> str:
     name = wanted.repo.split("/")[1]
     data = front_matter(merged.folder, origins, found, licence, name)
-    path = merged.folder / CARD
-    given = path.read_text(encoding="utf-8") if path.exists() else None
-    if given is None or not is_edited(given):
-        place = Place(name, wanted.repo, picture)
-        text = body(merged.folder, merged.config, origins, merged.report, place)
-        return assembled(data, text)
-    # Somebody wrote into it: their words stay, and front matter is only added.
-    card = ModelCard(checked(given))
-    for key, value in vars(data).items():
-        given_anew = key.startswith("license") and wanted.licence
-        if value is not None and (card.data.get(key) is None or given_anew):
-            card.data[key] = value
-    card.text = origins.scrubbed(card.text)
-    return checked(str(card))
+    if given is not None:
+        # What somebody wrote stays, and front matter is only added.
+        known = {key: value for key, value in vars(given.data).items() if value is not None}
+        if wanted.licence:
+            known = {key: value for key, value in known.items() if not key.startswith("license")}
+        vars(data).update(known)
+    if given is None or not is_edited(given.content):
+        place = Place(name, wanted.repo, wanted.branch, picture)
+        return assembled(data, body(merged.folder, merged.config, origins, merged.report, place))
+    given.data = data
+    given.text = origins.scrubbed(given.text)
+    return checked(str(given))
 
 
 def _picture(merged: Merged, parcel: Parcel) -> str | None:

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
-from mergekit.common import ModelReference
+from mergekit.common import ModelPath, ModelReference
 from mergekit.config import MergeConfiguration
+from mergekit.merge_methods import registered_methods
 from mergekit.options import MergeOptions
 
-from mergekit_lines.checkpoint.remote import RemoteHeaders, remote_headers
-from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.checkpoint.remote import HubHeaders, missing_bytes, remote_headers
+from mergekit_lines.errors import LinesError, nearest, reason
 from mergekit_lines.hub.failures import reading
 from mergekit_lines.hub.origins import Origins, is_local
 from mergekit_lines.hub.whole import RECIPE, REPORT
 from mergekit_lines.inspection import inspect_recipe
 from mergekit_lines.planner import models_in_order
 from mergekit_lines.plugin import METHODS
-from mergekit_lines.sizes import header_bytes
 
 MOST = 1 << 20  # bytes of a recipe at most
+_FLAG = re.compile(r"--[a-z-]+|[\w.]+", re.ASCII)  # it is shown in a command to copy
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Pulled:
         text: as a file.
         commit: of the model that it was taken from.
         method: its merge_method.
+        flags: of mergekit-yaml, that the merge's bytes hang on.
         needs: its models.
         problems: for which a merge would be refused here.
         notes: what else is known of it.
@@ -54,6 +58,7 @@ class Pulled:
     text: str
     commit: str
     method: str
+    flags: tuple[str, ...]
     needs: tuple[Need, ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
@@ -88,20 +93,19 @@ def pull_recipe(repo: str, *, pin: bool = False) -> Pulled:
     except Exception as error:
         raise LinesError(reading(where, error, folder=False)) from error
     text, config = _read(where, path)
-    report = _report(name, commit)
+    report = _report(where, name, commit)
     notes = []
-    origins = Origins(config, report.get("inputs", {}), Path.cwd())
     if pin:
-        pinned = origins.pinned(text)
-        if pinned == text:
-            notes.append("--pin: the model's report names no commits; the recipe is as it was")
-        text = pinned
+        origins = Origins(config, report.inputs, Path.cwd())
+        text = origins.pinned(text)
         config = MergeConfiguration.model_validate(_document(text))
-    alpha = report.get("alpha", {})
-    if "models" in alpha:
-        notes.append(f"α was found to be {alpha['value']!r}, for `alpha: auto`")
+        loose = [f"{part}" for part in _parts(config) if not _is_pinned(part)]
+        if loose:
+            notes.append(f"--pin: no commit is known for {', '.join(loose)}")
+    if report.alpha is not None:
+        notes.append(f"α was found to be {report.alpha!r}, for `alpha: auto`")
     needs, problems = _look(config, text)
-    return Pulled(text, commit, config.merge_method, needs, problems, tuple(notes))
+    return Pulled(text, commit, config.merge_method, report.flags, needs, problems, tuple(notes))
 
 
 def _read(where: str, path: Path) -> tuple[str, MergeConfiguration]:
@@ -121,14 +125,63 @@ def _document(text: str) -> dict[str, Any]:
     return {key: value for key, value in yaml.safe_load(text).items() if key != "name"}
 
 
-def _report(name: str, commit: str) -> dict[str, Any]:
-    """Return the report beside the recipe; mergekit's own merges have none."""
+@dataclass(frozen=True)
+class Told:
+    """What a report on the Hub says, as far as it says it as ours do: anyone may write one.
+
+    Attributes:
+        inputs: by model, with the commit of each.
+        flags: of mergekit-yaml.
+        alpha: that was found for ``alpha: auto``.
+    """
+
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    alpha: float | None = None
+
+
+def _report(where: str, name: str, commit: str) -> Told:
+    """Return what the report beside the recipe says; mergekit's own merges have none."""
     try:
         path = Path(hf_hub_download(name, REPORT, revision=commit))
+    except RemoteEntryNotFoundError:
+        return Told()
+    except Exception as error:
+        raise LinesError(reading(where, error, folder=False)) from error
+    try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except Exception:  # noqa: BLE001 - it only adds to what is told
-        return {}
-    return content if isinstance(content, dict) else {}
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        return Told()
+    inputs = {
+        key: {**_mapping(facts), "adapter": _mapping(_mapping(facts).get("adapter"))}
+        for key, facts in _mapping(content.get("inputs")).items()
+    }
+    given = content.get("flags")
+    flags = tuple(map(str, given)) if isinstance(given, list) else ()
+    alpha = _mapping(content.get("alpha"))
+    value = alpha.get("value") if "models" in alpha else None
+    return Told(
+        inputs,
+        flags if all(map(_FLAG.fullmatch, flags)) else (),
+        value if isinstance(value, float) else None,
+    )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _parts(config: MergeConfiguration) -> list[ModelPath]:
+    """Return the models and adapters of a recipe that are on the Hub."""
+    models = models_in_order(config)
+    parts = [part for model in models for part in (model.model, model.lora) if part is not None]
+    return [part for part in dict.fromkeys(parts) if not is_local(part.path)]
+
+
+def _is_pinned(part: ModelPath) -> bool:
+    return re.fullmatch(r"[0-9a-f]{40}", part.revision or "") is not None
 
 
 def _look(config: MergeConfiguration, text: str) -> tuple[tuple[Need, ...], tuple[str, ...]]:
@@ -137,7 +190,7 @@ def _look(config: MergeConfiguration, text: str) -> tuple[tuple[Need, ...], tupl
         told = inspect_recipe(config, text, MergeOptions(quiet=True))
         problems = list(told.problems)
     else:
-        problems = []
+        problems = list(_unknown(config.merge_method))
     needs = []
     for model in models_in_order(config):
         for need, problem in _needs(model):
@@ -145,6 +198,15 @@ def _look(config: MergeConfiguration, text: str) -> tuple[tuple[Need, ...], tupl
             if problem and config.merge_method not in METHODS:
                 problems.append(problem)
     return tuple({need.name: need for need in needs}.values()), tuple(dict.fromkeys(problems))
+
+
+def _unknown(method: str) -> Iterator[str]:
+    known = {found.spec.name for found in registered_methods()}
+    if method not in known:
+        yield (
+            f"merge_method {method}: mergekit {version('mergekit')} does not have it."
+            f"{nearest(method, known)} Merge with the release that was used."
+        )
 
 
 def _needs(model: ModelReference) -> Iterator[tuple[Need, str | None]]:
@@ -160,16 +222,36 @@ def _needs(model: ModelReference) -> Iterator[tuple[Need, str | None]]:
                 f"model {name}: there is no such folder. Put the path of your own copy there.",
             )
         elif part is model.lora:
-            yield Need(name, "on the Hub, an adapter"), None
+            yield _adapter(name, part)
         else:
             yield _on_hub(name, part)
 
 
-def _on_hub(name: str, part: Any) -> tuple[Need, str | None]:
+def _on_hub(name: str, part: ModelPath) -> tuple[Need, str | None]:
     headers = remote_headers(part.path, part.revision)
-    if headers.problems:
+    if headers.problems or not isinstance(headers, HubHeaders):
         return Need(name, "not to be had"), headers.problems[0]
-    if not isinstance(headers, RemoteHeaders):
-        return Need(name, "in the local cache"), None
-    size = sum(map(header_bytes, (headers.tensors or {}).values()))
-    return Need(name, "on the Hub", size), None
+    size = missing_bytes(headers)
+    return Need(name, "on the Hub" if size else "in the local cache", size), None
+
+
+def _adapter(name: str, part: ModelPath) -> tuple[Need, str | None]:
+    try:
+        info = HfApi().model_info(part.path, revision=part.revision, files_metadata=True)
+    except Exception as error:  # noqa: BLE001 - the Hub's clients raise a dozen kinds
+        return Need(name, "not to be had"), reading(f"adapter {name}", error)
+    sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or []}
+    files = [file for file in sizes if re.fullmatch(r"adapter_(config\.json|model\..+)", file)]
+    if "adapter_config.json" not in files or len(files) == 1:
+        return (
+            Need(name, "not to be had"),
+            f"adapter {name}: found no adapter_config.json with weights beside it on the Hub, "
+            f"wanted a PEFT adapter. Check the name.",
+        )
+    size = sum(
+        sizes[file]
+        for file in files
+        if not isinstance(try_to_load_from_cache(part.path, file, revision=info.sha), str)
+    )
+    where = "on the Hub" if size else "in the local cache"
+    return Need(name, f"{where}, an adapter", size), None

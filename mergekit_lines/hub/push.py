@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import (
@@ -21,10 +20,9 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from packaging.version import Version
 
 from mergekit_lines.errors import LinesError, reason
-from mergekit_lines.hub.failures import told
+from mergekit_lines.hub.failures import PUBLIC, told
 from mergekit_lines.hub.parcel import CARD, Parcel, Wanted
 
-PUBLIC = "https://huggingface.co"
 # What an earlier model in the same repository may have left, and loaders would take for ours.
 STALE = re.compile(
     r"[^/]+\.(safetensors|bin)|[^/]+\.(safetensors|bin)\.index\.json|adapter_config\.json"
@@ -75,11 +73,11 @@ def send(parcel: Parcel, wanted: Wanted, say: Callable[[str], None]) -> str:
         _validate(parcel.card)
         head = _repository(api, wanted)
         revision = wanted.branch
-        operations = [CommitOperationAdd(name, content) for name, content in _by_size(parcel)]
-        large = [operation for operation in operations if _is_weights(operation.path_in_repo)]
-        for number, operation in enumerate(large, 1):
-            size = parcel.size(operation.path_in_repo)
-            say(f"{operation.path_in_repo}, {size:,} bytes ({number} of {len(large)})")
+        operations = []
+        large = [name for name in parcel.files if _is_weights(name)]
+        for number, name in enumerate(large, 1):
+            say(f"{name}, {parcel.size(name):,} bytes ({number} of {len(large)})")
+            operation = CommitOperationAdd(name, parcel.files[name])  # reads it for its digest
             api.preupload_lfs_files(
                 wanted.repo,
                 [operation],
@@ -87,6 +85,12 @@ def send(parcel: Parcel, wanted: Wanted, say: Callable[[str], None]) -> str:
                 create_pr=wanted.create_pr,
                 free_memory=False,
             )
+            operations.append(operation)
+        operations += [
+            CommitOperationAdd(name, content)
+            for name, content in parcel.files.items()
+            if name not in large
+        ]
         there = api.list_repo_files(wanted.repo, revision=revision)
         stale = [name for name in there if name not in parcel.files and STALE.fullmatch(name)]
         if stale:
@@ -145,7 +149,3 @@ def _repository(api: HfApi, wanted: Wanted) -> str | None:
 
 def _is_weights(name: str) -> bool:
     return name.endswith(".safetensors")
-
-
-def _by_size(parcel: Parcel) -> list[tuple[str, Path | bytes]]:
-    return sorted(parcel.files.items(), key=lambda item: not _is_weights(item[0]))

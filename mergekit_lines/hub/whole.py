@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 import yaml
 from mergekit.config import MergeConfiguration
 from pydantic import ValidationError
 from transformers import AutoConfig
 
 from mergekit_lines.card import TOKENIZERS
-from mergekit_lines.checkpoint.headers import read_headers, weight_files
+from mergekit_lines.checkpoint.headers import TensorHeader, read_headers, weight_files
 from mergekit_lines.checkpoint.writer import WRITING
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.fingerprints import changed_files
+from mergekit_lines.reported import read_report
+from mergekit_lines.silence import silent
 
 REPORT = "lines_report.json"
 RECIPE = "mergekit_config.yml"
@@ -59,10 +64,10 @@ def merged_model(folder: Path) -> Merged:
         raise LinesError(f"OUT {folder}: there is no such folder, wanted a merged model.")
     report = _report(folder)
     config = _recipe(folder, report)
-    problems = list(_problems(folder, report))
+    notes: list[str] = []
+    problems = list(_problems(folder, report, notes))
     if problems:
         raise LinesError(problems)
-    notes = []
     if not any((folder / name).exists() for name in TOKENIZERS):
         notes.append("it has no tokenizer: whoever loads it has to find one")
     return Merged(folder, report, config, tuple(_files(folder, report)), tuple(notes))
@@ -70,17 +75,15 @@ def merged_model(folder: Path) -> Merged:
 
 def _report(folder: Path) -> dict[str, Any]:
     path = folder / REPORT
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise LinesError(
             f"{folder}: found no {REPORT}, wanted the folder of a merge by `merge_method: lines` "
             f"or `lines_postprocess`. {AGAIN}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise LinesError(f"{path}: cannot be read ({reason(error)}). {AGAIN}") from error
-    shards = content.get("output", {}).get("shards") if isinstance(content, dict) else None
-    if not isinstance(shards, dict) or not shards or not isinstance(content.get("recipe"), str):
+        )
+    content = read_report(folder)
+    output, inputs = content.get("output"), content.get("inputs", {})
+    shards = output.get("shards") if isinstance(output, dict) else None
+    if not isinstance(shards, dict) or not shards or not isinstance(inputs, dict):
         raise LinesError(
             f"{path}: does not tell of the output's shards, wanted a report of this release. "
             f"{AGAIN}"
@@ -98,7 +101,7 @@ def _recipe(folder: Path, report: dict[str, Any]) -> MergeConfiguration:
         ) from error
 
 
-def _problems(folder: Path, report: dict[str, Any]) -> Iterator[str]:
+def _problems(folder: Path, report: dict[str, Any], notes: list[str]) -> Iterator[str]:
     shards = report["output"]["shards"]
     for problem in changed_files(folder, shards):
         yield f"{folder}: {problem}. {AGAIN}"
@@ -119,15 +122,63 @@ def _problems(folder: Path, report: dict[str, Any]) -> Iterator[str]:
             f"{folder}: its index names {len(headers.tensors)} tensors, by the report it has "
             f"{wanted}. {AGAIN}"
         )
+    if headers.tensors is not None and not headers.problems:
+        yield from _misfits(folder, headers.tensors, notes)
+
+
+def _misfits(folder: Path, tensors: Mapping[str, TensorHeader], notes: list[str]) -> Iterator[str]:
+    """Tell which weights transformers would make up: it is shown every tensor, without bytes."""
+    if _own_code(folder):
+        notes.append("it comes with code of its own, which a push does not run to try the weights")
+        return
     try:
-        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - transformers raises a dozen kinds
-        if not _own_code(folder):
-            yield f"{folder}/config.json: transformers refuses it ({reason(error)}). {AGAIN}"
+        yield f"{folder}/config.json: transformers refuses it ({reason(error)}). {AGAIN}"
+        return
+    loader = getattr(transformers, (config.architectures or [""])[0], None)
+    shown = {name: torch.empty(header.shape, device="meta") for name, header in tensors.items()}
+    try:
+        with silent(), _no_bar():
+            _, found = loader.from_pretrained(  # type: ignore[union-attr]
+                None,
+                config=config,
+                state_dict=shown,
+                device_map="meta",
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # noqa: BLE001 - likewise; it says nothing about the weights
+        notes.append(f"whether transformers loads it could not be tried ({reason(error)})")
+        return
+    missing, shapes = found["missing_keys"], [str(key[0]) for key in found["mismatched_keys"]]
+    if missing:
+        yield (
+            f"{folder}: by its config.json the model has {len(missing)} tensors that are not there "
+            f"({some(missing, 3)}); loaded, they would be random. {AGAIN}"
+        )
+    if shapes:
+        yield (
+            f"{folder}: {len(shapes)} tensors have another shape than by its config.json "
+            f"({some(shapes, 3)}). {AGAIN}"
+        )
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Keep transformers from showing a bar for weights that are not loaded."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    if shown:
+        transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def _own_code(folder: Path) -> bool:
-    """Tell whether a model comes with code of its own, which a push does not run."""
+    """Tell whether a model comes with code of its own."""
     try:
         return "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

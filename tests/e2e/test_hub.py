@@ -25,6 +25,7 @@ from tests.hub import Hub
 TOKEN = "hf_PlantedTokenThatNobodyMaySee"
 README = "---\nlicense: {licence}\nlanguage: en\n---\n# {name}\n"
 PRELOAD = ("mergekit_lines.hub.push", "mergekit_lines.hub.pull", "matplotlib.figure")
+CIRCLE_FLAGS = ["--out-shard-size", "60000"]
 KILLS = 10
 SPEED = 24_000_000  # bytes per second at which the Hub takes weights while a push is killed
 
@@ -38,6 +39,7 @@ class World:
     folder: Path  # of the models
     work: Path  # where commands run
     merged: Path  # from Hub models alone, in four shards
+    printed: list[Result]  # with everything that libraries can be made to say
 
     def run(self, *command: str | Path, timeout: float = 60) -> Result:
         return self.server.run(command, self.work, self.work, timeout)
@@ -84,28 +86,43 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         hub.user("user", TOKEN)
         hub.user("reader", "hf_reader", write=False)
         changes = hub.environment(work / "home", TOKEN)
+        (work / "merged.yml").write_text(yaml.safe_dump(RECIPE))
+        merge = ["mergekit-yaml", "merged.yml", "merged", *CIRCLE_FLAGS, "-vv"]
+        printed = [runner.run(merge, work, changes).succeeded()]
         with ForkServer(work / "log", changes, PRELOAD) as server:
-            world = World(hub, server, folder, work, work / "merged")
-            world.merge("merged", "--out-shard-size", "60K").succeeded()
-            yield world
+            yield World(hub, server, folder, work, work / "merged", printed)
 
 
 # --- the whole circle --------------------------------------------------------------------
 
 
 def test_there_and_back(world: World, tmp_path: Path) -> None:
-    """Hub ids → merge → push → pull with an empty cache → merge: the same bytes."""
+    """Hub ids → merge → push → pull with an empty cache → merge: the same bytes.
+
+    Every command is a process of its own, the first merge that of the fixture.
+    """
     hub = world.hub
-    world.run("mergekit-lines", "push", "merged", "user/circle").succeeded()
+    push = ["mergekit-lines", "push", "merged", "user/circle"]
+    env = {**hub.environment(world.work / "home", TOKEN), "HF_DEBUG": "1"}
+    world.printed.append(runner.run(push, world.work, env).succeeded())
     env = hub.environment(tmp_path / "home")
     pull = ["mergekit-lines", "pull", "user/circle", "back.yml", "--pin"]
     told = runner.run(pull, tmp_path, env).succeeded().stdout
-    size = (world.folder / "math" / "model.safetensors").stat().st_size
     found = re.findall(r"(org/\w+)@[0-9a-f]{40} +on the Hub, ([\d,]+) bytes", told)
     assert [name for name, _ in found] == ["org/base", "org/math", "org/code"]
-    assert all(size * 0.95 < int(told.replace(",", "")) < size for _, told in found)
-    flags = ["--out-shard-size", "60K"]
-    runner.run(["mergekit-yaml", "back.yml", "again", *flags], tmp_path, env).succeeded()
+    # The files that a merge needs, but for those that the look itself has fetched.
+    for name, size in found:
+        needed = {"model.safetensors", "generation_config.json"}
+        if name != "org/base":
+            needed |= {"tokenizer.json", "tokenizer_config.json"}
+        sizes = [facts[0] for file, facts in hub.files(name).items() if file in needed]
+        assert int(size.replace(",", "")) == sum(sizes)
+    # The flags that the bytes hang on are told by the report.
+    command = re.findall(r"run it with `(.*)`", told)
+    assert command == [f"mergekit-yaml back.yml OUT {' '.join(CIRCLE_FLAGS)}"]
+    assert command[0].replace("back", "recipe") in hub.read("user/circle", "README.md").decode()
+    merge = ["mergekit-yaml", "back.yml", "again", *CIRCLE_FLAGS]
+    runner.run(merge, tmp_path, env).succeeded()
     again = tmp_path / "again"
     assert models.weights_digest(again) == models.weights_digest(world.merged)
     shards = sorted(path.name for path in again.glob("*.safetensors"))
@@ -259,6 +276,14 @@ def test_private_branch_and_pull_request(world: World) -> None:
     world.run("mergekit-lines", "push", "merged", "user/open").succeeded()
     told = world.refusal("mergekit-lines", "push", "merged", "user/open", "--private")
     assert "public" in told
+    # Anyone may propose a change to a public model, and nothing else.
+    done = world.run("mergekit-lines", "push", "merged", "org/code", "--create-pr").succeeded()
+    assert done.stdout.strip().endswith("/org/code/discussions/1")
+    assert "model-00001-of-00004.safetensors" in hub.files("org/code", "refs/pr/1")
+    assert "rights" in world.refusal("mergekit-lines", "push", "merged", "org/code")
+    card = hub.read("user/mine", "README.md", "dev", TOKEN).decode()
+    assert 'from_pretrained("user/mine", revision="dev")' in card
+    assert "mergekit-lines pull user/mine@dev recipe.yml --pin" in card
     both = world.run("mergekit-lines", "push", "merged", "user/x", "--branch", "a", "--create-pr")
     assert both.returncode == 2
 
@@ -278,6 +303,15 @@ def test_a_card_that_was_edited_keeps_its_words(world: World) -> None:
     out = world.work / "edited"
     shutil.copytree(world.merged, out)
     text = (out / "README.md").read_text(encoding="utf-8")
+    # Front matter of one's own stays beside our text, but for a licence that is given anew.
+    mine = text.replace("- lines\n", "- lines\n- mine\nlicense: other\nlicense_name: x\n")
+    (out / "README.md").write_text(mine, encoding="utf-8")
+    for flags, licence in (((), ("other", "x")), (("--license", "mit"), ("mit", None))):
+        world.run("mergekit-lines", "push", "edited", "user/front", *flags).succeeded()
+        card = ModelCard(world.hub.read("user/front", "README.md").decode())
+        assert (card.data.license, card.data.license_name) == licence
+        assert card.data.tags == ["mergekit", "merge", "lines", "mine"]
+        assert "# front\n" in card.text and "![λ" in card.text
     text = text.replace("# merged\n", "# My own title\n").replace("- lines\n", "- lines\n- mine\n")
     (out / "README.md").write_text(text, encoding="utf-8")
     metric = {"type": "accuracy", "value": 0.75, "name": "Accuracy"}
@@ -294,6 +328,12 @@ def test_a_card_that_was_edited_keeps_its_words(world: World) -> None:
     assert (result.dataset_name, result.metric_value) == ("BBC news", 0.75)
 
 
+NO_NUMBER = (
+    '{"format": 1, "results": [{"task": {"type": "a"}, "dataset": {"type": "b", "name": "c"}, '
+    '"metrics": [{"type": "d", "value": NaN}]}]}'
+)
+
+
 # --- refused -----------------------------------------------------------------------------
 
 
@@ -308,6 +348,14 @@ def test_a_card_that_was_edited_keeps_its_words(world: World) -> None:
         (lambda out: (out / "model.safetensors.index.json").unlink(), ("index", "shards")),
         (lambda out: (out / "old.bin").write_bytes(b"x"), ("old.bin", "not tell of")),
         (lambda out: (out / "results.json").write_text("[1]"), ("results.json", "model-index")),
+        (lambda out: (out / "results.json").write_text('{"format": 2}'), ("format 2", "format 1")),
+        (lambda out: (out / "results.json").write_text(NO_NUMBER), ("NaN", "results.json")),
+        (lambda out: (out / "README.md").write_text("---\n- a\n---\n"), ("front matter", "Mend")),
+        (lambda out: (out / "README.md").write_bytes(b"\xff"), ("README.md", "UTF-8")),
+        (lambda out: changed(out, "lines_report.json", format=2), ("format 2", "merge again")),
+        (lambda out: changed(out, "lines_report.json", inputs=[]), ("Merge again",)),
+        (lambda out: changed(out, "config.json", num_hidden_layers=5), ("9 tensors", "random")),
+        (lambda out: changed(out, "config.json", hidden_size=64), ("another shape", "config.json")),
         (lambda out: (out / "log.txt").write_text(f"t={TOKEN}"), ("log.txt", "token")),
         (lambda out: (out / "log.txt").write_text(f"at {out}/x"), ("log.txt", "path of this")),
         (shutil.rmtree, ("no such folder", "merged model")),
@@ -324,6 +372,11 @@ def test_what_is_not_pushed(world: World, change: Any, wanted: tuple[str, ...]) 
     assert all(phrase in told for phrase in wanted), told
     assert TOKEN not in told
     assert not [line for line in world.hub.requests[before:] if line.startswith(("POST", "PUT"))]
+
+
+def changed(out: Path, file: str, **changes: Any) -> None:
+    content = json.loads((out / file).read_text())
+    (out / file).write_text(json.dumps({**content, **changes}))
 
 
 def cut(path: Path) -> None:
@@ -370,6 +423,40 @@ def test_pull_of_any_merge(world: World, tmp_path: Path) -> None:
     assert world.hub.sent == sent
 
 
+def test_pull_of_what_anyone_may_write(world: World, tmp_path: Path) -> None:
+    """Odd recipes and reports: a method that is unknown here, an adapter, no sound report."""
+    recipe = {
+        "merge_method": "slurp",
+        "base_model": "org/base",
+        "models": [{"model": "org/base+org/adapter"}, {"model": "org/base+org/code"}],
+    }
+    (tmp_path / "mergekit_config.yml").write_text(yaml.safe_dump(recipe))
+    report = {"inputs": {"org/base": 1}, "alpha": [], "flags": ["; rm -rf /"]}
+    (tmp_path / "lines_report.json").write_text(json.dumps(report))
+    world.hub.publish("org/odd", tmp_path)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        (adapter / file).write_text("{}")
+    world.hub.publish("org/adapter", adapter)
+    told = world.run("mergekit-lines", "pull", "org/odd", "odd.yml", "--pin").succeeded().stdout
+    assert yaml.safe_load((world.work / "odd.yml").read_text()) == recipe
+    assert "--pin: no commit is known for org/base, org/adapter, org/code\n" in told
+    assert re.search(r"org/adapter +on the Hub, an adapter, 4 bytes to download", told)
+    assert "adapter org/code: found no adapter_config.json" in told
+    assert "merge_method slurp: mergekit 0.1.5 does not have it. Did you mean 'slerp'?" in told
+    assert "rm -rf" not in told
+    # A report that is not given out is no report that is not there.
+    world.hub.set(faults=[{"match": "lines_report.json", "status": 403, "times": 9}])
+    world.hub.publish("org/even", tmp_path)
+    told = world.refusal("mergekit-lines", "pull", "org/even", "even.yml")
+    world.hub.set(faults=[])
+    assert "model org/even: the Hub does not give it (403" in told
+    assert not (world.work / "even.yml").exists()
+    told = world.refusal("mergekit-lines", "pull", "org/odd", "a" * 300)
+    assert "cannot be written (File name too long)" in told
+
+
 @pytest.mark.parametrize(
     ("repo", "wanted"),
     [
@@ -401,7 +488,7 @@ def test_only_what_is_needed_is_downloaded(world: World) -> None:
 
 def test_without_a_network_the_cache_is_enough(world: World, tmp_path: Path) -> None:
     """What was merged once from the Hub is merged again offline, to the same bytes."""
-    command = ["mergekit-yaml", world.work / "merged.yml", "again", "--out-shard-size", "60K"]
+    command = ["mergekit-yaml", world.work / "merged.yml", "again", *CIRCLE_FLAGS]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(world.work / "home"), "HF_HUB_CACHE": None}
     runner.run(command, tmp_path, offline).succeeded()
     assert models.weights_digest(tmp_path / "again") == models.weights_digest(world.merged)
@@ -490,6 +577,13 @@ def test_no_token_and_no_path_gets_out(world: World) -> None:
     for text in texts:
         for secret in (TOKEN, "geheim", str(world.work), str(Path.home()) + "/"):
             assert secret not in text, text[:2000]
+    # No token in what libraries tell when asked for everything, nor in any file of a cache or OUT.
+    assert "DEBUG" in world.printed[0].stderr
+    assert all("<TOKEN>" in result.stderr for result in world.printed[1:])
+    assert not [result for result in world.printed if TOKEN in result.stdout + result.stderr]
+    files = [path for path in world.work.rglob("*") if path.is_file()]
+    assert any("models--org--base" in str(path) for path in files)
+    assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
     recipe = world.hub.read("user/secret", "mergekit_config.yml").decode()
     assert yaml.safe_load(recipe)["base_model"] == "./ground"
     assert "- model: ./mine  # mine\n- model: org/math\n" in recipe
