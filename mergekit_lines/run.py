@@ -339,7 +339,7 @@ def _identity(
 def _flags(options: MergeOptions, effective: MergeOptions, models: OpenedModels) -> list[str]:
     """Return the flags of mergekit-yaml that the output's bytes hang on, defaults left out."""
     flags: list[str] = []
-    if options.random_seed is not None:
+    if options.random_seed:  # 0 is what no flag means
         flags += ["--random-seed", str(options.random_seed)]
     if effective.out_shard_size != MergeOptions().out_shard_size:
         flags += ["--out-shard-size", str(effective.out_shard_size)]

@@ -177,7 +177,8 @@ def test_the_card_of_a_local_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     for name, language in (("base", "de"), ("tuned", "en")):
         (tmp_path / name).mkdir()
-        text = f"---\nlicense: other\nlicense_name: mine\nlanguage: {language}\n---\n# x\n"
+        named = "license: other\nlicense_name: mine\nlicense_link: LICENSE\n"  # a file beside it
+        text = f"---\n{named}language: {language}\n---\n# x\n"
         (tmp_path / name / "README.md").write_text(text)
     out = tmp_path / "OUT"
     out.mkdir()

@@ -51,9 +51,8 @@ def pull(repo: str, recipe: Path, pin: bool, force: bool) -> None:
         click.echo("as it is, a merge would be refused here:")
         for problem in pulled.problems:
             click.echo(f"  {problem}")
-    else:
-        command = shlex.join(["mergekit-yaml", str(recipe), "OUT", *pulled.flags])
-        click.echo(f"run it with `{command}`")
+    command = shlex.join(["mergekit-yaml", str(recipe), "OUT", *pulled.flags])
+    click.echo(f"{'when that is mended, ' if pulled.problems else ''}run it with `{command}`")
 
 
 def _is_there(recipe: Path) -> bool:

@@ -264,12 +264,13 @@ def test_dry_run_sends_nothing(world: World) -> None:
 def test_private_branch_and_pull_request(world: World) -> None:
     """--private hides a new model; --branch and --create-pr leave main as it was."""
     hub = world.hub
+    world.merge("one").succeeded()
     world.run("mergekit-lines", "push", "merged", "user/mine", "--private").succeeded()
     assert hub.state()["repos"]["user/mine"]["private"]
-    world.run("mergekit-lines", "push", "single", "user/mine", "--branch", "dev").succeeded()
+    world.run("mergekit-lines", "push", "one", "user/mine", "--branch", "dev").succeeded()
     assert "model.safetensors" in hub.files("user/mine", "dev")
     assert "model.safetensors" not in hub.files("user/mine")
-    done = world.run("mergekit-lines", "push", "single", "user/mine", "--create-pr").succeeded()
+    done = world.run("mergekit-lines", "push", "one", "user/mine", "--create-pr").succeeded()
     assert done.stdout.strip().endswith("/user/mine/discussions/1")
     assert "model.safetensors" in hub.files("user/mine", "refs/pr/1")
     assert "model.safetensors" not in hub.files("user/mine")
@@ -296,6 +297,21 @@ def test_a_licence_is_inherited_or_asked_for(world: World) -> None:
     assert "user/mixed" not in world.hub.state()["repos"]
     world.run("mergekit-lines", "push", "mixed", "user/mixed", "--license", "mit").succeeded()
     assert ModelCard(world.hub.read("user/mixed", "README.md").decode()).data.license == "mit"
+
+
+def test_a_licence_with_a_name_and_a_text(world: World) -> None:
+    """`other` is inherited by its name; the link leads to the base's own file."""
+    other = "---\nlicense: other\nlicense_name: ours\nlicense_link: LICENSE\n---\n"
+    for name in ("base", "math"):
+        shutil.copytree(world.folder / name, world.work / f"named-{name}")
+        (world.work / f"named-{name}" / "README.md").write_text(other)
+        world.hub.publish(f"org/named-{name}", world.work / f"named-{name}")
+    models = [{"model": "org/named-math"}]
+    world.merge("named", base_model="org/named-base", models=models).succeeded()
+    told = world.run("mergekit-lines", "push", "named", "user/named", "--dry-run").succeeded()
+    data = ModelCard(told.stdout).data
+    assert (data.license, data.license_name) == ("other", "ours")
+    assert data.license_link == "https://huggingface.co/org/named-base/blob/main/LICENSE"
 
 
 def test_a_card_that_was_edited_keeps_its_words(world: World) -> None:
@@ -445,7 +461,7 @@ def test_pull_of_what_anyone_may_write(world: World, tmp_path: Path) -> None:
     assert re.search(r"org/adapter +on the Hub, an adapter, 4 bytes to download", told)
     assert "adapter org/code: found no adapter_config.json" in told
     assert "merge_method slurp: mergekit 0.1.5 does not have it. Did you mean 'slerp'?" in told
-    assert "rm -rf" not in told
+    assert "when that is mended, run it with `mergekit-yaml odd.yml OUT`" in told
     # A report that is not given out is no report that is not there.
     world.hub.set(faults=[{"match": "lines_report.json", "status": 403, "times": 9}])
     world.hub.publish("org/even", tmp_path)
@@ -505,6 +521,17 @@ def test_a_revision_is_merged_as_it_was(world: World) -> None:
     assert models.weights_digest(world.work / "old") == models.weights_digest(world.work / "math")
     report = json.loads((world.work / "old" / "lines_report.json").read_text())
     assert report["inputs"][f"org/moving@{first}"]["revision"] == first
+
+
+def test_what_the_token_opens(world: World) -> None:
+    """A private model of one's own, and a gated one that was granted."""
+    hub = world.hub
+    hub.publish("user/closed", world.folder / "math", private=True)
+    hub.publish("org/granted", world.folder / "code", gated=True)
+    hub.user("user", TOKEN, granted=("org/granted",))
+    listed = [{"model": "user/closed"}, {"model": "org/granted"}]
+    world.merge("opened", "--out-shard-size", "60K", models=listed).succeeded()
+    assert models.weights_digest(world.work / "opened") == models.weights_digest(world.merged)
 
 
 @pytest.mark.parametrize(
