@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from mergekit.config import MergeConfiguration
 
 from mergekit_lines.card import card, is_edited
@@ -163,6 +163,10 @@ def test_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for given, name in ((f"{tmp_path}/base", "base"), ("/mnt/somebody/else", "else")):
         text = found.settings(json.dumps({"_name_or_path": given, "x": f"{tmp_path}/y/z"}))
         assert json.loads(text) == {"_name_or_path": name, "x": "z"}
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/srv/kept/hub")
+    found = origins(recipe(f"{tmp_path}/base", "org/a"))
+    text = json.dumps({"map_file": f"/srv/kept/hub/models--org--a/snapshots/{COMMIT}/map.json"})
+    assert json.loads(found.settings(text)) == {"map_file": "map.json"}
     assert found.leak(f"see {tmp_path}/base/x, or not") == f"{tmp_path}/base/x"
     monkeypatch.setattr(Path, "home", lambda: Path("/root"))
     found = origins(recipe("org/b", "org/a"))

@@ -77,7 +77,7 @@ class Origins:
                 commit = told.get("adapter", {}).get("revision")
                 self._add(model.lora, commit, known=bool(told))
         roots = {Path.home(), Path.cwd(), out.absolute().parent, out.resolve().parent}
-        roots |= {Path(constants.HF_HOME), Path(constants.HF_HUB_CACHE)}
+        roots |= {Path(place).absolute() for place in (constants.HF_HOME, constants.HF_HUB_CACHE)}
         for part in self.parts.values():
             place = Path(part.given).expanduser()
             if place.is_absolute():
