@@ -56,6 +56,9 @@ class Writer(Protocol):
     def close(self) -> None:
         """End, and see that what was stored stays."""
 
+    def settle(self) -> None:
+        """Wait for what is on its way to the disk."""
+
     def abandon(self) -> None:
         """End after a failure."""
 

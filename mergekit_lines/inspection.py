@@ -25,13 +25,12 @@ from mergekit_lines.prepare import Prepared, prepare
 from mergekit_lines.run import (
     ONE_AT_A_TIME,
     check_space,
-    check_tokenizers,
     effective_options,
     fresh_caches,
-    vocabulary,
 )
 from mergekit_lines.sizes import Sizes
 from mergekit_lines.traffic import adapted_bytes, inputs
+from mergekit_lines.vocabularies import check_tokenizers, vocabulary
 
 # A parameter that a problem is about, or that it takes for the one that was meant.
 _ABOUT = re.compile(r"parameters\.(\w+)|Did you mean '(\w+)'")

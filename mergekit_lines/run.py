@@ -21,7 +21,6 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
-from transformers import AutoTokenizer
 
 from mergekit_lines import __version__
 from mergekit_lines.card import card
@@ -47,7 +46,7 @@ from mergekit_lines.prepare import Prepared, names_from_indexes, prepare
 from mergekit_lines.report import describe, report, run_figures, to_json, versions
 from mergekit_lines.signals import end_at_once, ending_on_sigterm
 from mergekit_lines.sizes import Sizes
-from mergekit_lines.tokenizer import OrderedTokenizer
+from mergekit_lines.vocabularies import check_tokenizers, vocabulary
 from mergekit_lines.workers import one_thread
 
 LOG = logging.getLogger(__name__)
@@ -171,48 +170,6 @@ def _say(text: str) -> None:
 
 def _silent(text: str) -> None:
     LOG.info(text)
-
-
-def check_tokenizers(config: MergeConfiguration, options: MergeOptions, run: MergeRun) -> None:
-    """Build the output tokenizer now, or see that the base's can be copied."""
-    if run.tokenizer is not None:
-        _build_tokenizer(run.tokenizer)
-        return
-    folder = Path(LoaderCache().get(models_in_order(config)[0]).index.base_path)
-    copied = (folder / "tokenizer_config.json").exists() and any(
-        (folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")
-    )
-    if options.copy_tokenizer and (config.chat_template or not copied):
-        # mergekit loads and saves it; a failure there is only logged, and no tokenizer written.
-        model = models_in_order(config)[0]
-        _load_tokenizer(model, options, "Give --no-copy-tokenizer to merge without it")
-
-
-def _load_tokenizer(model: ModelReference, options: Any, remedy: str) -> None:
-    try:
-        AutoTokenizer.from_pretrained(
-            model.model.path,
-            revision=model.model.revision,
-            trust_remote_code=options.trust_remote_code,
-        )
-    except Exception as error:
-        raise LinesError(
-            f"tokenizer: found none that loads in model {model} ({reason(error)}), wanted a whole "
-            f"one. {remedy}, or save it there again."
-        ) from error
-
-
-def _build_tokenizer(tokenizer: OrderedTokenizer) -> None:
-    # mergekit takes a model's tokenizer that it cannot load for the same as the base's.
-    for model in tokenizer.referenced_models:
-        _load_tokenizer(model, tokenizer, "Leave `tokenizer` out of the recipe")
-    try:
-        tokenizer.execute()
-    except Exception as error:
-        raise LinesError(
-            f"tokenizer.source {tokenizer.tokenizer_source}: the output tokenizer cannot be built "
-            f"({reason(error)}). Check the source, or leave `tokenizer` out."
-        ) from error
 
 
 def effective_options(
@@ -376,15 +333,6 @@ def _with_room(
         output = sum(sized.bytes for sized in sizes.tensors)
         check_room(wanted, max(0, output - whole), partial, options)
     return wanted
-
-
-def vocabulary(config: MergeConfiguration, run: MergeRun) -> int | None:
-    """Return the number of rows of the output's embeddings, where they are aligned."""
-    if run.tokenizer is None:
-        return None
-    size = len(run.tokenizer.execute().tokenizer.get_vocab())
-    multiple = (config.tokenizer.pad_to_multiple_of if config.tokenizer else None) or 1
-    return -(-size // multiple) * multiple
 
 
 def _write_texts(

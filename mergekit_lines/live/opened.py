@@ -23,7 +23,6 @@ from mergekit_lines.inputs import check_models
 from mergekit_lines.live.architecture import maker, parameter_names
 from mergekit_lines.live.placement import Device, Layout, empty_model, in_dtypes, lay_out
 from mergekit_lines.memory import working_bytes
-from mergekit_lines.merging import DEVICE_PIECE, PIECE
 from mergekit_lines.opening import open_models
 from mergekit_lines.planner import MergeRun, base_listed
 from mergekit_lines.plugin import METHODS, register
@@ -31,13 +30,12 @@ from mergekit_lines.preflight import check_recipe
 from mergekit_lines.prepare import prepare
 from mergekit_lines.run import (
     ONE_AT_A_TIME,
-    check_tokenizers,
     effective_options,
     fresh_caches,
-    vocabulary,
 )
 from mergekit_lines.sizes import Sizes
-from mergekit_lines.workers import available_cores, one_thread
+from mergekit_lines.vocabularies import check_tokenizers, vocabulary
+from mergekit_lines.workers import one_thread
 
 
 @dataclass(frozen=True)
@@ -148,10 +146,8 @@ class Opened:
         calibrated = {
             item.weight.name for item in self.prepared.planned if item.values["alpha"] == "auto"
         }
-        threads = 2 if on_gpu else self.options.num_threads or available_cores()
-        self.working = working_bytes(
-            self.sizes.tensors, calibrated, threads, DEVICE_PIECE if on_gpu else PIECE
-        )
+        kind = torch.device("cuda" if on_gpu else "cpu")
+        self.working = working_bytes(self.sizes, calibrated, kind, self.options.num_threads)
         self.layout: Layout = lay_out(model, slots, device, max_memory, self.working)
 
     def accounting(self) -> Accounting:

@@ -237,6 +237,9 @@ class LiveWeights:
     def close(self) -> None:
         """Leave the model to whoever holds it."""
 
+    def settle(self) -> None:
+        """Wait for nothing."""
+
     def abandon(self) -> None:
         """Leave the weights as they are; the next setting writes all of them."""
 
