@@ -34,6 +34,12 @@ SEAMS = (
     Seam("mergekit.merge", "MergePlanner"),
     Seam("mergekit.merge", "_model_out_config", ("config", "arch_info", "trust_remote_code")),
     Seam("mergekit.merge", "_get_donor_model", ("merge_config", "options")),
+    Seam("mergekit.merge", "_set_chat_template", ("tokenizer", "merge_config")),
+    Seam(
+        "mergekit.merge",
+        "_update_config_vocab",
+        ("config", "arch_info", "tokenizer", "pad_to_multiple_of"),
+    ),
     Seam("mergekit.plan", "MergePlanner", ("config", "arch_info", "options", "out_model_config")),
     Seam(
         "mergekit.plan",
