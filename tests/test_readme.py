@@ -57,18 +57,19 @@ def test_recipes_run(llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: P
         assert models.max_error_ratio(out[name], want) <= 1e-6
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(8))
 def test_python_examples(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every Python example runs, and what it asserts holds."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     code = blocks("python")[number]
     assert "assert " in code
     exec(compile(code, f"README example {number}", "exec"), {"__name__": "readme"})
 
 
-def test_there_are_six_python_examples() -> None:
-    """One example for every public name."""
-    assert len(blocks("python")) == 6
+def test_there_are_eight_python_examples() -> None:
+    """One example for every public name; sweep's stands for soup's and greedy's."""
+    assert len(blocks("python")) == 8
 
 
 def test_table_of_words() -> None:
