@@ -32,8 +32,8 @@ def greedy(recipe: Path, out: Path, **given: Any) -> None:
     """
     prepare()
     from mergekit_lines.search import telling
-    from mergekit_lines.search.greedy import GREEDY
     from mergekit_lines.search.greedy import greedy as search
+    from mergekit_lines.search.store import GREEDY
 
     found = search(
         recipe,

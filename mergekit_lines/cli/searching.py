@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,12 +15,20 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 SETTINGS = ("prompts", "batch_size", "limit", "seed", "max_new_tokens", "include_path")
-MODEL = ("device", "max_memory", "memory_budget", "num_threads", "trust_remote_code", "quiet")
+MODEL = (
+    "device",
+    "max_memory",
+    "memory_budget",
+    "num_threads",
+    "trust_remote_code",
+    "copy_tokenizer",
+    "quiet",
+)
 
 
 def _size(_ctx: click.Context, _param: click.Parameter, text: str | None) -> int | None:
-    if text is None:
-        return None
+    if text is None or text.isdecimal():
+        return None if text is None else int(text)
     from accelerate.utils import convert_file_size_to_int
 
     try:
@@ -77,6 +84,13 @@ _OPTIONS = [
         help="Host memory for task vectors of wraps such as ties; the rest goes to disk.",
     ),
     click.option("--num-threads", type=click.IntRange(min=1), help="Threads that merge."),
+    click.option(
+        "--no-tokenizer",
+        "copy_tokenizer",
+        flag_value=False,
+        default=None,
+        help="For a base without one: evaluators get None.",
+    ),
     click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the models."),
     click.option("--quiet", is_flag=True, help="No progress; the tables only."),
 ]
@@ -98,15 +112,15 @@ def settings_of(given: dict[str, Any]) -> Settings:
 
 def model_of(given: dict[str, Any]) -> dict[str, Any]:
     """Return what a live model is opened with, among a command's options."""
-    return {name: given[name] for name in MODEL if given[name] not in (None, False)}
+    return {
+        name: given[name] for name in MODEL if given[name] is not None and given[name] is not False
+    }
 
 
 def prepare() -> None:
-    """Let functions of evaluators be found beside the recipe's own paths, and mergekit know us."""
+    """Let mergekit know us."""
     import mergekit_lines
 
-    if "" not in sys.path:
-        sys.path.insert(0, "")
     mergekit_lines.register()
 
 

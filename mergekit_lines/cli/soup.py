@@ -42,7 +42,7 @@ def soup(
     """Trace the front between two policies: c of the first, 1 - c of the second.
 
     RECIPE is `lines` with two models besides the base; the paper's setting is alpha 1, beta 1.
-    Every c is measured with LiNeS, plain, and uniformly scaled by LiNeS's mean coefficient, on
+    Every c is measured with LiNeS, unscaled, and uniformly scaled by LiNeS's mean coefficient, on
     the same prompts. OUT gets results.jsonl after every measurement, figure.png, and recipes of
     the Pareto-optimal points. The same command again goes on where it was interrupted.
     """
@@ -57,6 +57,7 @@ def soup(
         search.write(recipe, share, out, **options)
         return
     from mergekit_lines.search import telling
+    from mergekit_lines.search.store import FIGURE
 
     found = search.soup(
         recipe,
@@ -67,4 +68,4 @@ def soup(
         **model_of(given),
     )
     telling.show_soup(found)
-    draw(telling.draw_soup, found, out / telling.FIGURE)
+    draw(telling.draw_soup, found, out / FIGURE)

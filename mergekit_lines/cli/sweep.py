@@ -55,7 +55,7 @@ def sweep(recipe: Path, axes: tuple[str, ...], out: Path, **given: Any) -> None:
     """  # noqa: D301 - the escape is click's mark, as a character
     prepare()
     from mergekit_lines.search import telling
-    from mergekit_lines.search.sweep import BEST
+    from mergekit_lines.search.store import BEST, CARD, FIGURE
     from mergekit_lines.search.sweep import sweep as search
 
     words = ("evaluate", "test", "objective", "targets", "controls", "target_weight")
@@ -68,7 +68,7 @@ def sweep(recipe: Path, axes: tuple[str, ...], out: Path, **given: Any) -> None:
         **model_of(given),
     )
     telling.show_sweep(found)
-    draw(telling.draw_sweep, found, out / telling.FIGURE)
+    draw(telling.draw_sweep, found, out / FIGURE)
     if found.test:
-        telling.write_results(found, out / "results.json")
+        telling.write_results(found, out / CARD)
     click.echo(f"[lines] recipe: {out / BEST}", err=True)

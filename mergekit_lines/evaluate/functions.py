@@ -19,6 +19,8 @@ from mergekit_lines.evaluate.metric import Metric, metric
 from mergekit_lines.evaluate.spec import Settings, Spec, check_name, one_of, read_options
 from mergekit_lines.evaluate.texts import file_digest
 
+_IMPORTED: dict[str, str] = {}  # source file -> SHA-256 when its function was first found
+
 
 class PythonFunction:
     """A function of model and tokenizer that returns numbers.
@@ -182,7 +184,13 @@ def _source(function: Callable[..., Any], module: Any) -> dict[str, str]:
         file = getattr(module, "__file__", None)
     if file is None or not Path(file).is_file():
         return {}
-    return {os.path.relpath(file): file_digest(Path(file))}
+    digest = file_digest(Path(file))
+    if _IMPORTED.setdefault(file, digest) != digest:
+        raise LinesError(
+            f"{file}: changed since it was imported, and Python still runs what it was. Start "
+            f"Python again."
+        )
+    return {os.path.relpath(file): digest}
 
 
 @contextmanager

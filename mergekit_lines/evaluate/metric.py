@@ -26,6 +26,14 @@ class Metric:
     value: float
     higher_is_better: bool
     examples: tuple[float, ...] | None = None
+    exponential: bool = False  # whether the value is the exponential of the examples' mean
+
+    @property
+    def error(self) -> float | None:
+        """Return the standard error of the value, to first order; None where none is known."""
+        if self.stderr is None or not self.exponential:
+            return self.stderr
+        return self.value * self.stderr
 
     @property
     def stderr(self) -> float | None:
@@ -47,6 +55,7 @@ class Metric:
             "value": self.value,
             "higher_is_better": self.higher_is_better,
             "examples": examples,
+            **({"exponential": True} if self.exponential else {}),
         }
 
     @classmethod
@@ -57,6 +66,7 @@ class Metric:
             value=float(data["value"]),
             higher_is_better=bool(data["higher_is_better"]),
             examples=None if examples is None else tuple(float(score) for score in examples),
+            exponential=bool(data.get("exponential", False)),
         )
 
 
@@ -67,6 +77,7 @@ def metric(
     *,
     higher_is_better: bool = True,
     examples: Sequence[float] | None = None,
+    exponential: bool = False,
 ) -> Metric:
     """Return a checked metric of the evaluator ``spec``; without a value, the examples' mean.
 
@@ -87,4 +98,5 @@ def metric(
             f"{spec}: the metric {name} is {value}, wanted a finite number. Look at the weights "
             f"of this point first, then at the evaluator."
         )
-    return Metric(value, higher_is_better, None if examples is None else tuple(examples))
+    scores = None if examples is None else tuple(examples)
+    return Metric(value, higher_is_better, scores, exponential)

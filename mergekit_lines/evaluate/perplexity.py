@@ -104,7 +104,12 @@ class Perplexity:
         examples = [total / tokens for total, tokens in zip(sums, counts, strict=True)]
         return {
             self.name: metric(
-                self.spec, self.name, value, higher_is_better=False, examples=examples
+                self.spec,
+                self.name,
+                value,
+                higher_is_better=False,
+                examples=examples,
+                exponential=True,
             )
         }
 

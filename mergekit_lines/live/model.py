@@ -24,6 +24,7 @@ from mergekit_lines.checkpoint.sources import HeldTensor, Source, whole
 from mergekit_lines.checkpoint.writer import Slot
 from mergekit_lines.engine import Engine
 from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.fingerprints import content_digest
 from mergekit_lines.kernels.scale import work_dtype
 from mergekit_lines.live.opened import Accounting, Opened
 from mergekit_lines.live.placement import Device, LiveWeights
@@ -145,13 +146,30 @@ class LiveModel:
         """The device that computes."""
         return self._engine.device
 
+    @property
+    def generates(self) -> bool:
+        """Whether the model generates text."""
+        can: Any = getattr(self.model, "can_generate", None)
+        return bool(can and can())
+
     def describe_inputs(self) -> dict[str, Any]:
-        """Return what tells each input from a changed one: files, sizes, times, digests."""
-        return self._models.describe()
+        """Return what tells the inputs from changed ones: of each model, and of the base's texts.
+
+        Weights by file, size, time and digest of the header; the base's config, tokenizer and
+        settings of generation by their SHA-256.
+        """
+        base = self._models.models[self._opened.recipe.base_model].folder
+        texts = {
+            path.name: content_digest(path)
+            for path in sorted(base.iterdir())
+            if path.suffix in (".json", ".jinja", ".txt", ".model") and path.is_file()
+            if not path.name.endswith(".index.json")
+        }
+        return {"models": self._models.describe(), "texts of the base": texts}
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The recipe whose weights the model has, as YAML would hold it."""
+        """The recipe that was set last, as YAML would hold it; an input as it is has none."""
         return copy.deepcopy(self._document)
 
     def set(self, settings: Mapping[str, Any] | None = None, /, **words: Any) -> Summary:
@@ -227,6 +245,8 @@ class LiveModel:
             raise LinesError(
                 f"model {model}: the recipe has {', '.join(known)}, wanted one of them."
             )
+        if problem := self.input_problem(wanted):
+            raise LinesError(problem)
         with _plain_failures(), self._merging(config) as (planner, _):
             for item in planner.planned():
                 name = item.weight.name
@@ -238,6 +258,33 @@ class LiveModel:
                     raise LinesError(f"model {model}: has no tensor for {name} of the output.")
                 self._copy(source, item.task.input_dtype(), slot, self._weights.sink(name))
             self._models.check_unchanged()
+
+    def input_problem(self, model: Any = None) -> str | None:
+        """Return why an input cannot be loaded as it is, or None: slices may stack other blocks.
+
+        Args:
+            model: mergekit's reference; the base if it is not given.
+        """
+        model = model or self._opened.recipe.base_model
+        shifted = []
+        for item in self._opened.prepared.planned:
+            gather: Any = item.task.gather_tensors
+            gather = getattr(gather, "gather_tensors", gather)
+            source = dict(gather.weight_info.items()).get(model)
+            if source is None or source.name != item.weight.name:
+                shifted.append(item.weight.name)
+        trust = self._opened.options.trust_remote_code
+        blocks = {
+            getattr(config, "num_hidden_layers", None)
+            for config in (self._opened.config, model.config(trust_remote_code=trust))
+        }
+        if not shifted and len(blocks) == 1:
+            return None
+        return (
+            f"model {model}: has other blocks than the output of this recipe's slices, so that it "
+            f"cannot be measured as it is in the same model. Give an objective that needs no "
+            f"input's own numbers."
+        )
 
     @staticmethod
     def _copy(source: Source, cast: torch.dtype | None, slot: Slot, sink: Sink) -> None:

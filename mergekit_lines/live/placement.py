@@ -229,6 +229,13 @@ class LiveWeights:
         holder, _, last = own.rpartition(".")
         module = self.model.get_submodule(holder)
         found: torch.Tensor = getattr(module, last)
+        slot = self._layout.slots[own]
+        if (tuple(found.shape), found.dtype) != (slot.shape, slot.dtype) or found.is_meta:
+            raise LinesError(
+                f"the live model's {own} was changed from outside: found {found.dtype} "
+                f"{tuple(found.shape)}, wanted {slot.dtype} {slot.shape}. Let evaluators work on a "
+                f"copy, and open the model again."
+            )
         return HeldResult(found.detach())
 
     def stored(self, name: str) -> None:

@@ -5,11 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mergekit_lines.api import merge_options, parsed
+from mergekit_lines.api import merge_options, parsed, read_recipe
 from mergekit_lines.errors import LinesError
+from mergekit_lines.live.settings import tuned_entries
 from mergekit_lines.planner import models_in_order
 from mergekit_lines.plugin import METHODS, register
 from mergekit_lines.preflight import check_recipe
+
+
+def open_recipe(recipe: Any) -> dict[str, Any]:
+    """Return what a recipe's YAML holds, once it is one that mergekit reads.
+
+    Args:
+        recipe: path of a YAML file, or what such a file holds as a mapping.
+
+    Raises:
+        LinesError: it cannot be read, is no recipe, or of another method than ours.
+    """
+    register()
+    _, document = read_recipe(recipe)
+    _, config = parsed(document)
+    if config.merge_method not in METHODS:
+        raise LinesError(
+            f"merge_method: found {config.merge_method!r}, wanted {' or '.join(METHODS)}: it "
+            f"is their coefficients that are searched."
+        )
+    return dict(document)
 
 
 def check_recipes(
@@ -24,24 +45,40 @@ def check_recipes(
     Raises:
         LinesError: with every problem, once, and the first point that has it.
     """
-    register()
     problems: dict[str, str] = {}
     options = merge_options({})
     for recipe, point in zip(recipes, points, strict=True):
         text, config = parsed(recipe)
-        if config.merge_method not in METHODS:
-            raise LinesError(
-                f"merge_method: found {config.merge_method!r}, wanted {' or '.join(METHODS)}: it "
-                f"is their coefficients that are searched."
-            )
         at = ", ".join(f"{key} = {value}" for key, value in point.items())
-        for problem in check_recipe(config, None, options, text):
+        found = [*check_recipe(config, None, options, text), *_overridden(recipe, point)]
+        for problem in found:
             problems.setdefault(problem, f" (at {at})" if at else "")
     if problems:
         raise LinesError([f"{problem}{where}" for problem, where in problems.items()])
+
+
+def _overridden(recipe: Mapping[str, Any], point: Mapping[str, Any]) -> list[str]:
+    """Return the keys that were set for all models and that each model sets for itself."""
+    entries = [(recipe.get("models") or [])[number] for number in tuned_entries(recipe)]
+    problems = []
+    for key in point:
+        name = key.removeprefix("parameters.")
+        if "." in name or not entries:
+            continue
+        if all(name in (entry.get("parameters") or {}) for entry in entries):
+            problems.append(
+                f"{key}: every model has a {name} of its own, which wins, so that setting this "
+                f"changes nothing. Set models.0.parameters.{name}, or take those out."
+            )
+    return problems
 
 
 def input_names(document: Mapping[str, Any]) -> list[str]:
     """Return the recipe's models, the base first, as the recipe calls them."""
     _, config = parsed(document)
     return [str(model) for model in models_in_order(config)]
+
+
+def listed(specs: str | Sequence[str]) -> Sequence[str]:
+    """Return specs as a list, of which a single one may stand by itself."""
+    return [specs] if isinstance(specs, str) else specs

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mergekit_lines.api import read_recipe
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Settings, parse_evaluators
 from mergekit_lines.live.settings import tuned_entries, with_settings
 from mergekit_lines.objective import parse_objective
 from mergekit_lines.search.bench import Bench, Recipe, unscaled
-from mergekit_lines.search.checks import check_recipes, input_names
-from mergekit_lines.search.store import Record, write_whole
-
-GREEDY = "greedy.yml"
+from mergekit_lines.search.checks import check_recipes, input_names, listed, open_recipe
+from mergekit_lines.search.store import GREEDY, Record, write_whole
 
 
 @dataclass(frozen=True)
@@ -73,21 +70,20 @@ def greedy(
 
     Source: model soups, arXiv 2203.05482; with LiNeS, arXiv 2410.17146, section 5.3.
     """
-    _, document = read_recipe(recipe)
+    document = open_recipe(recipe)
     places = tuned_entries(document)
     _check(document, places)
-    names = [input_names(document)[1:][number] for number in range(len(places))]
+    names = input_names(document)[1:]
     every = soup_recipe(document, range(len(places)))
     check_recipes([every], [{}])
     options = settings or Settings()
+    evaluate, test = listed(evaluate), listed(test)
     evaluators = {"validation": parse_evaluators(evaluate, "validation", options)}
     if test:
         evaluators["test"] = parse_evaluators(test, "test", options)
     score = _scorer(objective)
     total = 2 * len(places) + 3 + (4 if test else 0)
-    with Bench(every, Path(out), evaluators, {"the recipe": document}, model, total) as bench:
-        if bench.store.found:
-            bench.say(f"found {bench.store.found} results in {out}: going on behind them")
+    with Bench(every, Path(out), evaluators, document, model, total) as bench:
         own = {name: score(bench.measure_input(name)) for name in names}
         ranked = sorted(range(len(names)), key=lambda number: -own[names[number]])
         chosen, best = ranked[:1], float("-inf")
@@ -135,6 +131,11 @@ def _check(document: Recipe, places: Sequence[int]) -> None:
             f"{len(places)} models besides the base, wanted `lines` around task_arithmetic, and "
             f"two checkpoints or more: a soup is their mean."
         )
+    if words.get("lambda", 1) != 1:
+        raise LinesError(
+            f"parameters.lambda: found {words['lambda']!r}, wanted none: a soup is the mean of "
+            f"checkpoints, and alpha and beta say how far it goes."
+        )
     if words.get("alpha", "auto") == "auto":
         raise LinesError(
             "parameters.alpha: found auto, wanted a number (the paper's for soups is 1): Eq. 2 "
@@ -142,7 +143,7 @@ def _check(document: Recipe, places: Sequence[int]) -> None:
         )
 
 
-def _scorer(objective: str) -> Any:
+def _scorer(objective: str) -> Callable[[Record], float]:
     if objective == "sum":
         return lambda record: sum(
             metric.value if metric.higher_is_better else -metric.value
@@ -154,7 +155,12 @@ def _scorer(objective: str) -> Any:
             f"--objective {objective}: compares with fine-tuned models, and here each checkpoint "
             f"is one. Give an expression over the metrics."
         )
-    return lambda record: goal.score(record.metrics, None, None)
+
+    def score(record: Record) -> float:
+        goal.names(record.metrics)
+        return goal.score(record.metrics, None, None)
+
+    return score
 
 
 def _text(document: Recipe, chosen: Sequence[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mergekit_lines.api import merge, read_recipe
+from mergekit_lines.api import merge
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Settings, parse_evaluators
 from mergekit_lines.live.settings import tuned_entries, with_settings
 from mergekit_lines.pareto import Bootstrap, bootstrap
-from mergekit_lines.search.bench import Bench, Recipe, uniform, unscaled
-from mergekit_lines.search.checks import check_recipes, input_names
-from mergekit_lines.search.store import Record, write_whole
-
-LINES, PLAIN, UNIFORM = "LiNeS", "plain", "uniform, equal mean"
+from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED, Bench, Recipe
+from mergekit_lines.search.checks import check_recipes, input_names, listed, open_recipe
+from mergekit_lines.search.store import RECIPES, Record, write_whole
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Soup:
     Attributes:
         rewards: names of the two rewards; of both more is better.
         shares: c at every point: the first policy's weight, the second's being 1 − c.
-        fronts: records by way (LiNeS, plain, uniform of equal mean), a record per point.
+        fronts: records by way (LiNeS, uniform of equal mean, unscaled), a record per point.
         base: the model before either policy.
         bootstrap: means, errors, Pareto sets and hypervolumes, over resampled prompts.
     """
@@ -54,10 +53,11 @@ def soup(
 ) -> Soup:
     """Measure θ_SFT + λ(ℓ)·(c·τ_1 + (1 − c)·τ_2) for c from 0 to 1, on one live model.
 
-    Each c is measured three ways, by the same prompts: with the recipe's λ, with λ = 1, and with
-    λ the mean of the recipe's over its blocks. Results are in ``out`` after every measurement;
-    called again, an interrupted soup goes on. The recipes of LiNeS's Pareto-optimal points are
-    written to ``out/recipes``.
+    That is with task_arithmetic; another wrap merges with the weights c and 1 − c. Each c is
+    measured three ways, by the same prompts: with the recipe's λ, with λ = 1, and with λ the mean
+    of the recipe's over its blocks. Results are in ``out`` after every measurement; called again,
+    an interrupted soup goes on. The recipes of LiNeS's Pareto-optimal points are written to
+    ``out/recipes``.
 
     Args:
         recipe: path of a YAML file, or a mapping: ``lines`` with two models besides the base.
@@ -74,27 +74,23 @@ def soup(
 
     Source: arXiv 2410.17146, section 5.4 and figure 4; rewarded soups, arXiv 2306.04488.
     """
-    _, document = read_recipe(recipe)
+    document = open_recipe(recipe)
     _check(document)
-    if points < 2:
-        raise LinesError(f"--points: found {points}, wanted 2 or more.")
+    if points < 2 or samples < 1:
+        raise LinesError(f"found {points} points and {samples} samples, wanted 2 and 1 or more.")
     shares = tuple(round(number / (points - 1), 12) for number in range(points))
     recipes = [at_share(document, share) for share in shares]
     check_recipes(recipes, [{"c": share} for share in shares])
-    chosen = parse_evaluators(rewards, "validation", settings or Settings())
+    chosen = parse_evaluators(listed(rewards), "validation", settings or Settings())
+    _check_alike(chosen)
     evaluators = {"validation": chosen}
-    about = {"the recipe": document}
-    with Bench(recipes[0], Path(out), evaluators, about, model, 3 * points + 1) as bench:
-        if bench.store.found:
-            bench.say(f"found {bench.store.found} results in {out}: going on behind them")
+    with Bench(recipes[0], Path(out), evaluators, document, model, 3 * points + 1) as bench:
         base = bench.measure_input(input_names(document)[0])
         names = _two(base)
-        fronts: dict[str, list[Record]] = {LINES: [], PLAIN: [], UNIFORM: []}
+        fronts: dict[str, list[Record]] = {LINES: [], UNSCALED: [], UNIFORM: []}
         for each in recipes:
-            lines = bench.measure(each)
-            fronts[LINES].append(lines)
-            fronts[PLAIN].append(bench.measure(unscaled(each)))
-            fronts[UNIFORM].append(bench.measure(uniform(each, lines.mean or 0.0)))
+            for way, record in bench.three_ways(each).items():
+                fronts[way].append(record)
         scores = {way: _scores(records, names) for way, records in fronts.items()}
         result = Soup(
             rewards=names,
@@ -103,8 +99,10 @@ def soup(
             base=base,
             bootstrap=bootstrap(scores, samples=samples),
         )
-        folder = Path(out, "recipes")
+        folder = Path(out, RECIPES)
         folder.mkdir(exist_ok=True)
+        for old in folder.glob("c*.yml"):  # of a front with other points
+            old.unlink()
         for number in result.bootstrap.fronts[LINES].pareto:
             write_whole(folder / f"c{shares[number]:g}.yml", _text(recipes[number]))
     return result
@@ -127,7 +125,7 @@ def write(recipe: Any, share: float, out: str | os.PathLike[str], **options: Any
     Raises:
         LinesError: c is not within 0 and 1, or the merge is refused.
     """
-    _, document = read_recipe(recipe)
+    document = open_recipe(recipe)
     _check(document)
     if not 0 <= share <= 1:
         raise LinesError(f"--write c={share:g}: wanted c from 0 to 1.")
@@ -144,6 +142,21 @@ def _check(document: Recipe) -> None:
         )
 
 
+def _check_alike(chosen: Sequence[Any]) -> None:
+    """See that all rewards score the same texts: one front compares them prompt by prompt."""
+    told = [evaluator.identity() for evaluator in chosen]
+    kinds = [str(one["spec"]).partition("?")[0] for one in told]
+    if not all(re.match(r"(?:\w+=)?rewards:", kind) for kind in kinds):
+        raise LinesError(f"--rewards: found {', '.join(kinds)}, wanted rewards:MODULE:FUNCTION.")
+    for key in ("data", "options"):
+        if any(one[key] != told[0][key] for one in told[1:]):
+            raise LinesError(
+                f"--rewards: found other {key} for {' and '.join(kinds)}, wanted the same prompts "
+                f"and the same generation for both. Give them by --prompts, --limit, --seed and "
+                f"--max-new-tokens."
+            )
+
+
 def _two(record: Record) -> tuple[str, str]:
     names = tuple(record.metrics)
     if len(names) != 2:
@@ -153,10 +166,10 @@ def _two(record: Record) -> tuple[str, str]:
         )
     lower = [name for name in names if not record.metrics[name].higher_is_better]
     lengths = {name: len(record.metrics[name].examples or ()) for name in names}
-    if lower or len(set(lengths.values())) > 1 or not min(lengths.values()):
+    if lower or len(set(lengths.values())) > 1 or min(lengths.values()) < 2:
         raise LinesError(
-            f"--rewards: found {lengths} scores, wanted one per prompt of each reward, on the same "
-            f"prompts, and of both more to be better."
+            f"--rewards: found {lengths} scores, wanted one per prompt of each reward, of two "
+            f"prompts or more, and of both more to be better."
         )
     return names[0], names[1]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,16 @@ from mergekit_lines.evaluate import Metric
 FORMAT = 1
 RESULTS = "results.jsonl"
 SEARCH = "search.json"
+# What the searches write, by the names of their files.
+BEST, GREEDY, CARD, FIGURE, RECIPES = (
+    "best.yml",
+    "greedy.yml",
+    "results.json",
+    "figure.png",
+    "recipes",
+)
+OUTPUTS = (RESULTS, BEST, GREEDY, CARD, FIGURE, RECIPES)
+EXAMPLES = "examples.json"  # digests of the evaluators' examples, by split and spec
 
 
 @dataclass(frozen=True)
@@ -81,10 +91,10 @@ class Store:
                 raise LinesError(
                     f"{path}: cannot be read ({reason(error)}). Choose another --out."
                 ) from error
-        elif self._path.exists():
+        elif mine := [name for name in OUTPUTS if (self.folder / name).exists()]:
             raise LinesError(
-                f"{self._path}: found results without the {SEARCH} that says what was measured. "
-                f"Choose another --out."
+                f"{self.folder}: found {', '.join(mine)} without the {SEARCH} that says what was "
+                f"measured, and would write over them. Choose another --out."
             )
         # What one of the two does not have, test evaluators for example, changes no number.
         differ = [kind for kind in now if kind in left and left[kind] != now[kind]]
@@ -123,11 +133,32 @@ class Store:
     def add(self, record: Record) -> None:
         """Keep a record, on the disk before anything else is done."""
         line = json.dumps(_to_json(record), ensure_ascii=False, allow_nan=False) + "\n"
-        with self._path.open("ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self._path.open("ab") as file:
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise unwritten(self._path, error) from error
         self._records[record.key] = record
+
+    def digests(self) -> dict[str, list[str]]:
+        """Return the digests of evaluators' examples that an earlier run learnt by measuring."""
+        path = self.folder / EXAMPLES
+        if not path.exists():
+            return {}
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise LinesError(
+                f"{path}: cannot be read ({reason(error)}). Choose another --out."
+            ) from error
+
+    def keep_digests(self, found: Mapping[str, Iterable[str]]) -> None:
+        """Keep such digests: they tell later whether two splits share examples."""
+        known = {**self.digests(), **{spec: sorted(digests) for spec, digests in found.items()}}
+        if known != self.digests():
+            write_whole(self.folder / EXAMPLES, json.dumps(known, indent=1) + "\n")
 
 
 def _to_json(record: Record) -> dict[str, Any]:
@@ -175,8 +206,19 @@ def search_folder(folder: Path) -> Iterator[Path]:
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise unwritten(path, error) from error
+
+
+def unwritten(path: Path, error: OSError) -> LinesError:
+    """Return the refusal of a file that cannot be written, a full disk's for example."""
+    return LinesError(
+        f"{path}: cannot be written ({error.strerror or reason(error)}). Mend that, and run the "
+        f"same command again: what was measured before is kept."
+    )

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mergekit_lines.api import read_recipe
 from mergekit_lines.errors import LinesError
-from mergekit_lines.evaluate import Metric, Settings, parse_evaluators
+from mergekit_lines.evaluate import Evaluator, Metric, Settings, parse_evaluators
 from mergekit_lines.live.settings import with_settings
 from mergekit_lines.objective import Objective, parse_objective
 from mergekit_lines.search.axes import Axis, grid, parse_axis
-from mergekit_lines.search.bench import Bench, Recipe
-from mergekit_lines.search.checks import check_recipes, input_names
-from mergekit_lines.search.store import Record, write_whole
-
-BEST = "best.yml"
+from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED, Bench, Recipe
+from mergekit_lines.search.checks import check_recipes, input_names, listed, open_recipe
+from mergekit_lines.search.store import BEST, CARD, Record, write_whole
 
 
 @dataclass(frozen=True)
@@ -31,10 +28,13 @@ class Point:
     """
 
     settings: Mapping[str, Any]
-    lines: Record
-    unscaled: Record
-    uniform: Record
-    scores: Mapping[str, float]  # by "lines", "unscaled", "uniform"
+    records: Mapping[str, Record]  # by the three ways of bench.py
+    scores: Mapping[str, float]  # likewise
+
+    @property
+    def lines(self) -> Record:
+        """What was measured with LiNeS."""
+        return self.records[LINES]
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,14 @@ class Sweep:
         objective: what was maximised, as it was given.
         points: in the order of the grid.
         best: the one that LiNeS scores highest at; the first of equals.
-        inputs: the base, then the fine-tuned models, as they are, by name.
+        inputs: the base, then the fine-tuned models, as they are, by name; none where slices
+            stack other blocks than an input has.
         input_scores: what the objective says of them.
         test: of the chosen point, its uniform and unscaled neighbours, the best uniform
             coefficient of the grid and the inputs, by what they are called; empty where no
             test evaluators were given.
+        data: what each test metric was measured on, for a model card.
+        task: the model's, as the Hub calls it.
     """
 
     axes: tuple[Axis, ...]
@@ -59,12 +62,14 @@ class Sweep:
     best: Point
     inputs: Mapping[str, Record]
     input_scores: Mapping[str, float]
-    test: Mapping[str, Record]
+    test: Mapping[str, Record] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+    task: str = "other"
 
     @property
     def best_uniform(self) -> Point:
         """The point whose uniform coefficient scores highest."""
-        return max(self.points, key=lambda point: point.scores["uniform"])
+        return max(self.points, key=lambda point: point.scores[UNIFORM])
 
 
 def sweep(
@@ -113,7 +118,9 @@ def sweep(
 
     Source: arXiv 2410.17146, appendices B and C.1.
     """
-    _, document = read_recipe(recipe)
+    document = open_recipe(recipe)
+    axes = [axes] if isinstance(axes, str) else axes
+    evaluate, test = listed(evaluate), listed(test)
     found = [axis if isinstance(axis, Axis) else parse_axis(axis) for axis in axes]
     points = grid(found)
     recipes = [with_settings(document, point) for point in points]
@@ -127,25 +134,35 @@ def sweep(
     goal = parse_objective(
         objective, targets=targets, controls=controls, target_weight=target_weight
     )
-    inputs = input_names(recipes[0])
-    total = len(inputs) + 3 * len(points) + (len(inputs) + 4 if test else 0)
-    about = {"the recipe": document}
-    with Bench(recipes[0], Path(out), evaluators, about, model, total) as bench:
-        if bench.store.found:
-            bench.say(f"found {bench.store.found} results in {out}: going on behind them")
-        base = bench.measure_input(inputs[0])
-        goal.names(base.metrics)  # a name that is not there shows after the first measurement
-        tuned = {name: bench.measure_input(name) for name in inputs[1:]}
-        judge = _Judge(goal, base, tuned)
-        measured = [_point(bench, *pair, judge) for pair in zip(points, recipes, strict=True)]
-        best = max(measured, key=lambda point: point.scores["lines"])
+    names = input_names(recipes[0])
+    total = len(names) + 3 * len(points) + (len(names) + 4 if test else 0)
+    with Bench(recipes[0], Path(out), evaluators, document, model, total) as bench:
+        problem = bench.live.input_problem()
+        if problem and goal.needs:
+            raise LinesError(f"--objective {objective}: {problem}")
+        inputs = {} if problem else {name: bench.measure_input(name) for name in names[:1]}
+        first = inputs[names[0]] if inputs else bench.measure(recipes[0])
+        goal.names(first.metrics)  # a name that is not there shows after the first measurement
+        inputs |= {} if problem else {name: bench.measure_input(name) for name in names[1:]}
+        judge = _Judge(goal, inputs.get(names[0]), [inputs[name] for name in names[1:] if inputs])
+        measured = []
+        for point, each in zip(points, recipes, strict=True):
+            records = bench.three_ways(each)
+            scores = {way: judge.score(record) for way, record in records.items()}
+            measured.append(Point(point, records, scores))
+        best = max(measured, key=lambda point: point.scores[LINES])
         chosen = recipes[measured.index(best)]
-        own = {inputs[0]: base, **tuned}
-        scores = {name: judge.score(record) for name, record in own.items()}
-        result = Sweep(tuple(found), objective, tuple(measured), best, own, scores, {})
+        own = {name: judge.score(record) for name, record in inputs.items()}
+        result = Sweep(tuple(found), objective, tuple(measured), best, inputs, own)
         if test:
-            rival = result.best_uniform.uniform
-            result = replace(result, test=dict(_tested(bench, chosen, best, rival, inputs)))
+            result = replace(
+                result,
+                test=dict(_tested(bench, chosen, result)),
+                data=dict(_data(evaluators["test"], best.lines.metrics)),
+                task="text-generation" if bench.live.generates else "other",
+            )
+        else:  # what an earlier run reported was of another choice, perhaps
+            Path(out, CARD).unlink(missing_ok=True)
         write_whole(Path(out, BEST), _text(chosen, result))
     return result
 
@@ -155,42 +172,43 @@ class _Judge:
     """Scores a measurement beside the inputs' own."""
 
     objective: Objective
-    base: Record
-    tuned: Mapping[str, Record]
+    base: Record | None
+    tuned: Sequence[Record]
 
     def score(self, record: Record) -> float:
         best: dict[str, Metric] = {}
-        for own in self.tuned.values():
+        for own in self.tuned:
             for name, metric in own.metrics.items():
                 known = best.get(name)
                 if known is None or (metric.value > known.value) == metric.higher_is_better:
                     best[name] = metric
-        return self.objective.score(record.metrics, best, self.base.metrics)
+        base = self.base.metrics if self.base else None
+        return self.objective.score(record.metrics, best or None, base)
 
 
-def _point(bench: Bench, settings: Mapping[str, Any], recipe: Recipe, judge: _Judge) -> Point:
-    lines = bench.measure(recipe)
-    unscaled, flat = bench.beside(recipe, lines)
-    records = {"lines": lines, "unscaled": unscaled, "uniform": flat}
-    scores = {name: judge.score(record) for name, record in records.items()}
-    return Point(settings, lines, unscaled, flat, scores)
-
-
-def _tested(
-    bench: Bench, recipe: Recipe, best: Point, uniform_best: Record, inputs: Sequence[str]
-) -> Iterator[tuple[str, Record]]:
-    yield "base", bench.measure_input(inputs[0], "test")
-    for name in inputs[1:]:
+def _tested(bench: Bench, recipe: Recipe, found: Sweep) -> Iterator[tuple[str, Record]]:
+    for name in found.inputs:
         yield name, bench.measure_input(name, "test")
-    yield "LiNeS", bench.measure(recipe, "test")
-    yield "uniform, equal mean", bench.measure(best.uniform.recipe, "test")
-    yield "uniform, best", bench.measure(uniform_best.recipe, "test")
-    yield "unscaled", bench.measure(best.unscaled.recipe, "test")
+    yield LINES, bench.measure(recipe, "test")
+    yield UNIFORM, bench.measure(found.best.records[UNIFORM].recipe, "test")
+    yield "uniform, best", bench.measure(found.best_uniform.records[UNIFORM].recipe, "test")
+    yield UNSCALED, bench.measure(found.best.records[UNSCALED].recipe, "test")
+
+
+def _data(evaluators: Sequence[Evaluator], metrics: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield each metric with the files' names, tasks or function that it was measured by."""
+    for name in metrics:
+        for evaluator in evaluators:
+            if len(evaluators) == 1 or name == evaluator.name or name.startswith(evaluator.name):
+                told = evaluator.identity()
+                files = [Path(file).name for file in told["data"]]
+                yield name, ", ".join(files or told.get("tasks") or [told.get("function", name)])
+                break
 
 
 def _text(recipe: Recipe, result: Sweep) -> str:
     best = ", ".join(f"{key} = {value}" for key, value in result.best.settings.items())
-    score = result.best.scores["lines"]
+    score = result.best.scores[LINES]
     head = (
         f"# Chosen by a sweep among {len(result.points)} points: {best}\n"
         f"# (objective {result.objective}: {score:.6g} on validation data).\n"

@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mergekit_lines import figures
 from mergekit_lines.evaluate import Metric
+from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
 from mergekit_lines.search.greedy import Greedy
 from mergekit_lines.search.soup import Soup
 from mergekit_lines.search.store import Record, write_whole
 from mergekit_lines.search.sweep import Sweep
 from mergekit_lines.tables import new_table, open_console, print_line, print_table
 
-FIGURE = "figure.png"
-WAYS = {"lines": "LiNeS", "uniform": "uniform, equal mean", "unscaled": "unscaled"}
+WAYS = (LINES, UNIFORM, UNSCALED)
 
 
 def number(value: float | None) -> str:
     """Return a number in four significant digits."""
     return "" if value is None else f"{value:.4g}"
-
-
-def error_of(metric: Metric) -> float | None:
-    """Return the standard error of a metric's value, where its examples tell it.
-
-    A perplexity is the exponential of its examples' mean: its error is that mean's, times it.
-    """
-    if metric.examples is None or metric.stderr is None:
-        return None
-    mean = math.fsum(metric.examples) / len(metric.examples)
-    if math.isclose(mean, metric.value, rel_tol=1e-6, abs_tol=1e-9):
-        return metric.stderr
-    low, high = min(metric.examples), max(metric.examples)
-    if metric.value > 0 and low <= math.log(metric.value) <= high:
-        return metric.value * metric.stderr
-    return None
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
@@ -47,16 +30,19 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     Args:
         names: of the models as the recipe has them, the base first.
     """
-    base, *tuned = names
+    listed = list(names)
+    if not listed:
+        return {}
+    base, *tuned = listed
     last = [Path(name).name for name in tuned]
-    taken = {"base", *WAYS.values()}
+    taken = {"base", *WAYS}
     unique = len(set(last)) == len(last) and not taken.intersection(last)
     return {base: "base", **dict(zip(tuned, last if unique else tuned, strict=True))}
 
 
 def with_error(metric: Metric) -> str:
     """Return a metric with its standard error, where it has one."""
-    error = error_of(metric)
+    error = metric.error
     return number(metric.value) + ("" if error is None else f" ± {error:.2g}")
 
 
@@ -65,7 +51,7 @@ def show_sweep(found: Sweep) -> None:
     console = open_console()
     axes = [axis.name for axis in found.axes]
     metrics = list(found.best.lines.metrics)
-    table = new_table(axes[0], *axes[1:], "mean λ", *metrics, *WAYS.values(), "")
+    table = new_table(axes[0], *axes[1:], "mean λ", *metrics, *WAYS, "")
     for point in found.points:
         values = [str(value) for value in point.settings.values()]
         values += [number(point.lines.mean)]
@@ -77,10 +63,11 @@ def show_sweep(found: Sweep) -> None:
     names = short_names(found.inputs)
     rows = {names[name]: record for name, record in found.inputs.items()}
     scores = {names[name]: score for name, score in found.input_scores.items()}
-    print_line(console, "")
-    print_line(console, "inputs as they are, validation")
-    print_table(console, _rows(rows, metrics, scores))
-    best, rival = found.best.scores["lines"], found.best_uniform.scores["uniform"]
+    if rows:
+        print_line(console, "")
+        print_line(console, "inputs as they are, validation")
+        print_table(console, _rows(rows, metrics, scores))
+    best, rival = found.best.scores[LINES], found.best_uniform.scores[UNIFORM]
     chosen = zip(axes, found.best.settings.values(), strict=True)
     at = ", ".join(f"{axis} {value}" for axis, value in chosen)
     print_line(console, "")
@@ -95,7 +82,7 @@ def show_sweep(found: Sweep) -> None:
         print_line(console, "")
         print_line(console, "test")
         tested = {names.get(name, name): record for name, record in found.test.items()}
-        print_table(console, _rows(tested, list(tested["LiNeS"].metrics)))
+        print_table(console, _rows(tested, list(tested[LINES].metrics)))
 
 
 def _rows(
@@ -128,11 +115,11 @@ def draw_sweep(found: Sweep, path: Path) -> None:
     }
     for name in found.best.lines.metrics:
         panels[name] = {
-            label: (
-                [getattr(point, way).metrics[name].value for point in found.points],
-                _errors([getattr(point, way).metrics[name] for point in found.points]),
+            way: (
+                [point.records[way].metrics[name].value for point in found.points],
+                _errors([point.records[way].metrics[name] for point in found.points]),
             )
-            for way, label in WAYS.items()
+            for way in WAYS
         }
         baselines[name] = {
             names[own]: record.metrics[name].value for own, record in found.inputs.items()
@@ -142,23 +129,21 @@ def draw_sweep(found: Sweep, path: Path) -> None:
 
 
 def _objective_lines(found: Sweep) -> dict[str, tuple[list[float], list[float] | None]]:
-    return {
-        label: ([point.scores[way] for point in found.points], None) for way, label in WAYS.items()
-    }
+    return {way: ([point.scores[way] for point in found.points], None) for way in WAYS}
 
 
 def _errors(metrics: Sequence[Metric]) -> list[float] | None:
-    errors = [error_of(metric) for metric in metrics]
+    errors = [metric.error for metric in metrics]
     return None if None in errors else [error for error in errors if error is not None]
 
 
 def _draw_heat(found: Sweep, path: Path) -> None:
     rows, columns = found.axes
-    scores = [point.scores["lines"] for point in found.points]
+    scores = [point.scores[LINES] for point in found.points]
     width = len(columns.values)
     grid = [scores[start : start + width] for start in range(0, len(scores), width)]
     y, x = found.best.settings.values()
-    best = {label: max(point.scores[way] for point in found.points) for way, label in WAYS.items()}
+    best = {way: max(point.scores[way] for point in found.points) for way in WAYS}
     figures.sweep_heat(
         path,
         columns.name,
@@ -177,11 +162,11 @@ def write_results(found: Sweep, path: Path) -> None:
 
     ``mergekit-lines push`` reads them from ``results.json`` in the folder of a merged model.
     """
-    record = found.test["LiNeS"]
+    record = found.test[LINES]
     results = [
         {
-            "task": {"type": "text-generation"},
-            "dataset": {"type": name, "name": name},
+            "task": {"type": found.task},
+            "dataset": {"type": "custom", "name": found.data.get(name, name)},
             "metrics": [{"type": name, "name": name, "value": metric.value}],
         }
         for name, metric in record.metrics.items()

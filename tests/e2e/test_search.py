@@ -21,6 +21,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mergekit_lines import LinesError, sweep
+from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
 from tests import models
 from tests.e2e import runner
 from tests.e2e.runner import ForkServer
@@ -316,12 +317,12 @@ def test_sweep_of_gamma_keeps_the_uniform_neighbour_plain(
     found = sweep(recipe, ["gamma=0,0.5"], ["python:probes:size"], "found", quiet=True)
     for point, gamma in zip(found.points, (0, 0.5), strict=True):
         words = {"alpha": (1 + gamma) / 2, "beta": 0.0}
-        assert point.uniform.recipe["parameters"] == pytest.approx(words)
-        assert point.unscaled.recipe["parameters"] == {"alpha": 1.0, "beta": 0.0}
+        assert point.records[UNIFORM].recipe["parameters"] == pytest.approx(words)
+        assert point.records[UNSCALED].recipe["parameters"] == {"alpha": 1.0, "beta": 0.0}
     # The objective is the paper's: over the fine-tuned model's own.
     tuned = found.inputs[str(llama_a)].metrics["size"].value
     for point in found.points:
-        assert point.scores["lines"] == pytest.approx(point.lines.metrics["size"].value / tuned)
+        assert point.scores[LINES] == pytest.approx(point.lines.metrics["size"].value / tuned)
     with pytest.raises(LinesError, match="another search"):
         sweep({**recipe, "dtype": "float32"}, ["gamma=0"], ["python:probes:size"], "found")
 
@@ -353,7 +354,7 @@ def test_soup_traces_the_front_of_the_merges(shell: Shell, place: Path, llama_ba
             metrics = found[alpha, beta, c]
             assert metrics["length"]["examples"] == functions["length"](PROMPTS, texts)
             assert metrics["vowels"]["examples"] == functions["vowels"](PROMPTS, texts)
-    assert "LiNeS minus plain" in told.stdout
+    assert "LiNeS minus unscaled" in told.stdout
     assert (place / "found" / "figure.png").exists()
     written = sorted((place / "found" / "recipes").iterdir())
     assert written
@@ -387,7 +388,7 @@ def _completions(model: Any, tokenizer: Any) -> list[str]:
     ("changes", "told"),
     [
         ({"merge_method": "lines_postprocess"}, "wanted `lines` and two policies"),
-        ({"models": []}, "and 0 models besides the base"),
+        ({"models": [{"model": "a"}]}, "and 1 models besides the base"),
     ],
 )
 def test_soup_wants_two_policies(

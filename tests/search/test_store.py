@@ -71,7 +71,7 @@ def test_refuses_results_that_nobody_explains(tmp_path: Path) -> None:
     """Without search.json the numbers could be of anything."""
     Store(tmp_path, IDENTITY).add(record(0.1))
     (tmp_path / SEARCH).unlink()
-    with pytest.raises(LinesError, match=r"results without the search\.json"):
+    with pytest.raises(LinesError, match=r"found results.jsonl without the search\.json"):
         Store(tmp_path, IDENTITY)
 
 
