@@ -22,7 +22,7 @@ from mergekit_lines.cli.searching import model_of, prepare, search_options, sett
 )
 @search_options
 def greedy(recipe: Path, out: Path, **given: Any) -> None:
-    """Choose checkpoints greedily, with LiNeS after the choice.
+    """Choose checkpoints for a soup greedily, with LiNeS after.
 
     RECIPE is `lines` around task_arithmetic with the checkpoints under `models`; its alpha, beta
     and schedule are those of the edit. A checkpoint is kept only if the mean of those kept and it

@@ -39,10 +39,10 @@ def soup(
     share: float | None,
     **given: Any,
 ) -> None:
-    """Trace the front between two policies: c of the first, 1 - c of the second.
+    """Trace the rewarded-soup front between two policies.
 
-    RECIPE is `lines` with two models besides the base; the paper's setting is alpha 1, beta 1.
-    Every c is measured with LiNeS, unscaled, and uniformly scaled by LiNeS's mean coefficient, on
+    Their weights are c and 1 - c. RECIPE is `lines` with two models besides the base; the paper's
+    setting is alpha 1, beta 1. Every c is measured with LiNeS, unscaled, and uniformly scaled by LiNeS's mean coefficient, on
     the same prompts. OUT gets results.jsonl after every measurement, figure.png, and recipes of
     the Pareto-optimal points. The same command again goes on where it was interrupted.
     """

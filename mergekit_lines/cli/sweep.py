@@ -33,10 +33,10 @@ from mergekit_lines.cli.searching import draw, model_of, prepare, search_options
 @click.option("--target-weight", type=float, default=2.0, show_default=True, help="Of retention.")
 @search_options
 def sweep(recipe: Path, axes: tuple[str, ...], out: Path, **given: Any) -> None:
-    """Tune one or two keys of a recipe, on one model held on a device.
+    """Tune one or two keys of a recipe by evaluation.
 
-    Measures LiNeS at every point, and beside it the unscaled merge and the uniform coefficient
-    of equal mean; the base and the fine-tuned models once. Chooses by --evaluate, reports --test.
+    One model is held on a device. Measures LiNeS at every point, and beside it the unscaled merge
+    and the uniform coefficient of equal mean; the base and the fine-tuned models once. Chooses by --evaluate, reports --test.
     OUT gets results.jsonl after every measurement, figure.png and best.yml, a recipe for
     mergekit-yaml. The same command again goes on where it was interrupted.
 
