@@ -55,9 +55,8 @@ def sweep(
 def heat(
     xs: Any,
     ys: Any,
-    grid: Any,
+    grids: Any,
     chosen: Any = None,
-    best: Any = None,
     title: Any = None,
     names: tuple[str, str] = ("beta", "alpha"),
     metric: str = "accuracy (%)",
@@ -65,8 +64,18 @@ def heat(
     figure = sheet()
     x_name, y_name = names
     path = Path("a.png")
-    build_heat(figure, path, x_name, xs, y_name, ys, grid, chosen, best or {}, metric, title)
+    build_heat(figure, path, x_name, xs, y_name, ys, grids, chosen, metric, title)
     return figure
+
+
+def three(columns: int, rows: int, scale: float = 1.0) -> dict[str, Any]:
+    """Grids of LiNeS and of what stands beside it: rising, falling, and alike in each row."""
+    cells = np.arange(columns * rows).reshape(rows, columns) * scale
+    return {
+        "LiNeS": 70 * scale + cells,
+        "uniform, equal mean": 71 * scale - cells,
+        "unscaled": np.broadcast_to(69 * scale + cells[:, :1], (rows, columns)),
+    }
 
 
 def front(
@@ -174,38 +183,103 @@ def test_one_look_for_one_line() -> None:
 # --- two swept keys ----------------------------------------------------------------------
 
 
+GRIDS = {
+    "LiNeS": [[70.25, 71.5, NAN], [69.0, 68.125, 66.0]],
+    "uniform, equal mean": [[70.0, 72.75, 60.5], [NAN, 61.0, 62.0]],
+    "unscaled": [[69.7, 69.7, 69.7], [64.0, 64.0, 64.0]],
+}
+
+
 def test_heat_draws_what_is_given() -> None:
-    """Cells, their texts, the ring and the words above are those that were passed."""
-    grid = [[70.25, 71.5, NAN], [69.0, 68.125, 66.0]]
-    figure = heat([0.1, 0.2, 0.3], [1, 2], grid, (0.2, 1), {"LiNeS": 71.5, "unscaled": 69.7}, "T")
-    axes, bar = figure.axes
-    (image,) = axes.get_images()
-    np.testing.assert_array_equal(image.get_array().filled(NAN), grid)
-    assert image.origin == "lower"
-    texts = {text.get_position(): text.get_text() for text in axes.texts}
-    assert texts == {
-        (0, 0): "70.25", (1, 0): "71.50", (0, 1): "69.00", (1, 1): "68.12", (2, 1): "66.00",
-    }  # fmt: skip
-    rings = [patch for patch in axes.patches if patch.get_label().startswith("chosen")]
-    assert [ring.get_xy() for ring in rings] == [(0.5, -0.5)]
-    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    """Cells, their texts, the ring and the words are those that were passed, panel by panel."""
+    figure = heat([0.1, 0.2, 0.3], [1, 2], GRIDS, (0.2, 1), "T")
+    *panels, bar = figure.axes
+    assert [axes.get_title() for axes in panels] == [
+        "LiNeS\nbest 71.50", "uniform, equal mean\nbest 72.75", "unscaled\nbest 69.70",
+    ]  # fmt: skip
+    for axes, grid in zip(panels, GRIDS.values(), strict=True):
+        (image,) = axes.get_images()
+        np.testing.assert_array_equal(image.get_array().filled(NAN), grid)
+        assert image.origin == "lower"
+    texts = [{text.get_position(): text.get_text() for text in axes.texts} for axes in panels]
+    assert texts == [
+        {(0, 0): "70.25", (1, 0): "71.50", (0, 1): "69.00", (1, 1): "68.12", (2, 1): "66.00"},
+        {(0, 0): "70.00", (1, 0): "72.75", (2, 0): "60.50", (1, 1): "61.00", (2, 1): "62.00"},
+        {(n, m): text for n in ALL for m, text in enumerate(["69.70", "64.00"])},
+    ]
+    rings = [[patch.get_xy() for patch in axes.patches] for axes in panels]
+    assert rings == [[(0.5, -0.5)] * 2, [], []]  # a white one beneath the dark
+    told = [text.get_text().replace("\u00a0", " ") for text in figure.legends[0].get_texts()]
     assert told == ["chosen: beta = 0.2, alpha = 1", "not measured"]
-    assert figure.get_suptitle() == "T\nbest LiNeS: 71.5  ·  best unscaled: 69.7"
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("beta", "alpha")
+    assert figure.get_suptitle() == "T"
+    (whole,) = figure.subfigs
+    assert (whole.get_supxlabel(), whole.get_supylabel()) == ("beta", "alpha")
     assert bar.get_ylabel() == "accuracy (%)"
+
+
+def test_heat_has_one_scale() -> None:
+    """The same value has the same colour in every panel, from the least to the greatest of all."""
+    *panels, bar = heat([0.1, 0.2, 0.3], [1, 2], GRIDS).axes
+    images = [axes.get_images()[0] for axes in panels]
+    assert [image.get_clim() for image in images] == [(60.5, 72.75)] * 3
+    assert {image.cmap.name for image in images} == {"cividis"}
+    assert bar.get_ylim() == (60.5, 72.75)
+
+
+@pytest.mark.parametrize(
+    ("xs", "ys", "beside"),
+    [
+        ([0.1, 0.2, 0.3], [0.0, 0.5], True),
+        (["sqrt", "cbrt"], ["ties", "linear"], True),
+        ([0.1, 0.2, 0.3], np.linspace(0, 1, 20), True),
+        (np.linspace(0, 1, 11), [0.0, 0.5], False),
+        (LONG[:3], [0.0, 0.5], False),
+    ],
+)
+def test_heat_side_by_side(xs: Any, ys: Any, beside: bool) -> None:
+    """Panels of few columns stand side by side, others one above the other, all of one size."""
+    *panels, _ = heat(xs, ys, three(len(xs), len(ys))).axes
+    boxes = [axes.get_position().bounds for axes in panels]
+    lefts, bottoms, widths, heights = (list(known) for known in zip(*boxes, strict=True))
+    same, apart = (bottoms, lefts) if beside else (lefts, [-bottom for bottom in bottoms])
+    assert same == pytest.approx([same[0]] * 3)
+    assert apart == sorted(apart) and len(set(apart)) == 3
+    assert widths == pytest.approx([widths[0]] * 3)
+    assert heights == pytest.approx([heights[0]] * 3)
+    assert [len(axes.texts) for axes in panels] == [len(xs) * len(ys)] * 3
+
+
+def test_heat_without_any_of_one() -> None:
+    """A panel without any point says so; the others go on."""
+    *panels, _ = heat([1], [1], {"LiNeS": [[0.5]], "unscaled": [[NAN]]}).axes
+    assert [axes.get_title() for axes in panels] == [
+        "LiNeS\nbest 0.5000", "unscaled\nnot measured",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [(0.65384, "0.6538"), (71.5, "71.50"), (-25021.4, "−25,021"), (0, "0"), (1.2e-9, "1.2e−09")],
+)
+def test_value_of_a_cell(value: float, wanted: str) -> None:
+    """Four digits, in full unless there are too many zeros before them."""
+    axes, _ = heat([1], [1], {"LiNeS": [[value]]}).axes
+    assert [text.get_text() for text in axes.texts] == [wanted]
+    assert axes.get_title() == f"LiNeS\nbest {wanted}"
 
 
 def test_heat_of_many_cells() -> None:
     """Values are left out where they would not fit, and so are some of the numbers beside."""
-    axes, _ = heat(np.linspace(0, 1, 41), np.linspace(0, 1, 41), np.ones((41, 41))).axes
-    assert not axes.texts
-    assert [tick.get_text() for tick in axes.get_xticklabels()][:3] == ["0.0", "0.1", "0.2"]
+    *panels, _ = heat(np.linspace(0, 1, 41), np.linspace(0, 1, 41), three(41, 41)).axes
+    assert not any(axes.texts for axes in panels)
+    ticks = [tick.get_text() for tick in panels[-1].get_xticklabels()]
+    assert ticks[:3] == ["0.0", "0.1", "0.2"]
 
 
 def test_heat_of_another_shape() -> None:
-    """Rows are y and columns x, or the grid is refused."""
-    with pytest.raises(ValueError, match=re.escape("grid: found [2, 3], wanted [3, 2]")):
-        heat([1, 2], [1, 2, 3], np.zeros((2, 3)))
+    """Rows are y and columns x, or the grid is refused by its name."""
+    with pytest.raises(ValueError, match=re.escape("unscaled: found [2, 3], wanted [3, 2]")):
+        heat([1, 2], [1, 2, 3], {"LiNeS": np.zeros((3, 2)), "unscaled": np.zeros((2, 3))})
 
 
 # --- two rewards -------------------------------------------------------------------------
@@ -302,17 +376,23 @@ CASES: dict[str, Callable[[], Any]] = {
     "uneven points": lambda: sweep(
         [0.001, 0.01, 0.1, 1.0], {"m": {"LiNeS": (np.arange(4.0), None)}}, 1.0, {}
     ),
+    "heat 3 x 2": lambda: heat([0.2, 0.4, 0.6], [0.0, 0.5], GRIDS, (0.4, 0.0)),
     "heat 11 x 8": lambda: heat(
-        np.linspace(0, 1, 11), np.linspace(0.1, 0.8, 8), np.arange(88.0).reshape(8, 11), (0, 0.1),
-        {"LiNeS": 157.0, "uniform, equal mean": 99.0, "unscaled": 70.0}, "T",
+        np.linspace(0, 1, 11), np.linspace(0.1, 0.8, 8), three(11, 8), (0, 0.1), "T"
     ),
-    "heat of thousands": lambda: heat(
-        np.linspace(0, 1, 11), [1, 2], 25000 + np.arange(22.0).reshape(2, 11)
+    "heat 41 x 31": lambda: heat(
+        np.linspace(0, 1, 41), np.linspace(0, 1.5, 31), three(41, 31), (0.5, 0.5)
     ),
-    "heat of one": lambda: heat([0.1], [0.2], [[70.0]], (0.1, 0.2)),
+    "heat of thousands": lambda: heat(np.linspace(0, 1, 11), [1, 2], three(11, 2, 400)),
+    "heat of one": lambda: heat([0.1], [0.2], three(1, 1), (0.1, 0.2)),
+    "heat of choices": lambda: heat(["sqrt", "cbrt"], ["ties", True], three(2, 2), ("sqrt", True)),
     "heat of long names": lambda: heat(
-        LONG, LONG[:2], np.arange(16.0).reshape(2, 8), (LONG[0], LONG[1]), {"LiNeS": 1}, "T " * 90,
+        LONG, LONG[:6], three(8, 6), (LONG[0], LONG[1]), "T " * 90,
         (f"parameters.{LONG[0]}.{LONG[1]}.{LONG[2]}", f"parameters.{LONG[0]}"), METRICS[0],
+    ),
+    "few columns of long names": lambda: heat(
+        [0.1, 0.2], LONG[:2], three(2, 2), (0.1, LONG[1]), "T " * 90,
+        (f"parameters.{LONG[0]}.{LONG[1]}.{LONG[2]}", f"parameters.{LONG[0]}"), METRICS[0] * 2,
     ),
     "front": front,
     "front of one": lambda: front({"LiNeS": ([0.5], [0.1], [0.2], [0.01], [0.02], [0])}),
@@ -358,7 +438,14 @@ def saved(call: Callable[..., None], path: Path) -> None:
         call(path, "beta", BETAS, {"a": LINES, "b": LINES}, 0.3, {"a": BASELINES})
     elif call is figures.sweep_heat:
         call(
-            path, "beta", [1, 2], "alpha", [3], [[1.0, 2.0]], (1, 3), {"unscaled": 1.0}, "accuracy"
+            path,
+            "beta",
+            [1, 2],
+            "alpha",
+            [3],
+            {"LiNeS": [[1.0, 2.0]], "unscaled": [[0.5, 1.5]]},
+            (1, 3),
+            "accuracy",
         )
     else:
         call(path, ("joy", "length"), FRONTS)
@@ -421,7 +508,7 @@ def test_nothing_to_draw() -> None:
     with pytest.raises(LinesError, match=wanted):
         sweep([0.3], {"m": {"LiNeS": ([NAN], None)}}, None, {})
     with pytest.raises(LinesError, match=wanted):
-        heat([1], [1], [[NAN]])
+        heat([1], [1], {"LiNeS": [[NAN]], "unscaled": [[NAN]]})
     with pytest.raises(LinesError, match=wanted):
         front({"LiNeS": ([], [], [], None, None, [])})
 

@@ -42,9 +42,10 @@ def soup(
     """Trace the rewarded-soup front between two policies.
 
     Their weights are c and 1 - c. RECIPE is `lines` with two models besides the base; the paper's
-    setting is alpha 1, beta 1. Every c is measured with LiNeS, unscaled, and uniformly scaled by LiNeS's mean coefficient, on
-    the same prompts. OUT gets results.jsonl after every measurement, figure.png, and recipes of
-    the Pareto-optimal points. The same command again goes on where it was interrupted.
+    setting is alpha 1, beta 1. Every c is measured with LiNeS, unscaled, and uniformly scaled by
+    LiNeS's mean coefficient, on the same prompts. OUT gets results.jsonl after every measurement,
+    figure.png, and recipes of the Pareto-optimal points. The same command again goes on where it
+    was interrupted.
     """
     if (share is None) == (not rewards):
         raise click.UsageError("Wanted --rewards (twice) to trace a front, or --write c=NUMBER.")

@@ -36,9 +36,9 @@ def sweep(recipe: Path, axes: tuple[str, ...], out: Path, **given: Any) -> None:
     """Tune one or two keys of a recipe by evaluation.
 
     One model is held on a device. Measures LiNeS at every point, and beside it the unscaled merge
-    and the uniform coefficient of equal mean; the base and the fine-tuned models once. Chooses by --evaluate, reports --test.
-    OUT gets results.jsonl after every measurement, figure.png and best.yml, a recipe for
-    mergekit-yaml. The same command again goes on where it was interrupted.
+    and the uniform coefficient of equal mean; the base and the fine-tuned models once. Chooses by
+    --evaluate, reports --test. OUT gets results.jsonl after every measurement, figure.png and
+    best.yml, a recipe for mergekit-yaml. The same command again goes on where it was interrupted.
 
     \b
     SPEC is [NAME=]KIND:ARGS[?key=value&…], KIND one of

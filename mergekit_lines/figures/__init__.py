@@ -82,13 +82,16 @@ def sweep_heat(
     xs: Sequence[float | str],
     y_name: str,
     ys: Sequence[float | str],
-    grid: ArrayLike,
+    grids: Mapping[str, ArrayLike],
     chosen: tuple[float | str, float | str] | None,
-    best: Mapping[str, float],
     metric_name: str,
     title: str | None = None,
 ) -> None:
-    """Draw one metric over two swept keys, and write it into the cells where there is room.
+    """Draw one metric over two swept keys, a panel for each way to merge.
+
+    All panels share one scale of colours. The best value of each stands in its title, and every
+    value in its cell where there is room. Panels of few columns stand side by side, others one
+    above the other.
 
     Args:
         path: the PNG file to write.
@@ -96,18 +99,18 @@ def sweep_heat(
         xs: its values, numbers or texts.
         y_name: the key of the rows.
         ys: its values, the first at the bottom.
-        grid: LiNeS's values [len(ys), len(xs)]; NaN is a point that was not measured.
-        chosen: the (x, y) that was chosen; ``None`` marks none.
-        best: label → best value of what stands beside LiNeS, written under the title.
+        grids: label → values [len(ys), len(xs)], higher is better; NaN is a point that was not
+            measured. The first is the one that was chosen from.
+        chosen: the (x, y) that was chosen, ringed in the first panel; ``None`` marks none.
         metric_name: name and unit of the metric.
         title: written above.
 
     Raises:
         LinesError: as :func:`sweep_curve`.
-        ValueError: the grid is not [len(ys), len(xs)].
+        ValueError: a grid is not [len(ys), len(xs)].
     """
     figure = new_figure(str(path), WIDTH, TALL, DPI)
-    build_heat(figure, path, x_name, xs, y_name, ys, grid, chosen, best, metric_name, title)
+    build_heat(figure, path, x_name, xs, y_name, ys, grids, chosen, metric_name, title)
     save(figure, path, str(path))
 
 

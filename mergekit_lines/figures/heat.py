@@ -1,4 +1,4 @@
-"""Two swept keys: a heat map."""
+"""Two swept keys: a heat map of each way to merge, all in one scale of colours."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mergekit_lines.drawing import (
-    INK,
-    fit_height,
-    legend_below,
-    number,
-    number_ticks,
-    numbers,
-    wrapped,
+from mergekit_lines.drawing import INK, fit_height, legend_below, number_ticks, numbers, wrapped
+from mergekit_lines.figures.parts import (
+    are_texts,
+    place_ticks,
+    refuse_nothing,
+    ticks_step,
+    turns_ticks,
+    word,
 )
-from mergekit_lines.figures.parts import are_texts, place_ticks, refuse_nothing, word
+
+CHARACTER = 0.087  # inches of one character of 10 points, with some room
+SMALLEST, LARGEST = 6.5, 9.0  # points, of a value in its cell
+UNKNOWN = "#eeeeee"
 
 
 def build_heat(
@@ -29,89 +32,186 @@ def build_heat(
     xs: Sequence[float | str],
     y_name: str,
     ys: Sequence[float | str],
-    grid: ArrayLike,
+    grids: Mapping[str, ArrayLike],
     chosen: tuple[float | str, float | str] | None,
-    best: Mapping[str, float],
     metric_name: str,
     title: str | None,
 ) -> None:
     """Draw what :func:`mergekit_lines.figures.sweep_heat` tells into an empty figure."""
-    from matplotlib.patches import Patch, Rectangle
+    from matplotlib.patches import Patch
 
-    values = np.asarray(grid, dtype=np.float64)
-    if values.shape != (len(ys), len(xs)):
-        raise ValueError(f"grid: found {list(values.shape)}, wanted {[len(ys), len(xs)]}")
-    refuse_nothing(path, [values])
-    axes = figure.subplots()
-    height = min(max(0.45 * len(ys), 2.0), 7.0)
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    spread = (high - low) or max(abs(high), 1.0) * 0.1
-    image = axes.imshow(
+    panels = {label: np.asarray(grid, dtype=np.float64) for label, grid in grids.items()}
+    wanted = [len(ys), len(xs)]
+    for label, values in panels.items():
+        if list(values.shape) != wanted:
+            raise ValueError(f"{label}: found {list(values.shape)}, wanted {wanted}")
+    refuse_nothing(path, panels.values())
+    every = np.stack(list(panels.values()))
+    texts = _texts(every)
+    room = _room(figure, ys, (y_name, metric_name), texts, 1, len(panels))
+    rows = 1 if _fit_beside(room, xs, texts) else len(panels)
+    if rows > 1:
+        room = _room(figure, ys, (y_name, metric_name), texts, rows, 1)
+    height = _panel_height(ys, rows)
+    whole = figure.subfigures()  # its names of the axes stand between the panels and the legend
+    grid = whole.subplots(rows, len(panels) // rows, sharex=True, sharey=True, squeeze=False)
+    low, high = float(np.nanmin(every)), float(np.nanmax(every))
+    margin = 0.0 if high > low else 0.05 * max(abs(high), 1.0)
+    for axes, (label, values) in zip(grid.flat, panels.items(), strict=True):
+        image = _draw_panel(axes, values, low - margin, high + margin)
+        known = values[~np.isnan(values)]
+        best = f"best {texts[float(known.max())]}" if known.size else "not measured"
+        told = [label, best] if rows == 1 else [f"{label}  ·  {best}"]
+        axes.set_title("\n".join(wrapped(line, room) for line in told), fontsize=10.5)
+    for axes in grid[-1]:
+        place_ticks(axes.xaxis, xs, room)
+    _row_ticks(grid[0, 0].yaxis, ys, height)
+    beside = int(11 * rows * height)  # characters that fit along the panels
+    bar = whole.colorbar(image, ax=grid, pad=0.02, aspect=rows * height / 0.11)
+    bar.set_label(wrapped(metric_name, beside))
+    bar.outline.set_visible(False)
+    number_ticks(bar.ax.yaxis)
+    x_label = whole.supxlabel(wrapped(x_name, 80), fontsize=10)
+    y_label = whole.supylabel(wrapped(y_name, beside), fontsize=10)
+    handles: list[Any] = []
+    if chosen is not None:
+        ring = _ring(grid[0, 0], list(xs).index(chosen[0]), list(ys).index(chosen[1]))
+        ring.set_label(_choice((x_name, y_name), chosen))
+        handles.append(ring)
+    if np.isnan(every).any():
+        handles.append(Patch(facecolor=UNKNOWN, edgecolor="#999999", label="not measured"))
+    if title:
+        figure.suptitle(wrapped(title, 76), fontsize=12)
+    if handles:
+        legend_below(figure, handles)
+    figure.get_layout_engine().set(h_pad=0.07, w_pad=0.06, hspace=0, wspace=0)
+    fit_height(figure, grid[0, 0], rows, height)
+    first, last = grid[0, 0].get_position(), grid[-1, -1].get_position()
+    x_label.set_x((first.x0 + last.x1) / 2)
+    y_label.set_y((last.y0 + first.y1) / 2)
+    for axes in grid.flat:
+        _write_cells(axes, texts)
+
+
+def _texts(values: NDArray[np.float64]) -> dict[float, str]:
+    """Return each value in as many decimals as give the greatest four digits."""
+    known = np.unique(values[~np.isnan(values)])
+    greatest = float(np.abs(known).max())
+    decimals = max(3 - math.floor(math.log10(greatest)), 0) if greatest else 0
+    if decimals > 6:
+        return {float(value): f"{value:.3g}".replace("-", "−") for value in known}
+    rounded = {float(value): round(float(value), decimals) + 0.0 for value in known}
+    return {value: f"{near:,.{decimals}f}".replace("-", "−") for value, near in rounded.items()}
+
+
+def _room(
+    figure: Any,
+    ys: Sequence[float | str],
+    names: Sequence[str],
+    texts: Mapping[float, str],
+    rows: int,
+    columns: int,
+) -> int:
+    """Return about how many characters of 10 points fit the width of each panel.
+
+    Args:
+        figure: to be drawn into.
+        ys: the values of the rows.
+        names: of the y axis and the bar.
+        texts: of the values.
+        rows: of panels.
+        columns: of panels.
+    """
+    along = int(11 * rows * _panel_height(ys, rows))
+    lines = sum(wrapped(name, along).count("\n") + 1 for name in names)
+    left = max(len(line) for name in _row_names(ys) for line in name.split("\n"))
+    right = max(map(len, texts.values()))
+    others = 0.56 + 0.17 * lines + CHARACTER * (left + right)  # inches
+    return max(int(((figure.get_figwidth() - others) / columns - 0.1) / CHARACTER), 1)
+
+
+def _fit_beside(room: int, xs: Sequence[float | str], texts: Mapping[float, str]) -> bool:
+    """Whether panels of this room can hold the values and the names of all their columns."""
+    if turns_ticks(xs, room) if are_texts(xs) else ticks_step(xs, room) > 1:
+        return False
+    return _cell_size(72 * CHARACTER * room / len(xs), texts) >= SMALLEST + 0.5
+
+
+def _draw_panel(axes: Any, values: NDArray[np.float64], low: float, high: float) -> Any:
+    """Draw one grid in colours from ``low`` to ``high``; return the image."""
+    axes.set_facecolor(UNKNOWN)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return axes.imshow(
         np.ma.masked_invalid(values),
         origin="lower",
         aspect="auto",
         cmap="cividis",
-        vmin=low if high > low else low - spread / 2,
-        vmax=high if high > low else high + spread / 2,
+        vmin=low,
+        vmax=high,
     )
-    axes.set_facecolor("#eeeeee")
-    bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label(wrapped(metric_name, int(11 * height)))
-    bar.outline.set_visible(False)
-    number_ticks(bar.ax.yaxis)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    place_ticks(axes.xaxis, xs, 78)
-    _row_ticks(axes.yaxis, ys, height)
-    axes.set_xlabel(wrapped(x_name, 80))
-    axes.set_ylabel(wrapped(y_name, int(11 * height)))
-    _write_cells(axes, image, values, height)
-    handles: list[Any] = []
-    if chosen is not None:
-        column, row = list(xs).index(chosen[0]), list(ys).index(chosen[1])
-        for colour, width in (("white", 5.0), (INK, 2.2)):  # seen on the dark and on the bright
-            ring = Rectangle(
-                (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=colour, linewidth=width
-            )
-            axes.add_patch(ring).set_clip_on(False)
-        ring.set_label(f"chosen: {x_name} = {word(chosen[0])}, {y_name} = {word(chosen[1])}")
-        handles.append(ring)
-    if np.isnan(values).any():
-        handles.append(Patch(facecolor="#eeeeee", edgecolor="#999999", label="not measured"))
-    told = "  ·  ".join(f"best {label}: {number(value)}" for label, value in best.items())
-    over = [wrapped(text, 84) for text in (title, told) if text]
-    if over:
-        figure.suptitle("\n".join(over), fontsize=11)
-    if handles:
-        legend_below(figure, handles)
-    fit_height(figure, axes, 1, height)
+
+
+def _panel_height(ys: Sequence[float | str], rows: int) -> float:
+    """Return the inches of one panel: of many rows less each, but texts have their lines."""
+    if are_texts(ys):
+        lines = max(name.count("\n") + 1 for name in _row_names(ys))
+        return max((0.17 * lines + 0.13) * len(ys), 2.0)
+    return min(max((0.45 if rows == 1 else 0.3) * len(ys), 2.0), 7.0 if rows == 1 else 3.0)
+
+
+def _row_names(ys: Sequence[float | str]) -> list[str]:
+    """Return what the rows are called."""
+    if are_texts(ys):
+        return [wrapped(word(y), 24) for y in ys]
+    return numbers(float(y) for y in ys)
 
 
 def _row_ticks(axis: Any, ys: Sequence[float | str], height: float) -> None:
     """Name the rows; of too many numbers some are left out."""
-    if are_texts(ys):
-        axis.set_ticks(range(len(ys)), [wrapped(word(y), 24) for y in ys])
-        return
-    step = math.ceil(0.2 * len(ys) / height)
-    axis.set_ticks(range(0, len(ys), step), numbers(float(y) for y in ys[::step]))
+    step = 1 if are_texts(ys) else math.ceil(0.2 * len(ys) / height)
+    axis.set_ticks(range(0, len(ys), step), _row_names(ys[::step]))
 
 
-def _write_cells(axes: Any, image: Any, values: NDArray[np.float64], height: float) -> None:
+def _ring(axes: Any, column: int, row: int) -> Any:
+    """Ring one cell, so that it is seen on the dark and on the bright."""
+    from matplotlib.patches import Rectangle
+
+    for colour, width in (("white", 5.0), (INK, 2.2)):
+        ring = Rectangle(
+            (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=colour, linewidth=width
+        )
+        axes.add_patch(ring).set_clip_on(False)
+    return ring
+
+
+def _choice(names: Sequence[str], chosen: Sequence[float | str]) -> str:
+    """Return what was chosen, in words; a line may end between the two keys."""
+    known = [f"{name} = {word(value)}" for name, value in zip(names, chosen, strict=True)]
+    return "chosen: " + ", ".join(text.replace(" ", "\u00a0") for text in known)
+
+
+def _cell_size(width: float, texts: Mapping[float, str]) -> float:
+    """Return the points of a text of which the longest fits a cell of this width in points."""
+    return min(LARGEST, width / (0.72 * max(map(len, texts.values()))))
+
+
+def _write_cells(axes: Any, texts: Mapping[float, str]) -> None:
     """Write each value into its cell, if the longest fits."""
-    known = values[~np.isnan(values)]
-    digits = 4 - len(f"{np.abs(known).max():.0f}")
-    texts = {float(v): f"{v:,.{max(digits, 0)}f}".replace("-", "−") for v in known}
-    longest = max(map(len, texts.values()))
+    (image,) = axes.get_images()
+    values = image.get_array()
     rows, columns = values.shape
-    size = min(9.0, 420 / columns / (0.64 * longest), 60 * height / rows)  # points of 1/72 inch
-    if size < 6.5:
+    box = axes.get_window_extent()
+    point = axes.figure.dpi / 72
+    size = min(_cell_size(box.width / point / columns, texts), 0.83 * box.height / point / rows)
+    if size < SMALLEST:
         return
-    for (row, column), value in np.ndenumerate(values):
+    for (row, column), value in np.ndenumerate(values.filled(np.nan)):
         if np.isnan(value):
             continue
         red, green, blue, _ = image.cmap(image.norm(value))
         bright = 0.299 * red + 0.587 * green + 0.114 * blue
-        colour = "black" if bright > 0.5 else "white"
+        colour = "black" if bright > 0.46 else "white"
         axes.text(
             column, row, texts[float(value)], color=colour, fontsize=size, ha="center", va="center"
         )

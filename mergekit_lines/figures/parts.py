@@ -50,19 +50,29 @@ def place_ticks(axis: Any, values: Sequence[float | str], room: int) -> None:
     """
     places = range(len(values))
     if not are_texts(values):
-        names = numbers(float(value) for value in values)
-        step = -(-(max(map(len, names)) + 1) * len(names) // room)
+        step = ticks_step(values, room)
         axis.set_ticks(places[::step], numbers(float(value) for value in values[::step]))
         return
-    each = room // len(values) - 1
-    words = [word(value) for value in values]
-    if each >= 8:
-        names = [wrapped(text, each) for text in words]
-        if max(name.count("\n") for name in names) < 4:
-            axis.set_ticks(places, names)
-            return
-    axis.set_ticks(places, [wrapped(text, 30) for text in words])
-    axis.set_tick_params(rotation=90)
+    turned = turns_ticks(values, room)
+    each = 30 if turned else room // len(values) - 1
+    axis.set_ticks(places, [wrapped(word(value), each) for value in values])
+    if turned:
+        axis.set_tick_params(rotation=90)
+
+
+def ticks_step(values: Sequence[float | str], room: int) -> int:
+    """Return the step by which numbers stand on an axis of this room: 1 names every one."""
+    names = numbers(float(value) for value in values)
+    return -(-(max(map(len, names)) + 1) * len(names) // room)
+
+
+def turns_ticks(texts: Sequence[float | str], room: int) -> bool:
+    """Whether texts are too long to stand side by side, broken, on an axis of this room."""
+    each = room // len(texts) - 1
+    words = [word(text) for text in texts]
+    if each < 8:
+        return max(map(len, words)) > each
+    return max(wrapped(text, each).count("\n") for text in words) >= 4
 
 
 def refuse_nothing(path: Path, values: Iterable[ArrayLike]) -> None:

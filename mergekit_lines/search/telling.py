@@ -98,7 +98,7 @@ def _rows(
 
 
 def draw_sweep(found: Sweep, path: Path) -> None:
-    """Draw a sweep: curves over one axis, a map over two.
+    """Draw a sweep: curves over one axis, maps over two, of LiNeS and what stands beside it.
 
     Raises:
         LinesError: matplotlib is not there, or the file cannot be made.
@@ -139,20 +139,20 @@ def _errors(metrics: Sequence[Metric]) -> list[float] | None:
 
 def _draw_heat(found: Sweep, path: Path) -> None:
     rows, columns = found.axes
-    scores = [point.scores[LINES] for point in found.points]
     width = len(columns.values)
-    grid = [scores[start : start + width] for start in range(0, len(scores), width)]
+    grids = {}
+    for way in WAYS:
+        scores = [point.scores[way] for point in found.points]
+        grids[way] = [scores[start : start + width] for start in range(0, len(scores), width)]
     y, x = found.best.settings.values()
-    best = {way: max(point.scores[way] for point in found.points) for way in WAYS}
     figures.sweep_heat(
         path,
         columns.name,
         columns.values,
         rows.name,
         rows.values,
-        grid,
+        grids,
         (x, y),
-        best,
         f"objective ({found.objective})",
     )
 

@@ -1,14 +1,21 @@
-"""What a search tells people: errors in the unit of the value, and names."""
+"""What a search tells people: errors in the unit of the value, names, and what is drawn."""
 
 from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mergekit_lines import figures
 from mergekit_lines.evaluate import Metric
-from mergekit_lines.search.telling import short_names, with_error
+from mergekit_lines.search.axes import Axis, grid
+from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
+from mergekit_lines.search.store import Record
+from mergekit_lines.search.sweep import Point, Sweep
+from mergekit_lines.search.telling import draw_sweep, short_names, with_error
 
 
 def test_error_of_a_mean_is_that_of_its_examples() -> None:
@@ -38,3 +45,31 @@ def test_short_names_are_folders_unless_two_are_alike() -> None:
     alike = ["/m/llama", "/m/1/tuned", "/m/2/tuned"]
     assert short_names(alike) == {"/m/llama": "base", alike[1]: alike[1], alike[2]: alike[2]}
     assert short_names(["x", "/m/base"])["/m/base"] == "/m/base"
+
+
+def test_two_axes_are_drawn_three_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LiNeS, uniform and unscaled, each score in the row and column of its own settings."""
+    axes = (Axis("parameters.beta", (0.1, 0.2)), Axis("parameters.alpha", (1, 3, 2)))
+    none = Record("validation", {}, None, {}, 0.0)
+    points = []
+    for settings in grid(axes):
+        beta, alpha = settings["parameters.beta"], settings["parameters.alpha"]
+        scores = {LINES: 10 * alpha + beta, UNIFORM: alpha - beta, UNSCALED: -alpha}
+        points.append(Point(settings, dict.fromkeys(scores, none), scores))
+    best = next(p for p in points if list(p.settings.values()) == [0.2, 3])
+    drawn: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(figures, "sweep_heat", lambda *told: drawn.append(told))
+    draw_sweep(Sweep(axes, "mean", tuple(points), best, {}, {}, {}), Path("a.png"))
+    grids = {
+        "LiNeS": [[10.1, 30.1, 20.1], [10.2, 30.2, 20.2]],
+        "uniform, equal mean": [[0.9, 2.9, 1.9], [0.8, 2.8, 1.8]],
+        "unscaled": [[-1, -3, -2], [-1, -3, -2]],
+    }
+    [(path, x_name, xs, y_name, ys, given, chosen, metric)] = drawn
+    assert (path, x_name, xs, y_name, ys) == (
+        Path("a.png"), "alpha", (1, 3, 2), "beta", (0.1, 0.2),
+    )  # fmt: skip
+    assert list(given) == list(grids)
+    for label, wanted in grids.items():
+        assert given[label] == [pytest.approx(row) for row in wanted]
+    assert (chosen, metric) == ((3, 0.2), "objective (mean)")
