@@ -1,7 +1,8 @@
-"""The quickstart's model: loading, saving, batches of short answers, and their loss."""
+"""The examples' models: loading, saving, batches of short answers, and their loss."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ Batch = dict[str, torch.Tensor]
 
 
 def fail(message: str) -> SystemExit:
-    return SystemExit(f"\nquickstart: {message}")
+    return SystemExit(f"\n{Path(sys.argv[0]).stem}: {message}")
 
 
 def load(folder: Path) -> tuple[torch.nn.Module, object]:
@@ -26,8 +27,7 @@ def load(folder: Path) -> tuple[torch.nn.Module, object]:
     except (OSError, ValueError, RuntimeError) as problem:
         cause = str(problem).splitlines()[0]
         raise fail(
-            f"examples/work/{folder.name} cannot be loaded ({cause}); delete that folder and "
-            "run this again."
+            f"{folder} cannot be loaded ({cause}); delete that folder and run this again."
         ) from problem
 
 
@@ -43,26 +43,28 @@ def prompt_ids(tokenizer, question: str) -> list[int]:
 
 
 def batches(tokenizer, pairs: list[tuple[str, str]]) -> list[Batch]:
-    """Tokenise, keep only the answers as labels, and pad at the right."""
+    """Tokenise questions and answers, keep only the answers as labels, and pad."""
     rows = []
     for question, answer in pairs:
         asked = prompt_ids(tokenizer, question)
         told = tokenizer(answer, add_special_tokens=False)["input_ids"]
-        told.append(tokenizer.eos_token_id)
-        rows.append((asked + told, [-100] * len(asked) + told))
-    made = []
-    for start in range(0, len(rows), BATCH):
-        group = rows[start : start + BATCH]
-        width = max(len(ids) for ids, _ in group)
-        shape = (len(group), width)
-        ids = torch.full(shape, tokenizer.pad_token_id)
-        labels, mask = torch.full(shape, -100), torch.zeros(shape, dtype=torch.long)
-        for row, (tokens, wanted) in enumerate(group):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            labels[row, : len(wanted)] = torch.tensor(wanted)
-            mask[row, : len(tokens)] = 1
-        made.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
-    return made
+        rows.append((asked, [*told, tokenizer.eos_token_id]))
+    starts = range(0, len(rows), BATCH)
+    return [padded(rows[start : start + BATCH], tokenizer.pad_token_id) for start in starts]
+
+
+def padded(rows: list[tuple[list[int], list[int]]], fill: int) -> Batch:
+    """Put tokens before and tokens to learn one behind the other, and pad at the right."""
+    width = max(len(given) + len(wanted) for given, wanted in rows)
+    shape = (len(rows), width)
+    ids = torch.full(shape, fill)
+    labels, mask = torch.full(shape, -100), torch.zeros(shape, dtype=torch.long)
+    for row, (given, wanted) in enumerate(rows):
+        start, end = len(given), len(given) + len(wanted)
+        ids[row, :end] = torch.tensor([*given, *wanted])
+        labels[row, start:end] = torch.tensor(wanted)
+        mask[row, :end] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 @torch.no_grad()

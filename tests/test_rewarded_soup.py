@@ -1,0 +1,228 @@
+"""The rewarded soup's example, at its smallest: what it prints is what was measured."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import re
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from mergekit_lines.pareto import Difference
+from tests import models
+from tests.e2e import runner
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+REWARDS = ("vader_compound", "minus_ari")
+WAYS = ("LiNeS", "plain", "uniform, equal mean")
+
+
+class Told(NamedTuple):
+    """What a run left and said."""
+
+    folder: Path
+    text: str
+    records: list[dict[str, Any]]
+
+
+def start(folder: Path) -> runner.Result:
+    command = (sys.executable, EXAMPLES / "rewarded_soup.py", "--tiny", "--folder", folder)
+    return runner.run(command, folder.parent)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """A whole run, of a random LLaMA."""
+    folder = tmp_path_factory.mktemp("soup") / "work"
+    text = start(folder).succeeded().stdout
+    lines = (folder / "soup" / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    return Told(folder, text, [json.loads(line) for line in lines])
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """``examples/rewarded_soup.py`` as a module."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    before = set(sys.modules)
+    yield importlib.import_module("rewarded_soup")
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(EXAMPLES)):
+            del sys.modules[name]
+
+
+def way_of(record: dict[str, Any]) -> str:
+    """Which of the three ways a record was measured, by its coefficients."""
+    parameters = record["recipe"]["parameters"]
+    if parameters["beta"]:
+        return "LiNeS"
+    return "plain" if parameters["alpha"] == 1 else "uniform, equal mean"
+
+
+def share_of(record: dict[str, Any]) -> float:
+    return record["recipe"]["models"][0]["parameters"]["weight"]
+
+
+def scores_of(record: dict[str, Any]) -> list[list[float]]:
+    return [record["metrics"][name]["examples"] for name in REWARDS]
+
+
+def points(told: Told, way: str) -> list[tuple[float, float]]:
+    """The mean rewards of a way's points."""
+    found = [r for r in told.records if "merge_method" in r["recipe"] and way_of(r) == way]
+    assert sorted(map(share_of, found)) == [0, 0.5, 1]
+    return [tuple(map(statistics.fmean, scores_of(record))) for record in found]
+
+
+def test_the_table_shows_the_scores(told: Told) -> None:
+    """Every point is there three ways, with the mean and the standard error of its scores."""
+    shown = 0
+    for record in told.records:
+        if "merge_method" not in record["recipe"]:
+            continue
+        row = re.search(rf"^{share_of(record):g} +{way_of(record)} +(.*)$", told.text, re.MULTILINE)
+        assert row
+        mean, *cells = re.split(r"  +", row[1].strip())[:3]
+        assert mean == ("1" if way_of(record) == "plain" else "1.5")
+        for cell, scores in zip(cells, scores_of(record), strict=True):
+            error = statistics.stdev(scores) / math.sqrt(len(scores))
+            assert cell == f"{statistics.fmean(scores):.4g} ± {error:.2g}"
+        shown += 1
+    assert shown == 9
+
+
+def test_hypervolumes(told: Told) -> None:
+    """Areas above the worst means, counted strip by strip."""
+    every = [point for way in WAYS for point in points(told, way)]
+    worst = [min(values) for values in zip(*every, strict=True)]
+    table = told.text.split("hypervolumes above", 1)[1]
+    for way in WAYS:
+        area, left = 0.0, worst[0]
+        for x, _ in sorted(points(told, way)):
+            height = max(y for right, y in points(told, way) if right >= x) - worst[1]
+            area, left = area + (x - left) * height, x
+        (shown,) = re.findall(rf"^{way} +([\d.e+-]+) +\S+ to \S+$", table, re.MULTILINE)
+        assert float(shown) == pytest.approx(area, rel=1e-3)
+
+
+def test_policies_learn_the_best(told: Told) -> None:
+    """Of each prompt the best sample, by that policy's own reward; the loss falls."""
+    samples = json.loads((told.folder / "samples" / "samples.json").read_text())
+    assert {len(of_prompt) for of_prompt in samples} == {8}
+    for policy, name in zip(("glad", "readable"), REWARDS, strict=True):
+        note = json.loads((told.folder / policy / "made.json").read_text())
+        assert note["chosen"] > note["drawn"]
+        assert note["losses"][-1] < note["losses"][0]
+        assert f"{name} of all samples {note['drawn']:.2f}" in told.text
+
+
+def test_held_out_prompts_are_held_out(example: ModuleType) -> None:
+    """No opening is there twice, and what is measured on was not trained on."""
+    training, held_out = example.TRAINING, example.HELD_OUT
+    assert len({*training, *held_out}) == len(training) + len(held_out)
+    assert example.FULL.training <= len(training)
+    assert example.FULL.held_out <= len(held_out)
+
+
+def test_the_written_model(told: Told) -> None:
+    """The model of c = 0.5 is base + λ(ℓ)·(both task vectors)/2, with λ from 1 to 2."""
+    base, glad, readable = (
+        {name: tensor.double() for name, tensor in models.read(told.folder / folder).items()}
+        for folder in ("base", "glad", "readable")
+    )
+    moved = 0
+    for name, tensor in models.read(told.folder / "soup-c0.5").items():
+        block = re.search(r"layers\.(\d)\.", name)
+        scale = 1 + int(block[1]) / 3 if block else 1.0
+        change = 0.5 * (glad[name] - base[name]) + 0.5 * (readable[name] - base[name])
+        assert models.max_error_ratio(tensor, base[name] + scale * change) <= 1e-6
+        moved += not torch.equal(tensor.double(), base[name])
+    assert moved == len(base)
+
+
+def test_an_interrupted_run_goes_on(told: Told) -> None:
+    """With some points gone only these are measured again, to the same end."""
+    results = told.folder / "soup" / "results.jsonl"
+    whole = results.read_text(encoding="utf-8")
+    kept = whole.splitlines(keepends=True)[:6]
+    results.write_text("".join(kept) + '{"half', encoding="utf-8")
+    folders = ("base", "glad", "readable", "soup-c0.5")
+    files = [told.folder / place / "model.safetensors" for place in folders]
+    before = [file.stat().st_mtime_ns for file in files]
+    text = start(told.folder).succeeded().stdout
+    assert [file.stat().st_mtime_ns for file in files] == before
+    again = results.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert again[:6] == kept
+
+    def lasting(lines: list[str]) -> list[dict[str, Any]]:
+        return [{**json.loads(line), "seconds": None} for line in lines]
+
+    assert lasting(again) == lasting(whole.splitlines())
+    ends = [part.split("5/5", 1)[1].split("\nDone", 1)[0] for part in (told.text, text)]
+    assert ends[0] == ends[1]
+
+
+def difference(low: float, high: float) -> Difference:
+    return Difference((low + high) / 2, (low, high))
+
+
+MORE, LESS, OPEN = difference(1, 2), difference(-2, -1), difference(-1, 2)
+
+
+@pytest.mark.parametrize(
+    ("plain", "uniform", "sentences"),
+    [
+        (MORE, MORE, ("dominates more", "dominates more", "depth gave more than the larger step")),
+        (MORE, OPEN, ("dominates more", "cannot tell", "of the depth nothing is shown")),
+        (MORE, LESS, ("dominates more", "dominates less", "going with the depth did not")),
+        (OPEN, MORE, ("cannot tell", "dominates more")),
+        (OPEN, OPEN, ("cannot tell", "cannot tell")),
+        (LESS, OPEN, ("dominates less", "cannot tell")),
+    ],
+)
+def test_the_verdict(
+    example: ModuleType, plain: Difference, uniform: Difference, sentences: tuple[str, ...]
+) -> None:
+    """What is said hangs on whether the intervals hold zero."""
+    differences = {("LiNeS", "plain"): plain, ("LiNeS", "uniform, equal mean"): uniform}
+    found = example.verdict(differences, 96)
+    *said, last = found
+    assert len(said) == len(sentences)
+    for sentence, part in zip(said, sentences, strict=True):
+        assert part in sentence
+    assert last == "The intervals are about prompts alone: each policy was trained once."
+    low, high = plain.interval
+    assert f"95% interval {low:+g} to {high:+g}" in said[0]
+
+
+def test_readability(example: ModuleType) -> None:
+    """4.71·characters/words + 0.5·words/sentences - 21.43 (Smith and Senter, 1967), negated."""
+    rewards = sys.modules["_rewards"]
+    text = "The old cat sat on a warm mat. It slept."  # 30 letters, 10 words, 2 sentences
+    endless = (
+        "Antidisestablishmentarianism notwithstanding internationalization prevails overwhelmingly"
+    )
+    found = rewards.minus_ari([], [text, endless, "No more.", ""])
+    assert found == pytest.approx([21.43 - 4.71 * 30 / 10 - 0.5 * 10 / 2, -20, -20, -20])
+
+
+def test_sentiment(example: ModuleType) -> None:
+    """The two ends of the scale and two sentences from VADER's own documentation."""
+    rewards = sys.modules["_rewards"]
+    texts = ["VADER is smart, handsome, and funny.", "VADER is not smart, handsome, nor funny.", ""]
+    assert rewards.vader_compound([], texts) == [0.8316, -0.7424, 0.0]
+
+
+def test_the_best_of_equal_samples_is_the_first(example: ModuleType) -> None:
+    """A policy learns one sample of every prompt."""
+    policies = sys.modules["_policies"]
+    drawn = [[policies.Sample([1], [2], text) for text in row] for row in ("abc", "de")]
+    found = policies.best(drawn, [[0.0, 1.0, 1.0], [-1.0, -2.0]])
+    assert [sample.text for sample in found] == ["b", "d"]
