@@ -177,7 +177,7 @@ def get_policies(size: Size) -> None:
     for name, reward in POLICIES.items():
         note = tune(name, samples, size)
         print(
-            f"   {name:9} {reward} of all samples {note['drawn']:.2f}, of the best "
+            f"   {name:8} {reward} of all samples {note['drawn']:.2f}, of the best "
             f"{note['chosen']:.2f}; loss {note['losses'][0]:.2f} -> {note['losses'][-1]:.2f}"
             + (" (already there)" if "reused" in note else ""),
             flush=True,
@@ -230,18 +230,18 @@ def paired(after: Sequence[float], before: Sequence[float]) -> tuple[float, floa
 def show_policies(found: Soup) -> None:
     """Tell what training did: the plain ends of the front are the policies as they are."""
     ends = dict(zip(POLICIES, (found.fronts[PLAIN][-1], found.fronts[PLAIN][0]), strict=True))
-    print("\n   rewards on held-out prompts; change from the base, with its standard error")
-    print(f"   {'':9} |" + "".join(f"{name:>32}" for name in found.rewards))
+    print("\n   mean rewards on held-out prompts, and the change from the base ± standard error")
+    print(f"   {'':8} | " + "".join(f"{name:28}" for name in found.rewards).rstrip())
     base = found.base.metrics
-    cells = "".join(f"{base[name].value:10.3f}{'':22}" for name in found.rewards)
-    print(f"   {'base':9} |{cells}".rstrip())
+    cells = "".join(f"{base[name].value:<28.3f}" for name in found.rewards)
+    print(f"   {'base':8} | {cells.rstrip()}")
     for policy, record in ends.items():
         cells = ""
         for name in found.rewards:
             metric = record.metrics[name]
             change, error = paired(metric.examples or (), base[name].examples or ())
-            cells += f"{metric.value:10.3f} ({change:+.3f} ± {error:.3f})".ljust(32)
-        print(f"   {policy:9} |{cells}".rstrip())
+            cells += f"{metric.value:.3f}, {change:+.3f} ± {error:.3f}".ljust(28)
+        print(f"   {policy:8} | {cells.rstrip()}")
 
 
 def verdict(differences: Mapping[tuple[str, str], Difference], prompts: int) -> list[str]:

@@ -98,6 +98,25 @@ def test_the_table_shows_the_scores(told: Told) -> None:
     assert shown == 9
 
 
+def test_the_change_from_the_base(told: Told) -> None:
+    """The rewards of both policies and their differences from the base, prompt by prompt."""
+    (base,) = [scores_of(record) for record in told.records if "model" in record["recipe"]]
+    for policy, share in (("glad", 1), ("readable", 0)):
+        (record,) = [
+            record
+            for record in told.records
+            if "models" in record["recipe"]
+            and (way_of(record), share_of(record)) == ("plain", share)
+        ]
+        want = []
+        for after, before in zip(scores_of(record), base, strict=True):
+            change = torch.tensor(after).double() - torch.tensor(before).double()
+            error = change.std().item() / len(change) ** 0.5
+            want.append(f"{statistics.fmean(after):.3f}, {change.mean():+.3f} ± {error:.3f}")
+        (row,) = re.findall(rf"^   {policy} +\| (.*)$", told.text, re.MULTILINE)
+        assert re.split(r"  +", row) == want
+
+
 def test_hypervolumes(told: Told) -> None:
     """Areas above the worst means, counted strip by strip."""
     every = [point for way in WAYS for point in points(told, way)]
@@ -203,14 +222,12 @@ def test_the_verdict(
 
 
 def test_readability(example: ModuleType) -> None:
-    """4.71·characters/words + 0.5·words/sentences - 21.43 (Smith and Senter, 1967), negated."""
+    """4.71·strokes/words + 0.5·words/sentences - 21.43 (Smith and Senter, 1967), negated."""
     rewards = sys.modules["_rewards"]
-    text = "The old cat sat on a warm mat. It slept."  # 30 letters, 10 words, 2 sentences
-    endless = (
-        "Antidisestablishmentarianism notwithstanding internationalization prevails overwhelmingly"
-    )
+    text = "The old cat sat on a warm mat. It slept until noon."  # 40 strokes, 12 words
+    endless = " ".join(["internationalization"] * 5)
     found = rewards.minus_ari([], [text, endless, "No more.", ""])
-    assert found == pytest.approx([21.43 - 4.71 * 30 / 10 - 0.5 * 10 / 2, -20, -20, -20])
+    assert found == pytest.approx([21.43 - 4.71 * 40 / 12 - 0.5 * 12 / 2, -20, -20, -20])
 
 
 def test_sentiment(example: ModuleType) -> None:
