@@ -230,6 +230,10 @@ def paired(after: Sequence[float], before: Sequence[float]) -> tuple[float, floa
 def show_policies(found: Soup) -> None:
     """Tell what training did: the plain ends of the front are the policies as they are."""
     ends = dict(zip(POLICIES, (found.fronts[PLAIN][-1], found.fronts[PLAIN][0]), strict=True))
+    print(
+        "   vader_compound: sentiment from -1 to 1. minus_ari: minus the school grade that it takes"
+    )
+    print("   to read the text. Of both more is better.")
     print("\n   mean rewards on held-out prompts, and the change from the base ± standard error")
     print(f"   {'':8} | " + "".join(f"{name:28}" for name in found.rewards).rstrip())
     base = found.base.metrics
@@ -247,17 +251,17 @@ def show_policies(found: Soup) -> None:
 def verdict(differences: Mapping[tuple[str, str], Difference], prompts: int) -> list[str]:
     """Say in sentences what the intervals of LiNeS's hypervolume minus the others' show."""
     signs, told = {}, []
-    for other, name in ((PLAIN, "the plain soup"), (UNIFORM, "the uniform soup of equal mean")):
+    for other, name in ((PLAIN, "the plain"), (UNIFORM, "the uniform")):
         difference = differences[LINES, other]
         low, high = difference.interval
         numbers = f"{difference.value:+.3g}, 95% interval {low:+.3g} to {high:+.3g}"
         signs[other] = (low > 0) - (high < 0)
         if signs[other]:
-            more = "more" if signs[other] > 0 else "less"
-            told.append(f"The front with LiNeS dominates {more} than that of {name} ({numbers}).")
+            size = "larger" if signs[other] > 0 else "smaller"
+            told.append(f"LiNeS's front dominates a {size} area than {name} one ({numbers}).")
         else:
             told.append(
-                f"Whether the front with LiNeS dominates more or less than that of {name}, "
+                f"Whether LiNeS's front dominates a larger or a smaller area than {name} one, "
                 f"{prompts} prompts cannot tell ({numbers})."
             )
     if signs[PLAIN] > 0:

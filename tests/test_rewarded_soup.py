@@ -198,12 +198,12 @@ MORE, LESS, OPEN = difference(1, 2), difference(-2, -1), difference(-1, 2)
 @pytest.mark.parametrize(
     ("plain", "uniform", "sentences"),
     [
-        (MORE, MORE, ("dominates more", "dominates more", "depth gave more than the larger step")),
-        (MORE, OPEN, ("dominates more", "cannot tell", "of the depth nothing is shown")),
-        (MORE, LESS, ("dominates more", "dominates less", "going with the depth did not")),
-        (OPEN, MORE, ("cannot tell", "dominates more")),
+        (MORE, MORE, ("a larger area", "a larger area", "depth gave more than the larger step")),
+        (MORE, OPEN, ("a larger area", "cannot tell", "of the depth nothing is shown")),
+        (MORE, LESS, ("a larger area", "a smaller area", "going with the depth did not")),
+        (OPEN, MORE, ("cannot tell", "a larger area")),
         (OPEN, OPEN, ("cannot tell", "cannot tell")),
-        (LESS, OPEN, ("dominates less", "cannot tell")),
+        (LESS, OPEN, ("a smaller area", "cannot tell")),
     ],
 )
 def test_the_verdict(
