@@ -36,7 +36,8 @@ from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Settings
 from mergekit_lines.pareto import Difference
 from mergekit_lines.report import versions
-from mergekit_lines.search.soup import LINES, PLAIN, UNIFORM, Soup, write
+from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
+from mergekit_lines.search.soup import Soup, write
 from mergekit_lines.search.telling import draw_soup, show_soup
 
 
@@ -228,8 +229,8 @@ def paired(after: Sequence[float], before: Sequence[float]) -> tuple[float, floa
 
 
 def show_policies(found: Soup) -> None:
-    """Tell what training did: the plain ends of the front are the policies as they are."""
-    ends = dict(zip(POLICIES, (found.fronts[PLAIN][-1], found.fronts[PLAIN][0]), strict=True))
+    """Tell what training did: the unscaled ends of the front are the policies as they are."""
+    ends = dict(zip(POLICIES, (found.fronts[UNSCALED][-1], found.fronts[UNSCALED][0]), strict=True))
     print(
         "   vader_compound: sentiment from -1 to 1. minus_ari: minus the school grade that it takes"
     )
@@ -251,7 +252,7 @@ def show_policies(found: Soup) -> None:
 def verdict(differences: Mapping[tuple[str, str], Difference], prompts: int) -> list[str]:
     """Say in sentences what the intervals of LiNeS's hypervolume minus the others' show."""
     signs, told = {}, []
-    for other, name in ((PLAIN, "the plain"), (UNIFORM, "the uniform")):
+    for other, name in ((UNSCALED, "the unscaled"), (UNIFORM, "the uniform")):
         difference = differences[LINES, other]
         low, high = difference.interval
         numbers = f"{difference.value:+.3g}, 95% interval {low:+.3g} to {high:+.3g}"
@@ -264,7 +265,7 @@ def verdict(differences: Mapping[tuple[str, str], Difference], prompts: int) -> 
                 f"Whether LiNeS's front dominates a larger or a smaller area than {name} one, "
                 f"{prompts} prompts cannot tell ({numbers})."
             )
-    if signs[PLAIN] > 0:
+    if signs[UNSCALED] > 0:
         told.append(
             {
                 1: "So the depth gave more than the larger step alone.",

@@ -22,7 +22,7 @@ from tests.e2e import runner
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 REWARDS = ("vader_compound", "minus_ari")
-WAYS = ("LiNeS", "plain", "uniform, equal mean")
+WAYS = ("LiNeS", "unscaled", "uniform, equal mean")
 
 
 class Told(NamedTuple):
@@ -63,7 +63,7 @@ def way_of(record: dict[str, Any]) -> str:
     parameters = record["recipe"]["parameters"]
     if parameters["beta"]:
         return "LiNeS"
-    return "plain" if parameters["alpha"] == 1 else "uniform, equal mean"
+    return "unscaled" if parameters["alpha"] == 1 else "uniform, equal mean"
 
 
 def share_of(record: dict[str, Any]) -> float:
@@ -90,7 +90,7 @@ def test_the_table_shows_the_scores(told: Told) -> None:
         row = re.search(rf"^{share_of(record):g} +{way_of(record)} +(.*)$", told.text, re.MULTILINE)
         assert row
         mean, *cells = re.split(r"  +", row[1].strip())[:3]
-        assert mean == ("1" if way_of(record) == "plain" else "1.5")
+        assert mean == ("1" if way_of(record) == "unscaled" else "1.5")
         for cell, scores in zip(cells, scores_of(record), strict=True):
             error = statistics.stdev(scores) / math.sqrt(len(scores))
             assert cell == f"{statistics.fmean(scores):.4g} ± {error:.2g}"
@@ -106,7 +106,7 @@ def test_the_change_from_the_base(told: Told) -> None:
             record
             for record in told.records
             if "models" in record["recipe"]
-            and (way_of(record), share_of(record)) == ("plain", share)
+            and (way_of(record), share_of(record)) == ("unscaled", share)
         ]
         want = []
         for after, before in zip(scores_of(record), base, strict=True):
@@ -196,7 +196,7 @@ MORE, LESS, OPEN = difference(1, 2), difference(-2, -1), difference(-1, 2)
 
 
 @pytest.mark.parametrize(
-    ("plain", "uniform", "sentences"),
+    ("unscaled", "uniform", "sentences"),
     [
         (MORE, MORE, ("a larger area", "a larger area", "depth gave more than the larger step")),
         (MORE, OPEN, ("a larger area", "cannot tell", "of the depth nothing is shown")),
@@ -207,17 +207,17 @@ MORE, LESS, OPEN = difference(1, 2), difference(-2, -1), difference(-1, 2)
     ],
 )
 def test_the_verdict(
-    example: ModuleType, plain: Difference, uniform: Difference, sentences: tuple[str, ...]
+    example: ModuleType, unscaled: Difference, uniform: Difference, sentences: tuple[str, ...]
 ) -> None:
     """What is said hangs on whether the intervals hold zero."""
-    differences = {("LiNeS", "plain"): plain, ("LiNeS", "uniform, equal mean"): uniform}
+    differences = {("LiNeS", "unscaled"): unscaled, ("LiNeS", "uniform, equal mean"): uniform}
     found = example.verdict(differences, 96)
     *said, last = found
     assert len(said) == len(sentences)
     for sentence, part in zip(said, sentences, strict=True):
         assert part in sentence
     assert last == "The intervals are about prompts alone: each policy was trained once."
-    low, high = plain.interval
+    low, high = unscaled.interval
     assert f"95% interval {low:+g} to {high:+g}" in said[0]
 
 
