@@ -17,7 +17,7 @@ import torch
 from mergekit_lines.allocations import Allocations, peak
 from mergekit_lines.engine import DEVICE_THREADS, kernel_of
 from mergekit_lines.findings import Memory
-from mergekit_lines.kernels.merge import Merge
+from mergekit_lines.kernels.merge import Merge, remembered
 from mergekit_lines.kernels.scale import work_dtype
 from mergekit_lines.merging import MEMORY, TEMPORARIES, cut
 from mergekit_lines.sizes import Sized, Sizes
@@ -106,4 +106,5 @@ def _pieces(tensor: Sized, merge: Merge, device: torch.device, threads: int | No
     count = min(threads, len(bounds), max(1, MEMORY // piece))
     selected = sum(sparsity.ranks(tensor.entries) is not None for sparsity in merge.sparsities)
     candidates = int(CANDIDATES * tensor.entries) * (selected + SETTLING if selected else 0)
-    return count * piece + width * candidates
+    drawn = sum(sparsity.drawn and sparsity.rescale for sparsity in merge.sparsities)
+    return count * piece + width * candidates + remembered(tensor.entries, drawn)

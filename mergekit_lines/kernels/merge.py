@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,6 +19,14 @@ from mergekit_lines.kernels.sums import total
 __all__ = ["Merge", "Sparsity", "State"]
 
 
+REMEMBERED = 128 << 20  # bytes of masks that are kept from one pass over a tensor to the next
+
+
+def remembered(entries: int, models: int) -> int:
+    """Return the bytes of the masks of that many models' draws, or 0 where there is no room."""
+    return entries * models if entries * models <= REMEMBERED else 0
+
+
 @dataclass(frozen=True)
 class State:
     """What has to be known of the whole tensor before one piece of it can be merged.
@@ -28,11 +36,14 @@ class State:
         cuts: per model, what to keep by magnitude: None for all; no cut for nothing; one cut;
             or one and, second, the cut of the outliers to drop again.
         rescales: per model, the factor that matches the L1 norm; 1 where none is asked for.
+        stays: per piece and model, what its draws keep (bool, 1-D), where the norms needed the
+            draws already and there is room to remember them.
     """
 
     keys: tuple[bytes, ...]
     cuts: tuple[tuple[Cut, ...] | None, ...]
     rescales: tuple[float, ...]
+    stays: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,13 +123,14 @@ class Merge:
         drawn = [model for model, wanted in enumerate(rescaled) if wanted]
         if not drawn:
             return state
-        found = pieces.map(lambda index: self._norms(pieces, state, index, drawn))
+        room = remembered(pieces.bounds[-1][1] if pieces.bounds else 0, len(drawn)) > 0
+        found = pieces.map(lambda index: self._norms(pieces, state, index, drawn, remember=room))
         matched = list(rescales)
         for place, model in enumerate(drawn):
             before = math.fsum(norms[place][0] for norms in found)
             after = math.fsum(norms[place][1] for norms in found)
             matched[model] = rescale_factor(before, after)
-        return State(state.keys, cuts, tuple(matched))
+        return State(state.keys, cuts, tuple(matched), state.stays)
 
     def task_vector(
         self,
@@ -138,9 +150,8 @@ class Merge:
             models: the models' pieces, 1-D; overwritten, and one may become the result.
         """
         tasks = [model.sub_(base) for model in models]
-        draws = self._draws(pieces, index, base.device)
         for model, task in enumerate(tasks):
-            self._sparsify(pieces, state, index, model, task, draws)
+            self._sparsify(pieces, state, index, model, task)
         factors = [w * rescale for w, rescale in zip(self.weights, state.rescales, strict=True)]
         if self.consensus is None:
             common = self.scale / self._divisor(base.dtype)
@@ -177,7 +188,7 @@ class Merge:
         return tuple(cuts), tuple(rescales)
 
     def _norms(
-        self, pieces: Pieces, state: State, index: int, models: Sequence[int]
+        self, pieces: Pieces, state: State, index: int, models: Sequence[int], *, remember: bool
     ) -> list[tuple[float, float]]:
         """Return Σ|δ| of one piece before and after the draws, for the models asked for."""
         base, tasks = deltas(pieces, index, models)
@@ -186,9 +197,23 @@ class Merge:
         for model, task in tasks.items():
             task.abs_()
             before = total(task)
-            self._sparsify(pieces, state, index, model, task, draws)
+            stays = self._drawn(pieces, state, model, task, draws)
+            if remember:
+                state.stays[index, model] = stays.to(torch.bool)
+            mask(task, stays)
             norms.append((before, total(task)))
         return norms
+
+    def _drawn(
+        self, pieces: Pieces, state: State, model: int, task: torch.Tensor, draws: Draws
+    ) -> torch.Tensor:
+        """Return 1 where the draws keep an entry of one model's piece, else 0; int32."""
+        sparsity = self.sparsities[model]
+        drawn = draws.draw(state.keys[model])
+        limit: int | torch.Tensor = bound(sparsity.density)
+        if sparsity.by_rows:
+            limit = row_bounds(task.abs(), pieces.shape, sparsity.density, sparsity.epsilon)
+        return drawn.lt_(limit)
 
     def _sparsify(
         self,
@@ -197,7 +222,6 @@ class Merge:
         index: int,
         model: int,
         task: torch.Tensor,
-        draws: Draws | None,
     ) -> None:
         """Set what does not stay of one model's piece to 0, in place."""
         sparsity, cuts = self.sparsities[model], state.cuts[model]
@@ -209,16 +233,14 @@ class Merge:
             for outliers in cuts[1:]:
                 # They are among those kept, and first among equals there too.
                 task.sub_(outliers.apply(task.clone(), index))
-        elif draws is not None and sparsity.drawn:
-            drawn = draws.draw(state.keys[model])
-            limit: int | torch.Tensor = bound(sparsity.density)
-            if sparsity.by_rows:
-                limit = row_bounds(task.abs(), pieces.shape, sparsity.density, sparsity.epsilon)
-            mask(task, drawn.lt_(limit))
+        elif sparsity.drawn and (known := state.stays.get((index, model))) is not None:
+            mask(task, known.to(torch.int32))
+        elif sparsity.drawn:
+            draws = self._draws(pieces, index, task.device)
+            mask(task, self._drawn(pieces, state, model, task, draws))
 
-    def _draws(self, pieces: Pieces, index: int, device: torch.device) -> Draws | None:
-        if not any(sparsity.drawn for sparsity in self.sparsities):
-            return None
+    @staticmethod
+    def _draws(pieces: Pieces, index: int, device: torch.device) -> Draws:
         start, end = pieces.bounds[index]
         return Draws(start, end - start, device)
 

@@ -21,6 +21,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mergekit_lines import LinesError, sweep
+from mergekit_lines.hub.metadata import read_results
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
 from tests import models
 from tests.e2e import runner
@@ -173,8 +174,9 @@ def test_sweep_measures_what_the_merges_are(shell: Shell, place: Path, llama_bas
     test = {json.dumps(r["recipe"], sort_keys=True): r for r in records if r["split"] == "test"}
     at_best = test[json.dumps(chosen, sort_keys=True)]
     assert at_best["metrics"]["size"]["value"] == pytest.approx(tested, rel=1e-6)
-    card = json.loads((place / "found" / "results.json").read_text())
-    assert card["results"][0]["metrics"][0]["value"] == at_best["metrics"]["size"]["value"]
+    (told_to_the_hub,) = read_results(place / "found", "merged") or []
+    assert told_to_the_hub.metric_value == at_best["metrics"]["size"]["value"]
+    assert told_to_the_hub.dataset_name == "probes:size"
     assert "chosen" in told.stdout
     assert (place / "found" / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
