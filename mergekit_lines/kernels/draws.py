@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,10 @@ import torch
 _WORD = 1 << 32
 # Odd multipliers with even avalanche: 2³²/φ (prime), then the two of MurmurHash3's finalizer.
 _FIRST, _SECOND, _THIRD = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35
+
+
+MOST_HELD = 1 << 22  # entries of a tensor that a thread keeps for its next draws
+_HELD = threading.local()
 
 
 class Draws:
@@ -28,12 +33,20 @@ class Draws:
     def __init__(self, start: int, count: int, device: torch.device) -> None:
         self.start = start
         self.count = count
-        self._indices = torch.arange(count, dtype=torch.int32, device=device)
-        self._scratch = torch.empty_like(self._indices)
+        self._indices = _reused("indices", count, device)
+        self._scratch = _reused("scratch", count, device)
 
-    def draw(self, key: bytes) -> torch.Tensor:
-        """Return one draw per entry, 1-D int32, uniform over −2³¹ … 2³¹ − 1."""
-        drawn = torch.empty_like(self._indices)
+    def draw(self, key: bytes, *, lasting: bool = True) -> torch.Tensor:
+        """Return one draw per entry, 1-D int32, uniform over −2³¹ … 2³¹ − 1.
+
+        Args:
+            key: 16 or more bytes.
+            lasting: whether the tensor is the caller's; otherwise it is valid until the same
+                thread's next draw.
+        """
+        indices = self._indices
+        own = torch.empty_like(indices) if lasting else None
+        drawn = _reused("drawn", self.count, indices.device) if own is None else own
         for begin, end, low, words in self._segments(key):
             run, scratch = drawn[begin:end], self._scratch[begin:end]
             torch.add(self._indices[: end - begin], _signed(low + words[0]), out=run)
@@ -54,6 +67,22 @@ class Draws:
             digest = hashlib.blake2b(key + high.to_bytes(8, "little"), digest_size=12).digest()
             yield begin, end, low, struct.unpack("<3I", digest)
             begin = end
+
+
+def _reused(name: str, count: int, device: torch.device) -> torch.Tensor:
+    """Return ``count`` int32 entries that are this thread's; of ``indices`` they are 0, 1, ….
+
+    A fresh megabyte is filled with zeros by the system, page by page, which takes several times
+    as long as what is computed in it.
+    """
+    held: dict[tuple[str, str], torch.Tensor] = _HELD.__dict__.setdefault("tensors", {})
+    found = held.get((name, str(device)))
+    if found is None or len(found) < count:
+        with torch.inference_mode(mode=False):  # it may be written to outside of that mode
+            found = torch.arange(count, dtype=torch.int32, device=device)
+        if count <= MOST_HELD:
+            held[name, str(device)] = found
+    return found[:count]
 
 
 def bound(probability: float) -> int:

@@ -209,7 +209,7 @@ class Merge:
     ) -> torch.Tensor:
         """Return 1 where the draws keep an entry of one model's piece, else 0; int32."""
         sparsity = self.sparsities[model]
-        drawn = draws.draw(state.keys[model])
+        drawn = draws.draw(state.keys[model], lasting=False)
         limit: int | torch.Tensor = bound(sparsity.density)
         if sparsity.by_rows:
             limit = row_bounds(task.abs(), pieces.shape, sparsity.density, sparsity.epsilon)
