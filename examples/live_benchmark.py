@@ -3,10 +3,10 @@
     python examples/live_benchmark.py [BASE FIRST SECOND]
 
 The three are folders of checkpoints; without them a base and two models of the size of
-SmolLM2-135M are made here. Every point is done both ways in turn, in one process that has made its
-imports: by mergekit's own task_arithmetic (merge, write, load with transformers), and by setting
-the weights of a model that is held. Nothing is evaluated. Then the live model's memory is
-measured in a process of its own.
+SmolLM2-135M are made here. Every point is done three ways in turn: by the command mergekit-yaml
+with mergekit's own task_arithmetic, whose output is then loaded with transformers; by the same
+merge without the command's imports, in this process; and by setting the weights of a model that is held.
+Nothing is evaluated. Then the live model's memory is measured in a process of its own.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import _benchmark_tables as tables
 import click
 import torch
 import transformers
+import yaml
 from _benchmark_server import INTERVAL_S, resident
 from rich.table import Table
 from tqdm import tqdm
@@ -80,6 +81,16 @@ def by_mergekit(places: list[str], c: float, out: Path) -> None:
     options = MergeOptions(quiet=True, copy_tokenizer=False, write_model_card=False)
     config = MergeConfiguration.model_validate(recipe(places, c, lines=False))
     run_merge(config, str(out), options)
+    transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+
+
+def by_command(places: list[str], c: float, out: Path) -> None:
+    """Merge a point with the command mergekit-yaml, and load it."""
+    path = out.with_suffix(".yml")
+    path.write_text(yaml.safe_dump(recipe(places, c, lines=False)), encoding="utf-8")
+    program = Path(sys.executable).with_name("mergekit-yaml")
+    flags = ("--quiet", "--no-copy-tokenizer", "--no-write-model-card")
+    subprocess.run([program, path, out, *flags], check=True, capture_output=True)
     transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
 
 
@@ -147,7 +158,7 @@ def main(points: int, only_memory: bool, folders: tuple[Path, ...]) -> None:
     from mergekit_lines import LiveModel
 
     settings: dict[str, Any] = {"memory_budget": BUDGET, "quiet": True, "copy_tokenizer": False}
-    seconds: dict[str, list[float]] = {"mergekit": [], "live": []}
+    seconds: dict[str, list[float]] = {"command": [], "mergekit": [], "live": []}
     with tempfile.TemporaryDirectory(dir=Path(places[0]).parent) as work:
         out = Path(work, "out")
         by_mergekit(places, 0.5, out)  # both sides have done everything once
@@ -156,8 +167,9 @@ def main(points: int, only_memory: bool, folders: tuple[Path, ...]) -> None:
         opening = time.perf_counter() - start
         for number in tqdm(range(points), unit="point", leave=False, disable=None):
             c = number / (points - 1)
-            shutil.rmtree(out, ignore_errors=True)
-            seconds["mergekit"].append(timed(by_mergekit, places, c, out))
+            for way, work_of in (("command", by_command), ("mergekit", by_mergekit)):
+                shutil.rmtree(out, ignore_errors=True)
+                seconds[way].append(timed(work_of, places, c, out))
             seconds["live"].append(timed(live.set, weights=[c, 1 - c]))
         count = sum(parameter.numel() for parameter in live.model.parameters())
         live.close()
@@ -175,7 +187,8 @@ def show(
     for header in ("way", "median", "least", "largest"):
         table.add_column(header)
     names = {
-        "mergekit": "mergekit: merge, write, load",
+        "command": "mergekit-yaml, then load",
+        "mergekit": "the same without imports",
         "live": "mergekit-lines: set the live model",
     }
     for side, values in seconds.items():
@@ -183,13 +196,17 @@ def show(
         table.add_row(names[side], *(f"{value:.3f}" for value in numbers))
     console = tables.console()
     console.print(table)
-    pairs = zip(seconds["mergekit"], seconds["live"], strict=True)
-    ratios = sorted(theirs / ours for theirs, ours in pairs)
+    for way, text in (("command", "mergekit-yaml and loading"), ("mergekit", "without imports")):
+        pairs = zip(seconds[way], seconds["live"], strict=True)
+        ratios = sorted(theirs / ours for theirs, ours in pairs)
+        tables.say(
+            console,
+            f"{len(ratios)} points against {text}: {statistics.median(ratios):.1f} times as fast "
+            f"({ratios[0]:.1f} to {ratios[-1]:.1f}).",
+        )
     tables.say(
         console,
-        f"{len(ratios)} points: a point is {statistics.median(ratios):.1f} times as fast live "
-        f"({ratios[0]:.1f} to {ratios[-1]:.1f}); opening the live model took {opening:.2f} s. "
-        f"{torch.get_num_threads()} threads.",
+        f"Opening the live model took {opening:.2f} s. {torch.get_num_threads()} threads.",
     )
     if taken["anonymous"] is not None:
         whole = taken["weights"] + taken["working"] + BUDGET
