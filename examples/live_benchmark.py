@@ -5,8 +5,8 @@
 The three are folders of checkpoints; without them a base and two models of the size of
 SmolLM2-135M are made here. Every point is done three ways in turn: by the command mergekit-yaml
 with mergekit's own task_arithmetic, whose output is then loaded with transformers; by the same
-merge without the command's imports, in this process; and by setting the weights of a model that is held.
-Nothing is evaluated. Then the live model's memory is measured in a process of its own.
+merge without the command's imports, in this process; and by setting the weights of a model that is
+held. Nothing is evaluated. Then the live model's memory is measured in a process of its own.
 """
 
 from __future__ import annotations
