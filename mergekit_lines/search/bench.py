@@ -144,7 +144,9 @@ class Bench:
     def __enter__(self) -> Bench:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None and not issubclass(kind, Exception):  # Ctrl-C, or a signal
+            self.say(f"what was measured is kept in {self.store.folder}: the same command goes on")
         self._stack.close()
 
     def _identity(self, model: Mapping[str, Any]) -> dict[str, Any]:

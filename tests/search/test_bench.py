@@ -23,6 +23,9 @@ def size(model, tokenizer, split):
 def length(prompts, completions):
     return [float(len(text)) for text in completions]
 
+def stopped(model, tokenizer):
+    raise KeyboardInterrupt
+
 def half(model, tokenizer):
     model.half()
     return 1.0
@@ -166,6 +169,16 @@ def test_an_evaluator_that_changes_the_model_is_told(
             objective="half",
             quiet=True,
         )
+
+
+def test_ctrl_c_tells_how_to_go_on(
+    llama_base: Path, llama_a: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It passes, after a line that says where the results are."""
+    with pytest.raises(KeyboardInterrupt):
+        sweep(recipe(llama_base, llama_a), "beta=0.1", ["python:bench_probes:stopped"], "found")
+    assert "[lines] what was measured is kept in found: the same command" in capsys.readouterr().err
+    assert not (place / "found" / ".work").exists()
 
 
 @pytest.mark.parametrize(
