@@ -33,6 +33,6 @@ echo "== ruff and mypy"
 
 # The tests run where the source is not, so that only the wheel can be imported.
 echo "== tests against $(basename "$work"/dist/*.whl)"
-cp -r tests recipes examples README.md pyproject.toml "$work"
+cp -r tests recipes examples README.md CONTRIBUTING.md CHANGELOG.md pyproject.toml "$work"
 cd "$work"
 "$venv/bin/python" -m pytest -n auto --dist loadfile "$@"

@@ -1,4 +1,4 @@
-"""Every flag of mergekit does what the README's table says of it."""
+"""Every flag of mergekit does what the table of recipes/README.md says of it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from mergekit.options import MergeOptions
 
 from tests import models
 from tests.e2e.runner import mergekit_yaml, recipe_text
-
-README = Path(__file__).parents[2] / "README.md"
+from tests.readmes import RECIPES, section
 
 
 @pytest.fixture(autouse=True)
@@ -28,11 +27,9 @@ def _threads() -> Iterator[None]:
 
 
 def table() -> dict[str, str]:
-    """The README's table of flags: field of MergeOptions -> what becomes of it."""
-    text = README.read_text(encoding="utf-8")
-    section = text.split("## mergekit's flags")[1].split("\n## ")[0]
+    """The table of flags: field of MergeOptions -> what becomes of it."""
     rows = {}
-    for line in section.splitlines():
+    for line in section(RECIPES, "mergekit's flags").splitlines():
         if not line.startswith("| `-"):
             continue
         flags, status = [cell.strip() for cell in line.strip("|").split("|")][:2]
