@@ -11,18 +11,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mergekit_lines.api import edit_state_dict as edit_state_dict
-    from mergekit_lines.api import merge as merge
-    from mergekit_lines.api import scale_task_vector as scale_task_vector
-    from mergekit_lines.depth import BlockDepth as BlockDepth
-    from mergekit_lines.depth import block_depths as block_depths
-    from mergekit_lines.errors import LinesError as LinesError
-    from mergekit_lines.live.model import LiveModel as LiveModel
-    from mergekit_lines.plugin import register as register
-    from mergekit_lines.schedule import Schedule as Schedule
-    from mergekit_lines.search.greedy import greedy as greedy
-    from mergekit_lines.search.soup import soup as soup
-    from mergekit_lines.search.sweep import sweep as sweep
+    from mergekit_lines.api import merge
+    from mergekit_lines.depth import BlockDepth, block_depths
+    from mergekit_lines.errors import LinesError
+    from mergekit_lines.live.model import LiveModel
+    from mergekit_lines.merges.edits import edit_state_dict, scale_task_vector
+    from mergekit_lines.plugin import register
+    from mergekit_lines.schedule import Schedule
+    from mergekit_lines.search.greedy import greedy
+    from mergekit_lines.search.soup import soup
+    from mergekit_lines.search.sweep import sweep
 
 __version__ = "0.1.0"
 __all__ = [
@@ -47,11 +45,11 @@ _HOMES = {
     "LiveModel": "live.model",
     "Schedule": "schedule",
     "block_depths": "depth",
-    "edit_state_dict": "api",
+    "edit_state_dict": "merges.edits",
     "greedy": "search.greedy",
     "merge": "api",
     "register": "plugin",
-    "scale_task_vector": "api",
+    "scale_task_vector": "merges.edits",
     "soup": "search.soup",
     "sweep": "search.sweep",
 }

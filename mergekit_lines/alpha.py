@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mergekit_lines.errors import LinesError, some
 
 if TYPE_CHECKING:
-    from mergekit_lines.planner import PlannedTensor
+    from mergekit_lines.plan.planned import PlannedTensor
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from mergekit_lines.tasks import NormTask, engine_task
 from mergekit_lines.ties import tied_names
 
 if TYPE_CHECKING:
-    from mergekit_lines.planner import MergeRun, PlannedTensor
+    from mergekit_lines.plan.planned import PlannedTensor
+    from mergekit_lines.plan.run import MergeRun
 
 
 def calibrate(

@@ -13,7 +13,8 @@ from mergekit_lines.checkpoint.opened import OpenedModels
 from mergekit_lines.checkpoint.sources import HeldTensor, Source, whole
 from mergekit_lines.checkpoint.writer import Slot
 from mergekit_lines.errors import LinesError
-from mergekit_lines.kernels.merge import Merge, Sparsity
+from mergekit_lines.kernels.merge import Merge
+from mergekit_lines.kernels.sparsity import Sparsity
 from mergekit_lines.merging import (
     Job,
     Sink,

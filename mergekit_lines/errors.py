@@ -51,3 +51,7 @@ def reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     text = " ".join(lines)
     return f"{type(cause).__name__}: {text[:197] + '...' if len(text) > 200 else text}"
+
+
+class FullDiskError(ResumableError):
+    """The disk has no room for the rest of a merge; what is whole already stays."""

@@ -18,7 +18,8 @@ from transformers.core_model_loading import WeightRenaming
 
 from mergekit_lines.checkpoint.headers import BUFFERS, FLOATS, Headers, TensorHeader
 from mergekit_lines.errors import some
-from mergekit_lines.planner import PlannedTensor, models_in_order
+from mergekit_lines.plan.planned import PlannedTensor
+from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.ties import is_untied, model_class, tied_names
 
 # Buffers that old checkpoints hold and every architecture recomputes.

@@ -21,15 +21,14 @@ from mergekit_lines.alpha import NormCollector, find_alpha
 from mergekit_lines.depth import BlockDepth, block_depths
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.methods.lines import LinesMethod
-from mergekit_lines.methods.words import LINES_WORDS, WHOLE_RECIPE, incomplete
+from mergekit_lines.methods.words import WHOLE_RECIPE, WRAP, incomplete
 from mergekit_lines.methods.wrap import method_for, postprocess_method
 from mergekit_lines.parameters import hint
-from mergekit_lines.planner import PlannedTensor
+from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.schedule import plain
 
 LOG = logging.getLogger(__name__)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-WRAP = next(word for word in LINES_WORDS if word.name == "wrap")
 
 
 @dataclass(frozen=True)

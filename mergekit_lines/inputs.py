@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from mergekit_lines.checkpoint.headers import read_headers
 from mergekit_lines.errors import nearest, reason
 from mergekit_lines.hub.failures import reading, unreached
-from mergekit_lines.planner import models_in_order
+from mergekit_lines.recipe.models import models_in_order
 
 
 def check_models(config: MergeConfiguration, options: MergeOptions) -> list[str]:

@@ -11,23 +11,21 @@ from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.partial import partial_path
+from mergekit_lines.checkpoint.room import check_room, check_space
 from mergekit_lines.checkpoint.writer import lay_out
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.findings import Inspection, Totals
 from mergekit_lines.fit import dropped_tensors
-from mergekit_lines.hub.downloads import check_room, wanted_of
+from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
+from mergekit_lines.hub.downloads import wanted_of
 from mergekit_lines.inputs import check_models
 from mergekit_lines.layout import with_blocks, with_coefficients
 from mergekit_lines.memory import estimate, process_bytes
-from mergekit_lines.planner import MergeRun, base_listed
+from mergekit_lines.plan.run import MergeRun
 from mergekit_lines.preflight import DTYPES, check_recipe
 from mergekit_lines.prepare import Prepared, prepare
-from mergekit_lines.run import (
-    ONE_AT_A_TIME,
-    check_space,
-    effective_options,
-    fresh_caches,
-)
+from mergekit_lines.recipe.models import base_listed
+from mergekit_lines.recipe.options import effective_options
 from mergekit_lines.sizes import Sizes
 from mergekit_lines.traffic import adapted_bytes, inputs
 from mergekit_lines.vocabularies import check_tokenizers, vocabulary

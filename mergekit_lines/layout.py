@@ -13,7 +13,7 @@ from mergekit.options import MergeOptions
 from mergekit_lines.alpha import Calibration, NormCollector, find_alpha
 from mergekit_lines.depth import natural_key
 from mergekit_lines.findings import Block, Coefficient, Container, Inspection, Outside
-from mergekit_lines.planner import PlannedTensor
+from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.prepare import Prepared
 from mergekit_lines.sizes import Sized, Sizes
 from mergekit_lines.ties import tied_names

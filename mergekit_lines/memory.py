@@ -16,12 +16,12 @@ import torch
 
 from mergekit_lines.allocations import Allocations, peak
 from mergekit_lines.engine import DEVICE_THREADS, kernel_of
-from mergekit_lines.findings import Memory
+from mergekit_lines.host.process import available_cores
 from mergekit_lines.kernels.merge import Merge, remembered
 from mergekit_lines.kernels.scale import work_dtype
 from mergekit_lines.merging import MEMORY, TEMPORARIES, cut
+from mergekit_lines.plan.memory_figures import Memory
 from mergekit_lines.sizes import Sized, Sizes
-from mergekit_lines.workers import available_cores
 
 STATUS = Path("/proc/self/status")
 # Of a tensor's magnitudes, those that a selection gathers near its threshold. At the end of one

@@ -11,9 +11,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from mergekit_lines.checkpoint.sources import Source
-from mergekit_lines.errors import LinesError
 from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.scale import add_scaled, power_sum, sum_norm, work_dtype
+from mergekit_lines.methods.finite import refuse_input, refuse_result
 from mergekit_lines.workers import Workers
 
 T = TypeVar("T")
@@ -265,38 +265,3 @@ def _check_inputs(
         if not _is_finite(piece):
             place = f"tensor {job.name} of model {job.models[number]}"
             refuse_input(place, pieces.uncast(index, number), pieces.aligned)
-
-
-def refuse_input(place: str, stored: torch.Tensor, cast: torch.dtype) -> None:
-    """Refuse an input that is not finite, or was not any more in the recipe's dtype.
-
-    Raises:
-        LinesError: always.
-    """
-    if torch.isfinite(stored).all():
-        raise LinesError(
-            f"{place}: found values beyond the recipe's dtype {cast}. Set dtype: float32, or "
-            f"leave it out."
-        )
-    raise LinesError(
-        f"{place}: found NaN or infinity, wanted finite weights. Repair or replace the model, or "
-        f"set parameters.allow_nonfinite: true to carry them into the merge."
-    )
-
-
-def refuse_result(name: str | None, wrap: str, made: torch.Tensor, out_dtype: torch.dtype) -> None:
-    """Refuse a result that is not finite, saying where that comes from.
-
-    Raises:
-        LinesError: always.
-    """
-    if not torch.isfinite(made).all():
-        raise LinesError(
-            f"tensor {name}: the wrapped method {wrap} gave NaN or infinity for finite inputs "
-            f"(weights that sum to zero, for example). Change its parameters, or set "
-            f"parameters.allow_nonfinite: true to keep them."
-        )
-    raise LinesError(
-        f"tensor {name}: the result does not fit the output dtype {out_dtype}. "
-        f"Set out_dtype: float32 or bfloat16."
-    )

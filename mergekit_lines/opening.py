@@ -20,7 +20,7 @@ from mergekit_lines.checkpoint.adapters import Adapter
 from mergekit_lines.checkpoint.headers import TensorHeader, read_headers, weight_files
 from mergekit_lines.checkpoint.opened import OpenedModels, adapter_folder
 from mergekit_lines.errors import LinesError, reason, some
-from mergekit_lines.planner import models_in_order
+from mergekit_lines.recipe.models import models_in_order
 
 LOG = logging.getLogger(__name__)
 

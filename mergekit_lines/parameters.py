@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from mergekit.common import ModelReference
 from mergekit.config import ConditionalParameter, MergeConfiguration
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
-from pydantic import ValidationError
 
 from mergekit_lines.errors import LinesError, nearest
 from mergekit_lines.methods.words import (
@@ -19,45 +16,7 @@ from mergekit_lines.methods.words import (
     missing_beta,
 )
 from mergekit_lines.methods.wrap import check_wrap, method_for, postprocess_method
-
-
-@dataclass(frozen=True)
-class Section:
-    """A ``parameters`` mapping of the recipe: where it stands, and whose it is."""
-
-    place: str
-    parameters: dict[str, Any]
-    model: ModelReference | None = None
-
-
-def sections(config: MergeConfiguration) -> Iterator[Section]:
-    """Yield every ``parameters`` mapping of a recipe."""
-
-    def one(place: str, holder: Any, model: ModelReference | None = None) -> Iterator[Section]:
-        if holder.parameters:
-            yield Section(f"{place}parameters", holder.parameters, model)
-
-    def inputs(place: str, holder: Any) -> Iterator[Section]:
-        for number, entry in enumerate(holder.models or []):
-            yield from one(f"{place}models[{number}].", entry, entry.model)
-        for number, output_slice in enumerate(holder.slices or []):
-            here = f"{place}slices[{number}]."
-            yield from one(here, output_slice)
-            for index, source in enumerate(output_slice.sources):
-                yield from one(f"{here}sources[{index}].", source, source.model)
-
-    yield from one("", config)
-    yield from inputs("", config)
-    for name, module in (config.modules or {}).items():
-        yield from one(f"modules.{name}.", module)
-        yield from inputs(f"modules.{name}.", module)
-
-
-def schema_problems(error: ValidationError) -> Iterator[str]:
-    """Yield what mergekit's schema says of a recipe or an option, by place."""
-    for problem in error.errors():
-        place = ".".join(map(str, problem["loc"]))
-        yield f"{place}: {problem['msg']}." if place else f"{problem['msg']}."
+from mergekit_lines.recipe.models import sections
 
 
 def check_parameters(config: MergeConfiguration, *, names_known: bool = True) -> list[str]:

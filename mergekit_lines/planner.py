@@ -6,9 +6,6 @@ Recipes of mergekit's own methods pass through :class:`LinesPlanner` untouched.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 from mergekit import plan
@@ -20,69 +17,17 @@ from mergekit.io.tasks import GatherTensors
 from mergekit.parameter_resolver import resolve_parameter
 from pydantic import ValidationError
 
-from mergekit_lines.depth import BlockDepth, block_depths, natural_key
+from mergekit_lines.depth import block_depths, natural_key
 from mergekit_lines.errors import LinesError, reason, some
-from mergekit_lines.methods.words import LINES_WORDS, WHOLE_RECIPE, incomplete
+from mergekit_lines.lines.summary import Summary
+from mergekit_lines.methods.words import WHOLE_RECIPE, WRAP, incomplete
 from mergekit_lines.methods.wrap import method_for, postprocess_method
 from mergekit_lines.parameters import check_filters
-from mergekit_lines.schedule import Schedule
+from mergekit_lines.plan.planned import PlannedTensor
+from mergekit_lines.plan.run import ACTIVE
+from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.tasks import LinesTask, WriteTask, engine_task
 from mergekit_lines.tokenizer import OrderedTokenizer
-
-WRAP = next(word for word in LINES_WORDS if word.name == "wrap")
-
-
-@dataclass
-class MergeRun:
-    """What one wrapped ``run_merge`` shares with its planner."""
-
-    seed: int = 0
-    seed_from_flag: bool = False
-    base_listed: dict[str | None, bool] = field(default_factory=dict)
-    summary: Summary | None = None
-    on_summary: Callable[[Summary], object] | None = None
-    tokenizer: OrderedTokenizer | None = None  # built once, by the check before the merge
-    engine: Any = None  # what merges and stores; plans alone need none
-    partial: Any = None  # where α is kept for a run that goes on after this one
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a finished plan will do, for the report, the card and the console."""
-
-    wraps: tuple[str, ...]
-    seed: int
-    alpha: Any  # a Calibration, a number, or None where it differs between tensors
-    containers: dict[str, list[list[float]]]  # container -> per block, its distinct coefficients
-    outside: dict[str, float]
-
-
-ACTIVE: ContextVar[MergeRun | None] = ContextVar("mergekit_lines_run", default=None)
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """One output tensor: the task that makes it, its place, and its schedule."""
-
-    weight: WeightInfo
-    task: LinesTask
-    wrap: str
-    depth: BlockDepth | None
-    values: dict[str, Any]
-
-    def coefficient(self, auto: float | None) -> float:
-        """Return λ, with ``auto`` in the place of ``alpha: auto``."""
-        alpha, beta = self.values["alpha"], self.values["beta"]
-        # Under ``lines`` a gamma is the wrapped method's own.
-        if "wrap" not in self.values and self.values["gamma"] is not None:
-            alpha, beta = self.values["gamma"], 1 - self.values["gamma"]
-        if alpha == "auto":
-            alpha = auto
-        if self.depth is None:
-            outside = self.values["outside"]
-            return float(alpha if outside == "alpha" else outside)
-        schedule = Schedule(alpha, beta, self.values["schedule"])
-        return schedule.coefficient(self.depth.index, self.depth.count)
 
 
 class LinesPlanner(plan.MergePlanner):
@@ -111,7 +56,7 @@ class LinesPlanner(plan.MergePlanner):
             return
         run = ACTIVE.get()
         if run is None:
-            from mergekit_lines.plugin import REMEDY
+            from mergekit_lines.host.names import REMEDY
 
             raise LinesError(
                 f"merge_method {config.merge_method} was started by a run_merge that is not ours, "
@@ -347,37 +292,6 @@ class LinesPlanner(plan.MergePlanner):
         if self._tokenizer_task:
             tasks.append(self._tokenizer_task)
         return tasks
-
-
-def models_in_order(config: MergeConfiguration) -> list[ModelReference]:
-    """Return the recipe's models, the base first, in the order it names them."""
-    models = [config.base_model] if config.base_model else []
-    definitions = [config, *(config.modules or {}).values()]
-    for definition in definitions:
-        for entry in definition.models or []:
-            models.append(entry.model)
-        for output_slice in definition.slices or []:
-            if output_slice.base_model:
-                models.append(output_slice.base_model)
-            models.extend(source.model for source in output_slice.sources)
-    return list(dict.fromkeys(models))
-
-
-def base_listed(config: MergeConfiguration) -> dict[str | None, bool]:
-    """Return, per module (None: all), whether the recipe itself lists the base as an input.
-
-    mergekit adds a base that ``models`` does not list; a wrap that ignores the base, such
-    as ``linear``, must not take it for one of the models.
-    """
-    base = config.base_model
-    if config.models is not None:
-        return {None: any(entry.model == base for entry in config.models)}
-    # In slices the base has to be listed to be measured from; see preflight for those wraps.
-    result: dict[str | None, bool] = {None: False}
-    for name, module in (config.modules or {}).items():
-        if module.models is not None:
-            result[name] = any(entry.model == base for entry in module.models)
-    return result
 
 
 # Here and not in the plugin: whoever imports this module, mergekit's own name leads to it.

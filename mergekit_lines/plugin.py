@@ -9,17 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_lines import seams
 from mergekit_lines.errors import LinesError
+from mergekit_lines.host.names import METHODS, REMEDY
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
     from mergekit.options import MergeOptions
-
-METHODS = ("lines", "lines_postprocess")
-REMEDY = (
-    "call `mergekit_lines.register()` before `from mergekit.merge import run_merge` "
-    "(stock commands: see that TORCH_DEVICE_BACKEND_AUTOLOAD and MERGEKIT_LINES_AUTOLOAD "
-    "are not 0)"
-)
 
 
 def register() -> None:

@@ -21,10 +21,10 @@ from mergekit.tokenizer.config import TokenEmbeddingConfig, TokenizerConfig
 
 from mergekit_lines.checkpoint.partial import check_out
 from mergekit_lines.errors import nearest, reason
+from mergekit_lines.host.names import METHODS
 from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS
 from mergekit_lines.parameters import check_parameters
-from mergekit_lines.planner import models_in_order
-from mergekit_lines.plugin import METHODS
+from mergekit_lines.recipe.models import models_in_order
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 WORDS = {word.name for word in (*LINES_WORDS, *POSTPROCESS_WORDS)}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from mergekit import merge as mergekit_merge
-from mergekit.architecture import auto, get_architecture_info
+from mergekit.architecture import get_architecture_info
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io import LazyTensorLoader, ShardedTensorIndex
@@ -22,8 +21,12 @@ from mergekit_lines.checkpoint.remote import remote_headers
 from mergekit_lines.engine import kernel_of
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.fit import check_layers, check_plan
+from mergekit_lines.host.state import names_from_indexes
 from mergekit_lines.opening import adapter_of, open_model
-from mergekit_lines.planner import ACTIVE, LinesPlanner, MergeRun, PlannedTensor, models_in_order
+from mergekit_lines.plan.planned import PlannedTensor
+from mergekit_lines.plan.run import ACTIVE, MergeRun
+from mergekit_lines.planner import LinesPlanner
+from mergekit_lines.recipe.models import models_in_order
 
 
 @dataclass(frozen=True)
@@ -108,22 +111,6 @@ def _check_adapters(
         else:
             adapter.close()
     return copied
-
-
-@contextmanager
-def names_from_indexes() -> Iterator[None]:
-    """Let mergekit infer a layout from the loaders in its cache: its own would download models."""
-    original = auto.get_model_tensor_names
-
-    # The parameters' names are checked too, by a merge that begins in another thread.
-    def names(model: ModelReference, options: object) -> list[str]:  # noqa: ARG001
-        return list(LoaderCache().get(model).index.tensor_paths)
-
-    auto.get_model_tensor_names = names
-    try:
-        yield
-    finally:
-        auto.get_model_tensor_names = original
 
 
 def _feed(model: ModelReference, cache: str | None) -> Headers:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mergekit_lines import __version__
 from mergekit_lines.alpha import Calibration
-from mergekit_lines.planner import Summary
+from mergekit_lines.lines.summary import Summary
 
 FORMAT = 1
 PACKAGES = ("mergekit", "torch", "transformers", "safetensors", "peft")

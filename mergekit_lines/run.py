@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
-import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,9 +13,6 @@ from typing import Any
 
 import click
 import torch
-from mergekit import merge as mergekit_merge
-from mergekit.architecture.auto import infer_architecture_info
-from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
@@ -25,34 +20,35 @@ from mergekit.options import MergeOptions
 from mergekit_lines import __version__
 from mergekit_lines.card import card
 from mergekit_lines.checkpoint.opened import OpenedModels
-from mergekit_lines.checkpoint.partial import LAYOUT, FullDiskError, partial_folder, real_out
-from mergekit_lines.checkpoint.writer import ShardLayout, ShardWriter, lay_out, whole_name
+from mergekit_lines.checkpoint.partial import LAYOUT, partial_folder, real_out
+from mergekit_lines.checkpoint.room import check_room, check_space
+from mergekit_lines.checkpoint.writer import ShardLayout, ShardWriter, lay_out
 from mergekit_lines.engine import Engine
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.fingerprints import describe_inputs, describe_output
 from mergekit_lines.fit import dropped_tensors
-from mergekit_lines.hub.downloads import (
-    Wanted,
-    check_room,
-    existing,
-    files_from_hub,
-    wanted_of,
+from mergekit_lines.host.process import one_thread
+from mergekit_lines.host.state import (
+    ONE_AT_A_TIME,
+    donor_as_it_is,
+    fresh_caches,
+    logged_failures,
+    names_from_indexes,
 )
+from mergekit_lines.hub.downloads import Wanted, files_from_hub, wanted_of
 from mergekit_lines.inputs import check_models
 from mergekit_lines.opening import open_models
-from mergekit_lines.planner import ACTIVE, MergeRun, base_listed, models_in_order
+from mergekit_lines.plan.run import ACTIVE, MergeRun
 from mergekit_lines.preflight import check_recipe
-from mergekit_lines.prepare import Prepared, names_from_indexes, prepare
+from mergekit_lines.prepare import Prepared, prepare
+from mergekit_lines.recipe.models import base_listed, models_in_order
+from mergekit_lines.recipe.options import effective_options
 from mergekit_lines.report import describe, report, run_figures, to_json, versions
 from mergekit_lines.signals import end_at_once, ending_on_sigterm
 from mergekit_lines.sizes import Sizes
 from mergekit_lines.vocabularies import check_tokenizers, vocabulary
-from mergekit_lines.workers import one_thread
 
 LOG = logging.getLogger(__name__)
-# mergekit's caches and torch's generators are global to the process.
-ONE_AT_A_TIME = threading.RLock()
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
 
 
 def run_lines_merge(
@@ -124,10 +120,11 @@ def run_lines_merge(
             engine = Engine(models, writer := ShardWriter(partial.path, shards), effective)
             run.engine, run.partial = engine, partial
             stack.push(engine.leave)
+            donor = models_in_order(original)[0]
             token = ACTIVE.set(run)
             try:
                 # A copy: mergekit rewrites the recipe, and the caller may use it again.
-                with logged_failures(), donor_as_it_is(), names_from_indexes():
+                with logged_failures(), donor_as_it_is(donor), names_from_indexes():
                     run_merge(config.model_copy(deep=True), str(partial.path), effective, recipe)
             finally:
                 ACTIVE.reset(token)
@@ -170,81 +167,6 @@ def _say(text: str) -> None:
 
 def _silent(text: str) -> None:
     LOG.info(text)
-
-
-def effective_options(
-    config: MergeConfiguration, options: MergeOptions, say: Callable[[str], None]
-) -> MergeOptions:
-    """Return the options as our methods use them, telling what is not used as given."""
-    update: dict[str, Any] = {"write_model_card": False}  # ours is written without a network
-    if options.multi_gpu:
-        say("--multi-gpu is ignored: the merge runs on one device")
-        update["multi_gpu"] = False
-    donor = config.base_model or models_in_order(config)[0]
-    folder = Path(donor.model.path)
-    has_tokenizer = any((folder / name).exists() for name in TOKENIZER_FILES)
-    wants = options.copy_tokenizer and not (config.tokenizer or config.tokenizer_source)
-    if wants and folder.is_dir() and not has_tokenizer:
-        say(f"{folder} holds no tokenizer: none is copied")
-        update["copy_tokenizer"] = False
-    return options.model_copy(update=update)
-
-
-@contextmanager
-def fresh_caches() -> Iterator[None]:
-    """Empty mergekit's caches before and after.
-
-    mergekit keeps indexes and inferred layouts by path for the whole process, also when the
-    files have changed since.
-    """
-    LoaderCache().loaders.clear()
-    infer_architecture_info.cache_clear()
-    try:
-        yield
-    finally:
-        LoaderCache().flush_all()
-        LoaderCache().loaders.clear()
-
-
-@contextmanager
-def logged_failures() -> Iterator[None]:
-    """Raise what mergekit only logs: that a tokenizer was not copied, for a full disk perhaps."""
-    failures: list[BaseException] = []
-
-    def keep(record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        if error is None or record.levelno < logging.ERROR:
-            return True
-        failures.append(error)
-        return False
-
-    logger = logging.getLogger("mergekit.merge")
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
-    if failures:
-        raise failures[0]
-
-
-@contextmanager
-def donor_as_it_is() -> Iterator[None]:
-    """Let mergekit copy tokenizers and the like from a folder as it is.
-
-    Of a base with an adapter it would make a merged copy for that, or fail without a cache.
-    """
-    original = mergekit_merge._get_donor_model
-
-    def donor(merge_config: MergeConfiguration, options: MergeOptions) -> Any:
-        base = ModelReference(model=models_in_order(merge_config)[0].model)
-        return original(merge_config.model_copy(update={"base_model": base}), options=options)
-
-    mergekit_merge._get_donor_model = donor
-    try:
-        yield
-    finally:
-        mergekit_merge._get_donor_model = original
 
 
 @contextmanager
@@ -305,21 +227,6 @@ def _flags(options: MergeOptions, effective: MergeOptions, models: OpenedModels)
         flags += ["--lora-merge-dtype", effective.lora_merge_dtype]
     device = torch.device(effective.device or "cpu").type
     return flags if device == "cpu" else [*flags, "--device", device]
-
-
-def check_space(out: Path, partial: Path, shards: Sequence[ShardLayout]) -> None:
-    """Refuse an OUT whose disk has no room for what is still to be written.
-
-    Raises:
-        FullDiskError: says how much is wanted, and how much there is.
-    """
-    missing = [shard for shard in shards if not (partial / whole_name(shard.file)).exists()]
-    needed, free = sum(shard.size for shard in missing), shutil.disk_usage(existing(partial)).free
-    if needed > free:
-        raise FullDiskError(
-            f"OUT {out}: the merged model takes {needed:,} bytes more on this disk, which has "
-            f"{free:,} free. Free some space, or choose another OUT."
-        )
 
 
 def _with_room(

@@ -33,8 +33,9 @@ from mergekit_lines.checkpoint.partial import MARK, partial_path
 from mergekit_lines.depth import block_depths, natural_key
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.kernels.scale import scale_task_vector, work_dtype
+from mergekit_lines.lines.summary import Summary
 from mergekit_lines.methods.words import POSTPROCESS_WORDS
-from mergekit_lines.planner import PlannedTensor, Summary
+from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.preflight import check_recipe
 from mergekit_lines.report import describe, report, to_json
 

@@ -20,7 +20,7 @@ from transformers.initialization import no_init_weights
 from mergekit_lines.checkpoint.headers import Headers, TensorHeader
 from mergekit_lines.checkpoint.sources import DTYPES
 from mergekit_lines.checkpoint.writer import NAMES, Slot
-from mergekit_lines.planner import PlannedTensor
+from mergekit_lines.plan.planned import PlannedTensor
 
 
 def header_bytes(header: TensorHeader) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from mergekit_lines.tables import new_table, open_console, print_line, print_table, short
+from mergekit_lines.console import new_table, open_console, print_line, print_table, short
 
 if TYPE_CHECKING:
     from mergekit_lines.verify import Checked, Verdict

@@ -33,18 +33,21 @@ from mergekit_lines.comparison import (
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.exact import Exact, ExactInputs
 from mergekit_lines.fingerprints import changed_files, changed_input
+from mergekit_lines.host.process import one_thread
+from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
 from mergekit_lines.hub.downloads import files_from_hub, wanted_of
 from mergekit_lines.inputs import check_models
 from mergekit_lines.methods.wrap import registered
 from mergekit_lines.opening import open_model, open_models
-from mergekit_lines.planner import MergeRun, PlannedTensor, base_listed, models_in_order
+from mergekit_lines.plan.planned import PlannedTensor
+from mergekit_lines.plan.run import MergeRun
 from mergekit_lines.preflight import check_recipe
 from mergekit_lines.prepare import prepare
+from mergekit_lines.recipe.models import base_listed, models_in_order
 from mergekit_lines.reported import FILE, read_report
 from mergekit_lines.restatement import METHODS, Parameters
-from mergekit_lines.run import ONE_AT_A_TIME, fresh_caches
 from mergekit_lines.tasks import EngineGather, LinesTask
-from mergekit_lines.workers import Workers, one_thread
+from mergekit_lines.workers import Workers
 
 FORMAT = 1
 # One entry in so many may differ where nobody counted a method's own roundings.

@@ -12,7 +12,8 @@ from mergekit.options import MergeOptions
 from transformers import AutoTokenizer
 
 from mergekit_lines.errors import LinesError, reason
-from mergekit_lines.planner import MergeRun, models_in_order
+from mergekit_lines.plan.run import MergeRun
+from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.tokenizer import OrderedTokenizer
 
 

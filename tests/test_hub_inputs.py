@@ -13,9 +13,10 @@ from mergekit.common import ModelReference
 from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.remote import HubHeaders, RemoteHeaders, remote_headers
+from mergekit_lines.checkpoint.room import check_room
 from mergekit_lines.errors import LinesError
 from mergekit_lines.hub import downloads
-from mergekit_lines.hub.downloads import check_room, wanted_of
+from mergekit_lines.hub.downloads import wanted_of
 from mergekit_lines.hub.parcel import Wanted
 from mergekit_lines.hub.push import reach
 from mergekit_lines.inputs import check_models

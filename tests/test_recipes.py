@@ -35,8 +35,11 @@ from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.writer import ShardWriter
 from mergekit_lines.engine import Engine
+from mergekit_lines.lines.summary import Summary
 from mergekit_lines.opening import open_models
-from mergekit_lines.planner import ACTIVE, LinesPlanner, MergeRun, Summary, base_listed
+from mergekit_lines.plan.run import ACTIVE, MergeRun
+from mergekit_lines.planner import LinesPlanner
+from mergekit_lines.recipe.models import base_listed
 from tests import models
 from tests.e2e import runner
 

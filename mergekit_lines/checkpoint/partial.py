@@ -86,10 +86,6 @@ def _check_out(given: Path) -> Iterator[str]:
         yield f"OUT {out}: {parent} is not a folder that can be written to. Choose another OUT."
 
 
-class FullDiskError(ResumableError):
-    """The disk has no room for the rest of a merge; what is whole already stays."""
-
-
 class Partial:
     """A partial folder that this process holds the lock of."""
 

@@ -62,7 +62,7 @@ def _active() -> bool:
     from mergekit import merge
     from mergekit.merge_methods import registered_methods
 
-    from mergekit_lines.plugin import METHODS
+    from mergekit_lines.host.names import METHODS
 
     known = {method.spec.name for method in registered_methods()}
     return known.issuperset(METHODS) and hasattr(merge.run_merge, "extended_by")
@@ -72,7 +72,8 @@ def _registered() -> dict[str, Any]:
     """Register by hand, which checks every seam, and list what can be wrapped."""
     from mergekit_lines import seams
     from mergekit_lines.errors import LinesError
-    from mergekit_lines.plugin import METHODS, register, require_extended
+    from mergekit_lines.host.names import METHODS
+    from mergekit_lines.plugin import register, require_extended
 
     try:
         register()

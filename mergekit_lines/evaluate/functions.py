@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_lines.errors import LinesError, nearest, reason
-from mergekit_lines.evaluate.measuring import still
 from mergekit_lines.evaluate.metric import Metric, metric
+from mergekit_lines.evaluate.models import still
 from mergekit_lines.evaluate.spec import Settings, Spec, check_name, one_of, read_options
 from mergekit_lines.evaluate.texts import file_digest
 

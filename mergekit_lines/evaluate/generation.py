@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergekit_lines.errors import LinesError, reason
-from mergekit_lines.evaluate.measuring import check_ids, input_device, padded, positions
+from mergekit_lines.evaluate.models import check_ids, input_device, padded, positions
 
 
 @dataclass(frozen=True)

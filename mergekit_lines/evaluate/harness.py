@@ -14,8 +14,8 @@ from typing import Any
 
 from mergekit_lines.errors import LinesError, nearest, reason, some
 from mergekit_lines.evaluate.functions import as_number
-from mergekit_lines.evaluate.measuring import input_device, still, text_tokenizer
 from mergekit_lines.evaluate.metric import Metric, metric
+from mergekit_lines.evaluate.models import input_device, still, text_tokenizer
 from mergekit_lines.evaluate.spec import (
     Settings,
     Spec,

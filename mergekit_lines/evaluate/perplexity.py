@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_lines.errors import LinesError
-from mergekit_lines.evaluate.measuring import (
+from mergekit_lines.evaluate.metric import Metric, metric
+from mergekit_lines.evaluate.models import (
     check_ids,
     input_device,
     padded,
@@ -16,7 +17,6 @@ from mergekit_lines.evaluate.measuring import (
     still,
     text_tokenizer,
 )
-from mergekit_lines.evaluate.metric import Metric, metric
 from mergekit_lines.evaluate.spec import Settings, Spec, check_name, count, read_options
 from mergekit_lines.evaluate.texts import read_documents, text_digest
 

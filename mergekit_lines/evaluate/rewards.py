@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate.functions import as_numbers, call, find_function, function_name
 from mergekit_lines.evaluate.generation import Generation, generate
-from mergekit_lines.evaluate.measuring import still, text_tokenizer
 from mergekit_lines.evaluate.metric import Metric, metric
+from mergekit_lines.evaluate.models import still, text_tokenizer
 from mergekit_lines.evaluate.spec import (
     Settings,
     Spec,

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub import constants
 from mergekit import common
 from mergekit.common import ModelReference
-from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.headers import Headers
-from mergekit_lines.checkpoint.partial import FullDiskError
-from mergekit_lines.checkpoint.remote import HubHeaders, missing_bytes
+from mergekit_lines.checkpoint.remote import HubHeaders
 from mergekit_lines.errors import LinesError
 from mergekit_lines.hub.failures import reading, status_of, unreached
 
@@ -30,47 +25,6 @@ def wanted_of(headers: Mapping[ModelReference, Headers]) -> Wanted:
         for model, found in headers.items()
         if isinstance(found, HubHeaders)
     }
-
-
-def check_room(wanted: Wanted, output: int, partial: Path, options: MergeOptions) -> None:
-    """Refuse a merge whose downloads the disk has no room for, before the first of them.
-
-    Args:
-        wanted: the recipe's models on the Hub.
-        output: bytes of the merged model that are still to be written.
-        partial: where it is written.
-        options: mergekit's flags.
-
-    Raises:
-        FullDiskError: says how much is wanted, and how much there is.
-    """
-    cache = Path(options.transformers_cache or constants.HF_HUB_CACHE)
-    needed = {
-        repo: size
-        for (repo, _), found in wanted.items()
-        if (size := missing_bytes(found, options.transformers_cache))
-    }
-    if not needed:
-        return
-    place = existing(cache)
-    same = place.stat().st_dev == existing(partial).stat().st_dev
-    total = sum(needed.values()) + (output if same else 0)
-    free = shutil.disk_usage(place).free
-    if total > free:
-        merged = f", and the merged model {output:,} on the same disk," if same else ""
-        raise FullDiskError(
-            f"{cache}: to download {', '.join(needed)} takes {sum(needed.values()):,} "
-            f"bytes{merged} and the disk has {free:,} free. Free some space, or set HF_HOME to a "
-            f"folder on another disk."
-        )
-
-
-def existing(path: Path) -> Path:
-    """Return the folder that is there and that the path is, or will be, in."""
-    path = path.expanduser().absolute()
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 @contextmanager

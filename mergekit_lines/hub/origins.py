@@ -16,7 +16,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 
-from mergekit_lines.planner import models_in_order
+from mergekit_lines.recipe.models import models_in_order
 
 # ``models--org--name/snapshots/COMMIT`` is where huggingface_hub keeps a model.
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -15,27 +15,27 @@ from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 from transformers import AutoTokenizer, GenerationConfig
 
-from mergekit_lines.api import merge_options, parsed, read_recipe
 from mergekit_lines.checkpoint.opened import OpenedModels
+from mergekit_lines.checkpoint.room import check_room
 from mergekit_lines.errors import LinesError, reason
-from mergekit_lines.hub.downloads import check_room, files_from_hub, wanted_of
+from mergekit_lines.host.names import METHODS
+from mergekit_lines.host.process import one_thread
+from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
+from mergekit_lines.hub.downloads import files_from_hub, wanted_of
 from mergekit_lines.inputs import check_models
 from mergekit_lines.live.architecture import maker, parameter_names
 from mergekit_lines.live.placement import Device, Layout, empty_model, in_dtypes, lay_out
 from mergekit_lines.memory import working_bytes
 from mergekit_lines.opening import open_models
-from mergekit_lines.planner import MergeRun, base_listed
-from mergekit_lines.plugin import METHODS, register
+from mergekit_lines.plan.run import MergeRun
+from mergekit_lines.plugin import register
 from mergekit_lines.preflight import check_recipe
 from mergekit_lines.prepare import prepare
-from mergekit_lines.run import (
-    ONE_AT_A_TIME,
-    effective_options,
-    fresh_caches,
-)
+from mergekit_lines.recipe.models import base_listed
+from mergekit_lines.recipe.options import effective_options
+from mergekit_lines.recipe.reading import merge_options, parsed, read_recipe
 from mergekit_lines.sizes import Sizes
 from mergekit_lines.vocabularies import check_tokenizers, vocabulary
-from mergekit_lines.workers import one_thread
 
 
 @dataclass(frozen=True)

@@ -26,19 +26,14 @@ from mergekit.merge_methods.passthrough import passthrough_merge_method
 
 from mergekit_lines.checkpoint.sources import HeldTensor
 from mergekit_lines.errors import LinesError
-from mergekit_lines.kernels.merge import Merge, Sparsity
+from mergekit_lines.host.process import one_thread
+from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.scale import norm_terms, scale_task_vector, work_dtype
-from mergekit_lines.merging import (
-    HeldResult,
-    Job,
-    TensorPieces,
-    merge_tensor,
-    refuse_input,
-    refuse_result,
-    tensor_norms,
-)
+from mergekit_lines.kernels.sparsity import Sparsity
+from mergekit_lines.merging import HeldResult, Job, TensorPieces, merge_tensor, tensor_norms
+from mergekit_lines.methods.finite import refuse_input, refuse_result
 from mergekit_lines.methods.words import strict
-from mergekit_lines.workers import Workers, one_thread
+from mergekit_lines.workers import Workers
 
 REFERENCE = "https://arxiv.org/abs/2410.17146"
 

@@ -205,6 +205,8 @@ LINES_WORDS = (
     _word("seed", lambda v: _whole("seed", v, 0), None, "seed of wraps that draw at random"),
 )
 
+WRAP = next(word for word in LINES_WORDS if word.name == "wrap")
+
 POSTPROCESS_WORDS = (
     _word("alpha", _alpha_postprocess, None, "coefficient of the first block"),
     _word("gamma", lambda v: number("gamma", v), None, "alpha = gamma, beta = 1 - gamma"),

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from mergekit_lines import __version__
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Evaluator, check_apart, measure_all
+from mergekit_lines.lines.summary import Summary
 from mergekit_lines.live.model import LiveModel
-from mergekit_lines.planner import Summary
 from mergekit_lines.report import versions
 from mergekit_lines.search.store import Record, Store, search_folder
 from mergekit_lines.signals import ending_on_sigterm

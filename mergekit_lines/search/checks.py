@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mergekit_lines.api import merge_options, parsed, read_recipe
 from mergekit_lines.errors import LinesError
+from mergekit_lines.host.names import METHODS
 from mergekit_lines.live.settings import tuned_entries
-from mergekit_lines.planner import models_in_order
-from mergekit_lines.plugin import METHODS, register
+from mergekit_lines.plugin import register
 from mergekit_lines.preflight import check_recipe
+from mergekit_lines.recipe.models import models_in_order
+from mergekit_lines.recipe.reading import merge_options, parsed, read_recipe
 
 
 def open_recipe(recipe: Any) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_lines import figures
+from mergekit_lines.console import new_table, open_console, print_line, print_table
 from mergekit_lines.evaluate import Metric
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
 from mergekit_lines.search.greedy import Greedy
 from mergekit_lines.search.soup import Soup
 from mergekit_lines.search.store import Record, write_whole
 from mergekit_lines.search.sweep import Sweep
-from mergekit_lines.tables import new_table, open_console, print_line, print_table
 
 WAYS = (LINES, UNIFORM, UNSCALED)
 

@@ -8,8 +8,9 @@ from typing import TypeVar
 
 import torch
 
-from mergekit_lines.kernels.merge import Merge, Sparsity
+from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.scale import work_dtype
+from mergekit_lines.kernels.sparsity import Sparsity
 
 T = TypeVar("T")
 

@@ -9,9 +9,10 @@ from mergekit.merge_methods.base import PerInputValues, TensorGroup
 from mergekit.sparsify import RescaleNorm, SparsificationMethod, rescaled_masked_tensor, sparsify
 
 from mergekit_lines.kernels.draws import Draws, bound
-from mergekit_lines.kernels.merge import Merge, Sparsity
+from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.rows import row_bounds
 from mergekit_lines.kernels.scale import add_scaled
+from mergekit_lines.kernels.sparsity import Sparsity
 
 from .in_memory import InMemory, by_sorting, combine, kept, keys, run
 

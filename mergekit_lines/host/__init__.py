@@ -1,0 +1,1 @@
+"""mergekit as a host, and the process that merges."""

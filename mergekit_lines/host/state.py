@@ -1,0 +1,95 @@
+"""mergekit's global state, held for one merge and put back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mergekit import merge as mergekit_merge
+from mergekit.architecture import auto
+from mergekit.architecture.auto import infer_architecture_info
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.io.tasks import LoaderCache
+from mergekit.options import MergeOptions
+
+# mergekit's caches and torch's generators are global to the process.
+ONE_AT_A_TIME = threading.RLock()
+
+
+@contextmanager
+def fresh_caches() -> Iterator[None]:
+    """Empty mergekit's caches before and after.
+
+    mergekit keeps indexes and inferred layouts by path for the whole process, also when the
+    files have changed since.
+    """
+    LoaderCache().loaders.clear()
+    infer_architecture_info.cache_clear()
+    try:
+        yield
+    finally:
+        LoaderCache().flush_all()
+        LoaderCache().loaders.clear()
+
+
+@contextmanager
+def logged_failures() -> Iterator[None]:
+    """Raise what mergekit only logs: that a tokenizer was not copied, for a full disk perhaps."""
+    failures: list[BaseException] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None or record.levelno < logging.ERROR:
+            return True
+        failures.append(error)
+        return False
+
+    logger = logging.getLogger("mergekit.merge")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+    if failures:
+        raise failures[0]
+
+
+@contextmanager
+def donor_as_it_is(donor: ModelReference) -> Iterator[None]:
+    """Let mergekit copy tokenizers and the like from the donor's folder as it is.
+
+    Of a base with an adapter it would make a merged copy for that, or fail without a cache.
+    """
+    original = mergekit_merge._get_donor_model
+
+    plain_donor = ModelReference(model=donor.model)
+
+    def get_donor(merge_config: MergeConfiguration, options: MergeOptions) -> Any:
+        config = merge_config.model_copy(update={"base_model": plain_donor})
+        return original(config, options=options)
+
+    mergekit_merge._get_donor_model = get_donor
+    try:
+        yield
+    finally:
+        mergekit_merge._get_donor_model = original
+
+
+@contextmanager
+def names_from_indexes() -> Iterator[None]:
+    """Let mergekit infer a layout from the loaders in its cache: its own would download models."""
+    original = auto.get_model_tensor_names
+
+    # The parameters' names are checked too, by a merge that begins in another thread.
+    def names(model: ModelReference, options: object) -> list[str]:  # noqa: ARG001
+        return list(LoaderCache().get(model).index.tensor_paths)
+
+    auto.get_model_tensor_names = names
+    try:
+        yield
+    finally:
+        auto.get_model_tensor_names = original

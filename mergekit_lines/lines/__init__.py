@@ -1,0 +1,1 @@
+"""LiNeS itself, in pure Python."""

@@ -1,0 +1,1 @@
+"""The recipe: reading and checking it."""

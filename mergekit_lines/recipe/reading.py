@@ -1,0 +1,177 @@
+"""Reading a recipe: a file, a text or a mapping."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from mergekit.config import MergeConfiguration
+from pydantic import ValidationError
+
+from mergekit_lines.errors import LinesError, nearest, reason
+from mergekit_lines.schedule import plain
+
+
+@dataclass(frozen=True)
+class Document:
+    """One recipe of a file, and which of the file's own outputs it merges."""
+
+    name: str | None
+    config: MergeConfiguration
+    source: str
+    needs: tuple[str, ...] = ()
+
+
+def read_documents(path: Path) -> list[Document]:
+    """Read a recipe file as mergekit's commands do.
+
+    Raises:
+        LinesError: it is no YAML, or a document is no recipe.
+    """
+    # Here: the command binds run_merge by name, and may not do so before it is ours.
+    from mergekit.scripts.multimerge import load_config
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        found: list[Any] = [entry for entry in yaml.safe_load_all(text) if entry is not None]
+        _check_mappings(path, found)
+        if len(found) == 1:
+            document = {key: value for key, value in found[0].items() if key != "name"}
+            return [Document(None, MergeConfiguration.model_validate(document), text)]
+        configs, needs = load_config(text, "INTERMEDIATE_DIR")
+        return [
+            Document(
+                name,
+                # As mergekit-multi does: with paths in the place of its documents' names.
+                MergeConfiguration.model_validate(yaml.safe_load(configs[name].to_yaml())),
+                yaml.safe_dump(entry, sort_keys=False),
+                tuple(sorted(needs[name])),
+            )
+            for entry in found
+            for name in [entry.get("name")]
+        ]
+    except LinesError:
+        raise
+    except ValidationError as error:
+        raise LinesError([f"{path}: {problem}" for problem in schema_problems(error)]) from error
+    except Exception as error:
+        raise LinesError(
+            f"{path}: mergekit cannot read this recipe ({reason(error)}). Mend the file."
+        ) from error
+
+
+def _check_mappings(path: Path, found: list[Any]) -> None:
+    for entry in found:
+        if not isinstance(entry, dict):
+            raise LinesError(
+                f"{path}: found {str(entry)[:40]!r}, wanted a recipe: merge_method, base_model, "
+                f"models, parameters."
+            )
+
+
+def schema_problems(error: ValidationError) -> Iterator[str]:
+    """Yield what mergekit's schema says of a recipe or an option, by place."""
+    for problem in error.errors():
+        place = ".".join(map(str, problem["loc"]))
+        yield f"{place}: {problem['msg']}." if place else f"{problem['msg']}."
+
+
+def parsed(document: Any) -> tuple[str, Any]:
+    """Return a recipe's text and mergekit's configuration, from what its YAML holds.
+
+    Raises:
+        LinesError: it is not what mergekit takes for a recipe.
+    """
+    try:
+        config = MergeConfiguration.model_validate(document)
+    except ValidationError as error:
+        raise LinesError([f"recipe: {problem}" for problem in schema_problems(error)]) from None
+    except (RuntimeError, TypeError) as error:  # mergekit's own check of models, slices, modules
+        raise LinesError(f"recipe: {reason(error)}.") from None
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True), config
+
+
+def read_recipe(recipe: Any) -> tuple[str, Any]:
+    """Return a recipe's text and what it holds.
+
+    Args:
+        recipe: path of a YAML file, or a mapping.
+
+    Raises:
+        LinesError: it cannot be read, or is not YAML.
+    """
+    if isinstance(recipe, Mapping):
+        document = _plain("recipe", recipe)
+        return yaml.safe_dump(document, sort_keys=False, allow_unicode=True), document
+    if not isinstance(recipe, (str, os.PathLike)):
+        raise LinesError(
+            f"recipe: found {type(recipe).__name__}, wanted the path of a YAML file or a mapping."
+        )
+    path = Path(recipe)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        shown = str(path).splitlines()[0][:80] if str(path) else "''"
+        raise LinesError(
+            f"recipe {shown}: cannot be read ({error.strerror or reason(error)}), wanted the path "
+            f"of a YAML file. For a recipe in Python pass a mapping, e.g. yaml.safe_load(text)."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise LinesError(f"recipe {path}: not UTF-8 text ({error}). Save it again.") from None
+    try:
+        return text, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise LinesError(f"recipe {path}: not YAML ({reason(error)}).") from None
+
+
+def _plain(place: str, value: Any) -> Any:
+    """Return mappings, sequences, paths and numbers as YAML has them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(f"{place}.{key}", item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(f"{place}[{number}]", item) for number, item in enumerate(value)]
+    value = plain(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise LinesError(
+        f"{place}: found {value!r:.80} ({type(value).__name__}), wanted what a YAML file can "
+        f"hold: text, a number, true or false, a list or a mapping."
+    )
+
+
+def merge_options(options: Mapping[str, Any]) -> Any:
+    """Return mergekit's ``MergeOptions``, with what its command does before a merge.
+
+    Raises:
+        LinesError: an option is unknown, or has a value that it cannot have.
+    """
+    from mergekit.options import MergeOptions
+
+    known = MergeOptions.model_fields
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise LinesError(
+            [
+                f"option {name}: mergekit has no such option.{nearest(name, known)}"
+                for name in unknown
+            ]
+        )
+    try:
+        flags = MergeOptions(**options)
+    except ValidationError as error:
+        raise LinesError([f"option {problem}" for problem in schema_problems(error)]) from None
+    if flags.num_threads is not None and flags.num_threads < 1:
+        raise LinesError(f"option num_threads: found {flags.num_threads}, wanted 1 or more.")
+    # What the command's global options do, but for the threads between operations: torch lets
+    # them be set only once.
+    if flags.num_threads is not None:
+        torch.set_num_threads(flags.num_threads)
+    if flags.verbosity:
+        logging.basicConfig(level=logging.DEBUG if flags.verbosity > 1 else logging.INFO)
+    return flags
