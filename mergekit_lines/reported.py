@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.report import FORMAT
 
 FILE = "lines_report.json"
-FORMAT = 1
 _KEYS = {
     "merge_method": str,
     "wrap": list,
