@@ -76,7 +76,7 @@ def read(request: dict[str, Any]) -> dict[str, Any]:
     """Copy every tensor of a checkpoint, piece by piece, into one fp32 buffer."""
     import torch
 
-    from mergekit_lines.merging import PIECE
+    from mergekit_lines.engine.pieces import PIECE
 
     torch.set_num_threads(1)
     runs = READERS[request["reader"]]

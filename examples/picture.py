@@ -13,7 +13,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from mergekit_lines.schedule import Schedule
+from mergekit_lines.lines.schedule import Schedule
 
 BLOCKS = 12
 # Label, colour, schedule. alpha and beta from sections 5.2 and 5.4 and Table 8 of the paper.

@@ -34,9 +34,9 @@ from tqdm import tqdm
 import mergekit_lines
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Settings
-from mergekit_lines.pareto import Difference
-from mergekit_lines.report import versions
+from mergekit_lines.report.file import versions
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
+from mergekit_lines.search.pareto import Difference
 from mergekit_lines.search.soup import Soup, write
 from mergekit_lines.search.telling import draw_soup, show_soup
 

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mergekit_lines.api import merge
-    from mergekit_lines.depth import BlockDepth, block_depths
     from mergekit_lines.errors import LinesError
+    from mergekit_lines.lines.depth import BlockDepth, block_depths
+    from mergekit_lines.lines.schedule import Schedule
     from mergekit_lines.live.model import LiveModel
     from mergekit_lines.merges.edits import edit_state_dict, scale_task_vector
     from mergekit_lines.plugin import register
-    from mergekit_lines.schedule import Schedule
     from mergekit_lines.search.greedy import greedy
     from mergekit_lines.search.soup import soup
     from mergekit_lines.search.sweep import sweep
 
-__version__ = "0.1.0"
+from mergekit_lines._version import __version__
+
 __all__ = [
     "BlockDepth",
     "LinesError",
@@ -40,11 +41,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BlockDepth": "depth",
+    "BlockDepth": "lines.depth",
     "LinesError": "errors",
     "LiveModel": "live.model",
-    "Schedule": "schedule",
-    "block_depths": "depth",
+    "Schedule": "lines.schedule",
+    "block_depths": "lines.depth",
     "edit_state_dict": "merges.edits",
     "greedy": "search.greedy",
     "merge": "api",

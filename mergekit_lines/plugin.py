@@ -7,8 +7,8 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mergekit_lines import seams
 from mergekit_lines.errors import LinesError
+from mergekit_lines.host import seams
 from mergekit_lines.host.names import METHODS, REMEDY
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def extend(name: str) -> None:
 
 def _extend_registry(registry: Any) -> None:
     # Runs in the middle of `import mergekit.merge_methods`: only its `base` can be imported.
-    from mergekit_lines.methods.recipe import RECIPE_METHODS
+    from mergekit_lines.merges.recipe_methods import RECIPE_METHODS
 
     present = {method.spec.name for method in registry.registered_methods()}
     for method in RECIPE_METHODS:
@@ -54,14 +54,14 @@ def _extend_registry(registry: Any) -> None:
 
 def _extend_plan(plan: Any) -> None:
     seams.check("mergekit.plan")
-    planner = importlib.import_module("mergekit_lines.planner")
+    planner = importlib.import_module("mergekit_lines.plan.planner")
     # Half imported where it is itself what imported mergekit.plan: it then does this at its end.
     plan.MergePlanner = getattr(planner, "LinesPlanner", plan.MergePlanner)
 
 
 def _extend_merge(merge: Any) -> None:
     seams.check("mergekit.merge")
-    from mergekit_lines.planner import LinesPlanner
+    from mergekit_lines.plan.planner import LinesPlanner
 
     merge.MergePlanner = LinesPlanner
     if getattr(merge.run_merge, "extended_by", None) != __name__:
@@ -87,7 +87,7 @@ def _wrap(run_merge: Any) -> Any:
             run_merge(merge_config, out_path, options, config_source)
             return
         require_extended()
-        from mergekit_lines.run import run_lines_merge
+        from mergekit_lines.merges.folder import run_lines_merge
 
         run_lines_merge(run_merge, merge_config, out_path, options, config_source)
 
@@ -102,7 +102,7 @@ def require_extended() -> None:
         LinesError: a part of mergekit could not be extended.
     """
     seams.check()  # first: where a seam is gone, the planner may not even be importable
-    from mergekit_lines.planner import LinesPlanner
+    from mergekit_lines.plan.planner import LinesPlanner
 
     for name in ("mergekit.plan", "mergekit.merge"):
         if getattr(sys.modules.get(name), "MergePlanner", None) is not LinesPlanner:

@@ -11,10 +11,10 @@ import yaml
 from huggingface_hub import ModelCard, constants
 from mergekit.config import MergeConfiguration
 
-from mergekit_lines.card import card, is_edited
 from mergekit_lines.errors import LinesError
-from mergekit_lines.hub.metadata import Facts, Licence, checked, inherited
-from mergekit_lines.hub.origins import Origins, is_local
+from mergekit_lines.report.card import card, is_edited
+from mergekit_lines.report.metadata import Facts, Licence, checked, inherited
+from mergekit_lines.report.origins import Origins, is_local
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPORT: dict[str, Any] = {

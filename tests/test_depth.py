@@ -11,8 +11,8 @@ import torch
 import transformers as hf
 from packaging.version import Version
 
-from mergekit_lines.depth import BlockDepth, block_depths, containers, natural_key
 from mergekit_lines.errors import LinesError
+from mergekit_lines.lines.depth import BlockDepth, block_depths, containers, natural_key
 
 Place = tuple[str, int] | None
 

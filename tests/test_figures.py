@@ -16,8 +16,8 @@ import pytest
 from matplotlib.text import Text
 
 from mergekit_lines import figures
-from mergekit_lines.drawing import new_figure, numbers, wrapped
 from mergekit_lines.errors import LinesError
+from mergekit_lines.figures.drawing import new_figure, numbers, wrapped
 from mergekit_lines.figures.fronts import build_front
 from mergekit_lines.figures.heat import build_heat
 from mergekit_lines.figures.sweeps import build_sweep

@@ -12,14 +12,14 @@ from huggingface_hub import constants
 from mergekit.common import ModelReference
 from mergekit.options import MergeOptions
 
-from mergekit_lines.checkpoint.remote import HubHeaders, RemoteHeaders, remote_headers
+from mergekit_lines.checkpoint.remote import downloads
+from mergekit_lines.checkpoint.remote.downloads import wanted_of
+from mergekit_lines.checkpoint.remote.headers import HubHeaders, RemoteHeaders, remote_headers
 from mergekit_lines.checkpoint.room import check_room
 from mergekit_lines.errors import LinesError
-from mergekit_lines.hub import downloads
-from mergekit_lines.hub.downloads import wanted_of
 from mergekit_lines.hub.parcel import Wanted
 from mergekit_lines.hub.push import reach
-from mergekit_lines.inputs import check_models
+from mergekit_lines.plan.inputs import check_models
 from tests.hub import Hub, point_at
 from tests.test_card import parsed, recipe
 

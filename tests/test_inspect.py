@@ -21,9 +21,10 @@ from click.testing import CliRunner, Result
 from mergekit.architecture.conversion import can_convert_checkpoint_keys
 
 import mergekit_lines
-from mergekit_lines import fit, plot, tables
 from mergekit_lines.cli import main
-from mergekit_lines.findings import Block, Coefficient, Container, Inspection, Outside
+from mergekit_lines.inspection import plot, tables
+from mergekit_lines.inspection.findings import Block, Coefficient, Container, Inspection, Outside
+from mergekit_lines.plan import fit
 from tests import models as make
 from tests import shaped
 from tests.cases import Models, recipe, with_adapter
@@ -709,7 +710,7 @@ def test_hub_refusals(
     """A model that the Hub does not give is told with the cause and what to do."""
     from huggingface_hub import constants
 
-    from mergekit_lines.checkpoint.remote import remote_headers
+    from mergekit_lines.checkpoint.remote.headers import remote_headers
 
     for name in ("closed", "tuned", "outside", "empty", "cut"):
         (tmp_path / name).mkdir()

@@ -8,7 +8,7 @@ import pytest
 
 from mergekit_lines import LinesError
 from mergekit_lines.evaluate import Metric
-from mergekit_lines.objective import parse_objective
+from mergekit_lines.search.objective import parse_objective
 
 
 def metrics(lower: tuple[str, ...] = (), **values: float) -> dict[str, Metric]:

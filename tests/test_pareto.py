@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from mergekit_lines.pareto import bootstrap, hypervolume, pareto_set
+from mergekit_lines.search.pareto import bootstrap, hypervolume, pareto_set
 
 
 def dominated(points: np.ndarray, index: int) -> bool:

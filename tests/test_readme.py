@@ -17,8 +17,8 @@ from click.testing import CliRunner
 import mergekit_lines
 from mergekit_lines.cli import COMMANDS, main
 from mergekit_lines.errors import LinesError
+from mergekit_lines.lines.schedule import EXPONENTS
 from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS
-from mergekit_lines.schedule import EXPONENTS
 from tests import models, shaped
 from tests.e2e import runner
 from tests.e2e.runner import in_process

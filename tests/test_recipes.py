@@ -34,11 +34,11 @@ from mergekit.merge_methods import registered_methods
 from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.writer import ShardWriter
-from mergekit_lines.engine import Engine
+from mergekit_lines.engine.engine import Engine
 from mergekit_lines.lines.summary import Summary
-from mergekit_lines.opening import open_models
+from mergekit_lines.plan.opening import open_models
+from mergekit_lines.plan.planner import LinesPlanner
 from mergekit_lines.plan.run import ACTIVE, MergeRun
-from mergekit_lines.planner import LinesPlanner
 from mergekit_lines.recipe.models import base_listed
 from tests import models
 from tests.e2e import runner

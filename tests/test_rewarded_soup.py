@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from mergekit_lines.pareto import Difference
+from mergekit_lines.search.pareto import Difference
 from tests import models
 from tests.e2e import runner
 

@@ -22,9 +22,9 @@ from click.testing import CliRunner
 from pydantic import BaseModel
 
 import mergekit_lines
-from mergekit_lines import seams
 from mergekit_lines.errors import LinesError
-from mergekit_lines.seams import SEAMS, Seam
+from mergekit_lines.host import seams
+from mergekit_lines.host.seams import SEAMS, Seam
 from tests.e2e import runner
 
 PACKAGE = Path(mergekit_lines.__file__).parent
@@ -46,7 +46,7 @@ def named(seam: Seam) -> str:
 
 DIFFERENCES = """
 import json
-from mergekit_lines import seams
+from mergekit_lines.host import seams
 print(json.dumps({f"{s.module}.{s.name}": seams._difference(s) for s in seams.SEAMS}))
 """
 
@@ -266,7 +266,7 @@ def test_every_method_has_a_spec() -> None:
 
 def test_the_planner_keeps_what_ours_builds_on() -> None:
     """Every attribute that LinesPlanner takes from mergekit's planner is made by that planner."""
-    from mergekit_lines.planner import LinesPlanner
+    from mergekit_lines.plan.planner import LinesPlanner
 
     (stock,) = LinesPlanner.__bases__
     (ours,) = ast.parse(inspect.getsource(LinesPlanner)).body
@@ -329,7 +329,7 @@ def test_run_merge_takes_the_planner_from_its_module_when_it_runs() -> None:
 
 def test_the_planner_asks_for_all_tensors_before_it_plans_the_disk() -> None:
     """``plan_to_disk`` and ``plan_in_memory`` call ``_plan`` and read ``_tensors``."""
-    from mergekit_lines.planner import LinesPlanner
+    from mergekit_lines.plan.planner import LinesPlanner
 
     (planner,) = LinesPlanner.__bases__
     for name in ("plan_to_disk", "plan_in_memory"):

@@ -14,7 +14,7 @@ from mergekit.common import ModelReference
 from mergekit.io import LazyTensorLoader
 from mergekit.io.tasks import LoadTensor
 
-from mergekit_lines.checkpoint.adapters import Adapter
+from mergekit_lines.checkpoint.adapters.adapter import Adapter
 from mergekit_lines.checkpoint.headers import TensorHeader, read_headers
 from mergekit_lines.checkpoint.sources import (
     HeldTensor,

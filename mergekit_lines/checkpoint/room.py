@@ -9,10 +9,10 @@ from pathlib import Path
 from huggingface_hub import constants
 from mergekit.options import MergeOptions
 
-from mergekit_lines.checkpoint.remote import missing_bytes
+from mergekit_lines.checkpoint.remote.downloads import Wanted
+from mergekit_lines.checkpoint.remote.headers import missing_bytes
 from mergekit_lines.checkpoint.writer import ShardLayout, whole_name
 from mergekit_lines.errors import FullDiskError
-from mergekit_lines.hub.downloads import Wanted
 
 
 def check_space(out: Path, partial: Path, shards: Sequence[ShardLayout]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from mergekit_lines import __version__
+from mergekit_lines._version import __version__
 from mergekit_lines.errors import LinesError, nearest
 
 # Name, which is also the module's and the function's, and the first line of its help.

@@ -17,10 +17,10 @@ from typing import Any
 import click
 from packaging.version import Version
 
-from mergekit_lines import __version__
 from mergekit_lines._autoload import OFF
+from mergekit_lines._version import __version__
 from mergekit_lines.cli.probe import probe
-from mergekit_lines.seams import MERGEKIT
+from mergekit_lines.host.seams import MERGEKIT
 
 PACKAGES = (
     *("mergekit", "torch", "transformers", "accelerate", "safetensors"),

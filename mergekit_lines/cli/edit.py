@@ -144,7 +144,7 @@ def _edit_folder(out: str, recipe: str, given: dict[str, Any]) -> None:
 
 
 def _edit_file(files: tuple[Path, Path], out: Path, recipe: str, given: dict[str, Any]) -> None:
-    from mergekit_lines.single_file import edit_file
+    from mergekit_lines.merges.single_file import edit_file
 
     if given["out_shard_size"] is not None:
         raise LinesError(

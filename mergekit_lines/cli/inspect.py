@@ -81,15 +81,15 @@ def inspect(recipe: Path, out: Path | None, as_json: bool, plot: Path | None, **
     import mergekit_lines
 
     mergekit_lines.register()
-    from mergekit_lines.documents import inspect_file
-    from mergekit_lines.silence import silent
+    from mergekit_lines.host.process import silent
+    from mergekit_lines.inspection.documents import inspect_file
 
     with silent():
         told = inspect_file(recipe, _options(given), out)
     if as_json:
         click.echo(_json(told, recipe))
     else:
-        from mergekit_lines.tables import show
+        from mergekit_lines.inspection.tables import show
 
         show(told, str(recipe))
     problems = [
@@ -103,7 +103,7 @@ def inspect(recipe: Path, out: Path | None, as_json: bool, plot: Path | None, **
 
 def _report(folder: Path, as_json: bool, other: Path | None) -> None:
     """Show the report of a merged model."""
-    from mergekit_lines.reported import read_report
+    from mergekit_lines.report.file import read_report
 
     report = read_report(folder)
     if other is not None:
@@ -111,7 +111,7 @@ def _report(folder: Path, as_json: bool, other: Path | None) -> None:
     if as_json:
         click.echo(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
         return
-    from mergekit_lines.verdicts import show_report
+    from mergekit_lines.report.show import show_report
 
     show_report(report, str(folder))
 
@@ -133,8 +133,8 @@ def _options(given: dict[str, Any]) -> Any:
 
 
 def _json(told: list[Any], recipe: Path) -> str:
-    from mergekit_lines import __version__
-    from mergekit_lines.findings import FORMAT
+    from mergekit_lines._version import __version__
+    from mergekit_lines.inspection.findings import FORMAT
 
     content = {
         "format": FORMAT,
@@ -147,7 +147,7 @@ def _json(told: list[Any], recipe: Path) -> str:
 
 def _draw(told: list[Any], path: Path, refused: bool) -> tuple[str, ...]:
     """Draw the picture; where the recipe is refused anyway, a failure is one more problem."""
-    from mergekit_lines.plot import draw
+    from mergekit_lines.inspection.plot import draw
 
     try:
         draw(told, path)

@@ -70,8 +70,8 @@ def _active() -> bool:
 
 def _registered() -> dict[str, Any]:
     """Register by hand, which checks every seam, and list what can be wrapped."""
-    from mergekit_lines import seams
     from mergekit_lines.errors import LinesError
+    from mergekit_lines.host import seams
     from mergekit_lines.host.names import METHODS
     from mergekit_lines.plugin import register, require_extended
 
@@ -82,7 +82,7 @@ def _registered() -> dict[str, Any]:
         return {"seams": "; ".join(error.problems)}
     from mergekit.merge_methods import registered_methods
 
-    from mergekit_lines.methods.wrap import check_wrap
+    from mergekit_lines.methods.registry import check_wrap
 
     known = sorted(method.spec.name for method in registered_methods())
     return {

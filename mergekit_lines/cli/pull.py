@@ -30,8 +30,8 @@ def pull(repo: str, recipe: Path, pin: bool, force: bool) -> None:
     import mergekit_lines
 
     mergekit_lines.register()
+    from mergekit_lines.host.process import silent
     from mergekit_lines.hub.pull import pull_recipe
-    from mergekit_lines.silence import silent
 
     with silent():
         pulled = pull_recipe(repo, pin=pin)

@@ -67,16 +67,16 @@ def verify(out: Path, as_json: bool, **given: Any) -> None:
     import mergekit_lines
 
     mergekit_lines.register()
-    from mergekit_lines.silence import silent
-    from mergekit_lines.verify import Choice
-    from mergekit_lines.verify import verify as recompute
+    from mergekit_lines.host.process import silent
+    from mergekit_lines.verify.sample import Choice
+    from mergekit_lines.verify.verify import verify as recompute
 
     with silent():
         verdict = recompute(out, Choice(**given))
     if as_json:
         click.echo(json.dumps(verdict.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        from mergekit_lines.verdicts import show_verdict
+        from mergekit_lines.verify.show import show_verdict
 
         show_verdict(verdict, str(out))
     if not verdict.right:

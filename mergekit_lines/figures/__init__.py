@@ -12,7 +12,7 @@ from pathlib import Path
 
 from numpy.typing import ArrayLike
 
-from mergekit_lines.drawing import new_figure, save
+from mergekit_lines.figures.drawing import new_figure, save
 from mergekit_lines.figures.fronts import Fronts, build_front
 from mergekit_lines.figures.heat import build_heat
 from mergekit_lines.figures.sweeps import Lines, build_sweep

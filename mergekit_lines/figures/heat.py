@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mergekit_lines.drawing import INK, fit_height, legend_below, number_ticks, numbers, wrapped
+from mergekit_lines.figures.drawing import (
+    INK,
+    fit_height,
+    legend_below,
+    number_ticks,
+    numbers,
+    wrapped,
+)
 from mergekit_lines.figures.parts import (
     are_texts,
     place_ticks,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mergekit_lines.drawing import COLOURS, MARKERS, number, numbers, wrapped
 from mergekit_lines.errors import LinesError
+from mergekit_lines.figures.drawing import COLOURS, MARKERS, number, numbers, wrapped
 
 # One line has one look in every figure, whatever stands beside it.
 PLACES = {"LiNeS": 0, "plain": 1, "unscaled": 1, "uniform, equal mean": 2}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mergekit_lines.drawing import (
+from mergekit_lines.figures.drawing import (
     INK,
     fit_height,
     legend_below,

@@ -11,10 +11,12 @@ from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
-from mergekit_lines.card import PICTURE, Place, assembled, body, is_edited
 from mergekit_lines.errors import LinesError, reason
-from mergekit_lines.findings import Block, Coefficient, Container, Inspection, Outside
-from mergekit_lines.hub.metadata import (
+from mergekit_lines.hub.whole import RECIPE, REPORT, Merged, merged_model
+from mergekit_lines.inspection.findings import Block, Coefficient, Container, Inspection, Outside
+from mergekit_lines.report.card import PICTURE, Place, assembled, body, is_edited
+from mergekit_lines.report.file import to_json
+from mergekit_lines.report.metadata import (
     Facts,
     Licence,
     checked,
@@ -23,9 +25,7 @@ from mergekit_lines.hub.metadata import (
     front_matter,
     inherited,
 )
-from mergekit_lines.hub.origins import Origins, joined
-from mergekit_lines.hub.whole import RECIPE, REPORT, Merged, merged_model
-from mergekit_lines.report import to_json
+from mergekit_lines.report.origins import Origins, joined
 
 CARD = "README.md"
 # Settings that transformers writes, in which a path may be changed without harm.
@@ -175,7 +175,7 @@ def _card(
 
 def _picture(merged: Merged, parcel: Parcel) -> str | None:
     """Draw λ over depth, where matplotlib is there to do it."""
-    from mergekit_lines.plot import draw
+    from mergekit_lines.inspection.plot import draw
 
     report = merged.report
     if not report["containers"]:

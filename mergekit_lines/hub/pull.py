@@ -19,14 +19,14 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import registered_methods
 from mergekit.options import MergeOptions
 
-from mergekit_lines.checkpoint.remote import HubHeaders, missing_bytes, remote_headers
+from mergekit_lines.checkpoint.remote.failures import reading
+from mergekit_lines.checkpoint.remote.headers import HubHeaders, missing_bytes, remote_headers
 from mergekit_lines.errors import LinesError, nearest, reason
 from mergekit_lines.host.names import METHODS
-from mergekit_lines.hub.failures import reading
-from mergekit_lines.hub.origins import Origins, is_local
 from mergekit_lines.hub.whole import RECIPE, REPORT
-from mergekit_lines.inspection import inspect_recipe
+from mergekit_lines.inspection.inspect import inspect_recipe
 from mergekit_lines.recipe.models import models_in_order
+from mergekit_lines.report.origins import Origins, is_local
 
 MOST = 1 << 20  # bytes of a recipe at most
 _FLAG = re.compile(r"--[a-z-]+|[\w.]+", re.ASCII)  # it is shown in a command to copy

@@ -19,8 +19,8 @@ from huggingface_hub import (
 from huggingface_hub.errors import RepositoryNotFoundError
 from packaging.version import Version
 
+from mergekit_lines.checkpoint.remote.failures import PUBLIC, told
 from mergekit_lines.errors import LinesError, reason
-from mergekit_lines.hub.failures import PUBLIC, told
 from mergekit_lines.hub.parcel import CARD, Parcel, Wanted
 
 # What an earlier model in the same repository may have left, and loaders would take for ours.

@@ -16,13 +16,13 @@ from mergekit.config import MergeConfiguration
 from pydantic import ValidationError
 from transformers import AutoConfig
 
-from mergekit_lines.card import TOKENIZERS
 from mergekit_lines.checkpoint.headers import TensorHeader, read_headers, weight_files
 from mergekit_lines.checkpoint.writer import WRITING
 from mergekit_lines.errors import LinesError, reason, some
-from mergekit_lines.fingerprints import changed_files
-from mergekit_lines.reported import read_report
-from mergekit_lines.silence import silent
+from mergekit_lines.host.process import silent
+from mergekit_lines.report.card import TOKENIZERS
+from mergekit_lines.report.file import read_report
+from mergekit_lines.report.fingerprints import changed_files
 
 REPORT = "lines_report.json"
 RECIPE = "mergekit_config.yml"

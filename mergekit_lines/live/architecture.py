@@ -12,9 +12,9 @@ from mergekit.common import get_auto_cls
 from torch import nn
 from transformers.initialization import no_init_weights
 
+from mergekit_lines.checkpoint.ties import model_class
 from mergekit_lines.checkpoint.writer import Slot
 from mergekit_lines.errors import LinesError, reason, some
-from mergekit_lines.ties import model_class
 
 
 def maker(config: Any, dtype: torch.dtype, *, trust_remote_code: bool) -> Callable[[], nn.Module]:

@@ -21,25 +21,25 @@ from tqdm import tqdm
 from mergekit_lines.checkpoint.opened import OpenedModels
 from mergekit_lines.checkpoint.sources import HeldTensor, Source, whole
 from mergekit_lines.checkpoint.writer import Slot
-from mergekit_lines.engine import Engine
+from mergekit_lines.engine.engine import Engine
+from mergekit_lines.engine.pieces import PIECE, Sink
+from mergekit_lines.engine.tasks import WriteTask, engine_task
+from mergekit_lines.engine.vectors import TaskVectors, wrapped_key
 from mergekit_lines.errors import LinesError, reason
-from mergekit_lines.fingerprints import content_digest
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches, names_from_indexes
 from mergekit_lines.kernels.scale import work_dtype
 from mergekit_lines.lines.summary import Summary
 from mergekit_lines.live.opened import Accounting, Opened
 from mergekit_lines.live.placement import Device, LiveWeights
-from mergekit_lines.live.settings import with_settings, without_parameters
-from mergekit_lines.live.vectors import TaskVectors, wrapped_key
-from mergekit_lines.merging import PIECE, Sink
+from mergekit_lines.plan.planner import LinesPlanner
+from mergekit_lines.plan.prepare import refused_values
 from mergekit_lines.plan.run import ACTIVE, MergeRun
-from mergekit_lines.planner import LinesPlanner
-from mergekit_lines.preflight import check_recipe
-from mergekit_lines.prepare import refused_values
+from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.recipe.models import base_listed
 from mergekit_lines.recipe.reading import parsed
-from mergekit_lines.tasks import WriteTask, engine_task
+from mergekit_lines.recipe.settings import with_settings, without_parameters
+from mergekit_lines.report.fingerprints import content_digest
 
 BUDGET = 4 << 30
 

@@ -16,26 +16,26 @@ from mergekit.options import MergeOptions
 from transformers import AutoTokenizer, GenerationConfig
 
 from mergekit_lines.checkpoint.opened import OpenedModels
+from mergekit_lines.checkpoint.remote.downloads import files_from_hub, wanted_of
 from mergekit_lines.checkpoint.room import check_room
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.host.names import METHODS
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
-from mergekit_lines.hub.downloads import files_from_hub, wanted_of
-from mergekit_lines.inputs import check_models
 from mergekit_lines.live.architecture import maker, parameter_names
 from mergekit_lines.live.placement import Device, Layout, empty_model, in_dtypes, lay_out
-from mergekit_lines.memory import working_bytes
-from mergekit_lines.opening import open_models
+from mergekit_lines.plan.inputs import check_models
+from mergekit_lines.plan.memory import working_bytes
+from mergekit_lines.plan.opening import open_models
+from mergekit_lines.plan.prepare import prepare
 from mergekit_lines.plan.run import MergeRun
+from mergekit_lines.plan.sizes import Sizes
+from mergekit_lines.plan.tokenizer import check_tokenizers, vocabulary
 from mergekit_lines.plugin import register
-from mergekit_lines.preflight import check_recipe
-from mergekit_lines.prepare import prepare
+from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.recipe.models import base_listed
 from mergekit_lines.recipe.options import effective_options
 from mergekit_lines.recipe.reading import merge_options, parsed, read_recipe
-from mergekit_lines.sizes import Sizes
-from mergekit_lines.vocabularies import check_tokenizers, vocabulary
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ class Opened:
         )
         with ONE_AT_A_TIME, one_thread(), fresh_caches():
             self.prepared = prepare(self.recipe, self.options, self.run)
-            check_tokenizers(self.recipe, self.options, self.run)
-            self._rows = vocabulary(self.recipe, self.run)
+            check_tokenizers(self.recipe, self.options, self.run.tokenizer)
+            self._rows = vocabulary(self.recipe, self.run.tokenizer)
             self.sizes = Sizes(
                 self.prepared.planned,
                 self.prepared.headers,
@@ -152,7 +152,7 @@ class Opened:
 
     def accounting(self) -> Accounting:
         """Return what the live model will take; nothing is allocated for it."""
-        from mergekit_lines.engine import kernel_of
+        from mergekit_lines.engine.engine import kernel_of
 
         main = self.layout.main
         vectors = 0

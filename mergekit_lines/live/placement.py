@@ -19,9 +19,9 @@ from accelerate.utils import (
 from torch import nn
 
 from mergekit_lines.checkpoint.writer import Slot
+from mergekit_lines.engine.pieces import HeldResult, Sink
+from mergekit_lines.engine.vectors import OnDisk, reserve
 from mergekit_lines.errors import LinesError, reason
-from mergekit_lines.live.vectors import OnDisk, reserve
-from mergekit_lines.merging import HeldResult, Sink
 
 Device = int | str
 

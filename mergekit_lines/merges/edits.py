@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from mergekit.merge_methods.base import TensorGroup
 
-from mergekit_lines.depth import block_depths
 from mergekit_lines.errors import LinesError, nearest, some
-from mergekit_lines.in_memory import DTYPES, merge_groups, storage
 from mergekit_lines.kernels.scale import work_dtype
+from mergekit_lines.lines.depth import block_depths
+from mergekit_lines.lines.schedule import Schedule, plain
+from mergekit_lines.merges.state_dicts import DTYPES, merge_groups, storage
 from mergekit_lines.methods.words import POSTPROCESS_WORDS, number
-from mergekit_lines.schedule import Schedule, plain
 
 Tensors = Mapping[str, torch.Tensor]
 

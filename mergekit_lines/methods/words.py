@@ -15,7 +15,7 @@ from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 from pydantic import PlainValidator, ValidationError
 
 from mergekit_lines.errors import LinesError, nearest
-from mergekit_lines.schedule import EXPONENTS
+from mergekit_lines.lines.schedule import EXPONENTS
 
 # The paper's β, or the range it was tuned in, for the error that asks for one: Table 8 and
 # appendix B of arXiv 2410.17146.

@@ -7,9 +7,9 @@ from typing import Any
 
 from mergekit.architecture import WeightInfo
 
-from mergekit_lines.depth import BlockDepth
-from mergekit_lines.schedule import Schedule
-from mergekit_lines.tasks import LinesTask
+from mergekit_lines.engine.tasks import LinesTask
+from mergekit_lines.lines.depth import BlockDepth
+from mergekit_lines.lines.schedule import Schedule
 
 
 @dataclass(frozen=True)

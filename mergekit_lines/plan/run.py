@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mergekit_lines.lines.summary import Summary
-from mergekit_lines.tokenizer import OrderedTokenizer
+from mergekit_lines.plan.tokenizer import OrderedTokenizer
 
 ACTIVE: ContextVar[MergeRun | None] = ContextVar("mergekit_lines_run", default=None)
 

@@ -15,7 +15,7 @@ from mergekit.config import MergeConfiguration
 from pydantic import ValidationError
 
 from mergekit_lines.errors import LinesError, nearest, reason
-from mergekit_lines.schedule import plain
+from mergekit_lines.lines.schedule import plain
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from mergekit_lines.errors import LinesError
-from mergekit_lines.live.settings import full_key
+from mergekit_lines.recipe.settings import full_key
 
 MOST = 10_000  # points; more is a slip of the pen
 

@@ -15,14 +15,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mergekit_lines import __version__
+from mergekit_lines._version import __version__
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Evaluator, check_apart, measure_all
+from mergekit_lines.host.process import ending_on_sigterm
 from mergekit_lines.lines.summary import Summary
 from mergekit_lines.live.model import LiveModel
-from mergekit_lines.report import versions
+from mergekit_lines.report.file import versions
 from mergekit_lines.search.store import Record, Store, search_folder
-from mergekit_lines.signals import ending_on_sigterm
 
 Recipe = Mapping[str, Any]
 # The three ways in which every point is measured, as tables and figures call them.

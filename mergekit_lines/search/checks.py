@@ -7,11 +7,11 @@ from typing import Any
 
 from mergekit_lines.errors import LinesError
 from mergekit_lines.host.names import METHODS
-from mergekit_lines.live.settings import tuned_entries
 from mergekit_lines.plugin import register
-from mergekit_lines.preflight import check_recipe
+from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.reading import merge_options, parsed, read_recipe
+from mergekit_lines.recipe.settings import tuned_entries
 
 
 def open_recipe(recipe: Any) -> dict[str, Any]:

@@ -12,10 +12,10 @@ import yaml
 
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Settings, parse_evaluators
-from mergekit_lines.live.settings import tuned_entries, with_settings
-from mergekit_lines.objective import parse_objective
+from mergekit_lines.recipe.settings import tuned_entries, with_settings
 from mergekit_lines.search.bench import Bench, Recipe, unscaled
 from mergekit_lines.search.checks import check_recipes, input_names, listed, open_recipe
+from mergekit_lines.search.objective import parse_objective
 from mergekit_lines.search.store import GREEDY, Record, write_whole
 
 

@@ -15,10 +15,10 @@ import yaml
 from mergekit_lines.api import merge
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Settings, parse_evaluators
-from mergekit_lines.live.settings import tuned_entries, with_settings
-from mergekit_lines.pareto import Bootstrap, bootstrap
+from mergekit_lines.recipe.settings import tuned_entries, with_settings
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED, Bench, Recipe
 from mergekit_lines.search.checks import check_recipes, input_names, listed, open_recipe
+from mergekit_lines.search.pareto import Bootstrap, bootstrap
 from mergekit_lines.search.store import RECIPES, Record, write_whole
 
 

@@ -12,11 +12,11 @@ import yaml
 
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Evaluator, Metric, Settings, parse_evaluators
-from mergekit_lines.live.settings import with_settings
-from mergekit_lines.objective import Objective, parse_objective
+from mergekit_lines.recipe.settings import with_settings
 from mergekit_lines.search.axes import Axis, grid, parse_axis
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED, Bench, Recipe
 from mergekit_lines.search.checks import check_recipes, input_names, listed, open_recipe
+from mergekit_lines.search.objective import Objective, parse_objective
 from mergekit_lines.search.store import BEST, CARD, Record, write_whole
 
 

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from mergekit_lines.checkpoint.adapters import Adapter
+from mergekit_lines.checkpoint.adapters.adapter import Adapter
 from mergekit_lines.checkpoint.sources import HeldTensor, Source
 from mergekit_lines.errors import LinesError
 from tests import models

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mergekit_lines import merging
+from mergekit_lines.engine import pieces as merging
 from tests import models
 from tests.e2e.runner import recipe_text
 from tests.e2e.torture import Torturer, output_digest, partial_of

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mergekit_lines import merging
+from mergekit_lines.engine import pieces as merging
 from tests import models
 from tests.e2e.runner import in_process
 

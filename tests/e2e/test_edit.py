@@ -469,7 +469,7 @@ def test_a_failure_while_writing_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk, at the start or later, and a second edit to one OUT: a sentence, no file."""
-    import mergekit_lines.single_file as module
+    import mergekit_lines.merges.single_file as module
 
     model, base, *_ = pair(tmp_path / "files")
     words = [model, "--base", base, "--out", tmp_path / "out.safetensors", "--gamma", "0.5"]
@@ -512,7 +512,7 @@ def test_what_a_killed_edit_left_is_cleared(tmp_path: Path) -> None:
 
 def test_nothing_of_others_is_overwritten(tmp_path: Path) -> None:
     """A file of the partial folder's name, and an OUT that comes while we write, stay."""
-    import mergekit_lines.single_file as module
+    import mergekit_lines.merges.single_file as module
 
     model, base, *_ = pair(tmp_path / "files")
     out = tmp_path / "out.safetensors"
@@ -535,7 +535,7 @@ def test_a_lock_that_its_holder_removed_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between opening and locking, the file may have been removed and made anew by another."""
-    import mergekit_lines.single_file as module
+    import mergekit_lines.merges.single_file as module
 
     file = tmp_path / "lock"
     acquired: list[int] = []

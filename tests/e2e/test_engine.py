@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mergekit_lines import merging
 from mergekit_lines.checkpoint import opened, sources
 from mergekit_lines.checkpoint.sources import ShardTensor
+from mergekit_lines.engine import pieces as merging
 from tests import models
 from tests.e2e.runner import in_process
 
@@ -317,7 +317,7 @@ def test_memory_that_runs_out_keeps_what_is_whole(
         original(job, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("mergekit_lines.engine.merge_tensor", failing)
+        patch.setattr("mergekit_lines.engine.engine.merge_tensor", failing)
         with pytest.raises(Exception, match="the memory is full"):
             in_process(
                 recipe(llama_base, [str(llama_a)], **SOUP), tmp_path / "out", out_shard_size=40_000
@@ -348,7 +348,7 @@ def test_another_tokenizer_is_another_merge(
         (failing if len(calls) > 30 else original)(job, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("mergekit_lines.engine.merge_tensor", counting)
+        patch.setattr("mergekit_lines.engine.engine.merge_tensor", counting)
         with pytest.raises(Exception, match="the memory is full"):
             in_process(words, tmp_path / "out", out_shard_size=20_000)
     path = tuned / "tokenizer.json"

@@ -17,8 +17,8 @@ from mergekit.merge_methods import get, registered_methods
 from mergekit.merge_methods.base import BasePolicy, PerInputValues, TensorGroup
 from packaging.version import Version
 
-from mergekit_lines.methods.lines import LinesMethod
-from mergekit_lines.methods.wrap import method_for
+from mergekit_lines.methods.registry import method_for
+from mergekit_lines.methods.wrapped import LinesMethod
 from tests import models
 from tests.e2e.runner import in_process
 

@@ -34,7 +34,7 @@ def models(llama_base: Path, llama_a: Path, llama_b: Path, adapter: Path) -> Mod
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runner.ForkServer]:
     """One start of mergekit for all commands of this file."""
     log = tmp_path_factory.mktemp("server") / "log"
-    modules = ("mergekit_lines.documents", "mergekit_lines.tables")
+    modules = ("mergekit_lines.inspection.documents", "mergekit_lines.inspection.tables")
     with runner.ForkServer(log, preload=modules) as started:
         yield started
 

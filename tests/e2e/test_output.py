@@ -113,7 +113,7 @@ def test_the_report_holds_what_was_done(llama_base: Path, llama_a: Path, tmp_pat
 def test_no_blocks_is_told() -> None:
     """A model without residual blocks gets α everywhere, and the user is told."""
     from mergekit_lines.lines.summary import Summary
-    from mergekit_lines.report import describe
+    from mergekit_lines.report.file import describe
 
     summary = Summary((), 0, 0.5, {}, {"classifier.weight": 0.5})
     told = describe(summary)

@@ -21,7 +21,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mergekit_lines import LinesError, sweep
-from mergekit_lines.hub.metadata import read_results
+from mergekit_lines.report.metadata import read_results
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
 from tests import models
 from tests.e2e import runner

@@ -316,7 +316,7 @@ def test_a_changed_adapter_is_found(llama_base: Path, adapter: Path, tmp_path: P
         # One more entry stays, the sign of a sum of zero, a scale that is a little off.
         ("mergekit_lines.kernels.sparsity", "Sparsity.ranks", "more"),
         ("mergekit_lines.kernels.consensus", "_vote", "minus"),
-        ("mergekit_lines.merging", "add_scaled", "scale"),
+        ("mergekit_lines.engine.pieces", "add_scaled", "scale"),
     ],
 )
 def test_a_wrong_kernel_is_found(
@@ -356,10 +356,10 @@ def test_a_wrong_kernel_is_found(
 
 def compared(stored: list[float], base: list[float], *tuned: list[float], density: float) -> Any:
     """Compare what ties of these fp32 models stored at λ = 1."""
-    from mergekit_lines.comparison import Merged, compare
-    from mergekit_lines.exact import Exact
-    from mergekit_lines.restatement import Parameters
-    from mergekit_lines.workers import Workers
+    from mergekit_lines.engine.workers import Workers
+    from mergekit_lines.verify.comparison import Merged, compare
+    from mergekit_lines.verify.exact import Exact
+    from mergekit_lines.verify.restatement import Parameters
 
     count = len(tuned)
     parameters = Parameters(
@@ -503,7 +503,7 @@ def test_models_of_the_hub_have_commit_and_content(tmp_path: Path) -> None:
     from mergekit.io import LazyTensorLoader, ShardedTensorIndex
     from mergekit.io.tasks import LoaderCache
 
-    from mergekit_lines.fingerprints import changed_files, describe_inputs
+    from mergekit_lines.report.fingerprints import changed_files, describe_inputs
 
     commit, data = "0123456789" * 4, b"\x02\0\0\0\0\0\0\0{}"
     digest = hashlib.sha256(data).hexdigest()

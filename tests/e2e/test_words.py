@@ -16,10 +16,10 @@ from mergekit.architecture import WeightInfo
 from mergekit.common import ImmutableMap, ModelReference
 from mergekit.merge_methods.task_adapter import TensorDictWrapper
 
+from mergekit_lines.engine.tasks import LinesTask
 from mergekit_lines.errors import LinesError
+from mergekit_lines.methods.registry import method_for
 from mergekit_lines.methods.words import LINES_WORDS
-from mergekit_lines.methods.wrap import method_for
-from mergekit_lines.tasks import LinesTask
 from tests import models
 from tests.e2e.runner import in_process
 

@@ -157,15 +157,15 @@ def slow(seconds: float) -> None:
 
 def pieces(entries: int) -> None:
     """Merge in pieces of this many entries."""
-    from mergekit_lines import merging
+    from mergekit_lines.engine import pieces as merging
 
     merging.PIECE = entries
 
 
 def shuffle(seed: int) -> None:
     """Merge the tensors in another order."""
-    from mergekit_lines.planner import LinesPlanner
-    from mergekit_lines.tasks import WriteTask
+    from mergekit_lines.engine.tasks import WriteTask
+    from mergekit_lines.plan.planner import LinesPlanner
 
     plan_to_disk = LinesPlanner.plan_to_disk
 
@@ -204,7 +204,7 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever prints must not get between the answers
     mains = runner.import_mains()
-    importlib.import_module("mergekit_lines.run")
+    importlib.import_module("mergekit_lines.merges.folder")
     importlib.import_module("transformers.models.llama")
     gc.collect()
     gc.freeze()  # else the children's collector copies every page

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mergekit_lines.memory import STATUS
+from mergekit_lines.plan.memory import STATUS
 from tests import models
 from tests.e2e.runner import run
 
@@ -21,7 +21,7 @@ MARGIN = 48 << 20
 SCRIPT = """
 import json, sys, threading, time
 import mergekit_lines
-from mergekit_lines.memory import process_bytes
+from mergekit_lines.plan.memory import process_bytes
 
 def recipe(folder):
     return {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mergekit_lines import LinesError
-from mergekit_lines.live.settings import with_settings, without_parameters
+from mergekit_lines.recipe.settings import with_settings, without_parameters
 
 RECIPE: dict[str, Any] = {
     "merge_method": "lines",

@@ -1,0 +1,196 @@
+"""What a checkpoint on the Hub holds, by its index and the heads of its shards.
+
+Of each shard huggingface_hub asks for its first 100 KB, which the header nearly always fits in.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.constants import (
+    PYTORCH_WEIGHTS_NAME,
+    SAFETENSORS_INDEX_FILE,
+    SAFETENSORS_SINGLE_FILE,
+)
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from mergekit_lines.checkpoint.headers import Headers, TensorHeader, read_headers
+from mergekit_lines.checkpoint.remote.failures import plain, reading, status_of, unreached
+from mergekit_lines.errors import some
+
+SHARDS_AT_ONCE = 8
+# Beside the weights, what mergekit, transformers and the output's tokenizer want of a model.
+_TEXTS = re.compile(
+    r"[^/]+\.json|tokenizer\.model|spiece\.model|vocab\.txt|merges\.txt|chat_template\.jinja"
+)
+
+
+@dataclass
+class HubHeaders(Headers):
+    """Headers of a model on the Hub, from its snapshot in the local cache.
+
+    Attributes:
+        repo: its name.
+        commit: what was looked at; None where the Hub was not asked.
+        files: those that a merge needs, with their bytes.
+        folder: the snapshot, where its weights are whole.
+    """
+
+    repo: str = ""
+    commit: str | None = None
+    files: Mapping[str, int] = field(default_factory=dict)
+    folder: Path | None = None
+
+
+@dataclass
+class RemoteHeaders(HubHeaders):
+    """Headers that were read on the Hub: a merge downloads these files first."""
+
+
+def remote_headers(
+    repo_id: str, revision: str | None = None, cache_dir: str | None = None
+) -> Headers:
+    """Return the headers of a model on the Hub without downloading its weights.
+
+    A whole snapshot in the local cache is read instead of asking the Hub: that of the commit
+    which the Hub names, or, without a network, that of the revision as it was last seen.
+
+    Args:
+        repo_id: the model's name on the Hub.
+        revision: branch, tag or commit; None for the default branch.
+        cache_dir: where snapshots lie, if not in huggingface_hub's own cache.
+    """
+    where = f"model {repo_id}{'@' + revision if revision else ''}"
+    if constants.HF_HUB_OFFLINE:
+        offline = OfflineModeIsEnabled("HF_HUB_OFFLINE")
+        return _cached(repo_id, revision, cache_dir) or Headers(problems=[reading(where, offline)])
+    api = HfApi()
+    try:
+        info = api.model_info(repo_id, revision=revision, files_metadata=True)
+        sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or []}
+        found = _cached(repo_id, info.sha, cache_dir)
+        if found is None:
+            headers = _from_hub(api, repo_id, info.sha, set(sizes), where, cache_dir)
+            if not isinstance(headers, RemoteHeaders):
+                return headers
+            found = headers
+        found.repo, found.commit = repo_id, info.sha
+        found.files = _needed(sizes, found)
+    except Exception as error:  # noqa: BLE001 - the Hub's clients raise a dozen kinds
+        if not isinstance(error, HfHubHTTPError):  # no answer at all
+            found = _cached(repo_id, revision, cache_dir)
+            if found:
+                return found
+        return Headers(problems=[_unread(where, error)])
+    return found
+
+
+def _unread(where: str, error: Exception) -> str:
+    if status_of(error) is not None or unreached(error):
+        return reading(where, error)
+    return (
+        f"{where}: its index or the headers of its shards cannot be read on the Hub "
+        f"({plain(error)}). Check the model's files, or use another revision."
+    )
+
+
+def _needed(sizes: Mapping[str, int], headers: Headers) -> dict[str, int]:
+    """Return what a merge needs of a model's files: no second copy of the weights, no picture."""
+    if headers.tensors is None:
+        weights = {name for name in sizes if name.endswith(".bin") and "/" not in name}
+    else:
+        weights = {header.file for header in headers.tensors.values()}
+    return {name: size for name, size in sizes.items() if name in weights or _TEXTS.fullmatch(name)}
+
+
+def missing_bytes(headers: HubHeaders, cache_dir: str | None = None) -> int:
+    """Return the bytes of the needed files that are not in the local cache."""
+    return sum(
+        size
+        for name, size in headers.files.items()
+        if not isinstance(
+            try_to_load_from_cache(headers.repo, name, cache_dir, headers.commit), str
+        )
+    )
+
+
+def _cached(repo_id: str, revision: str | None, cache_dir: str | None) -> HubHeaders | None:
+    """Return the headers of a snapshot in the local cache, if it is whole."""
+    config = try_to_load_from_cache(repo_id, "config.json", cache_dir, revision)
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    headers = read_headers(folder)
+    if headers.problems:
+        return None
+    return HubHeaders(headers.tensors, [], repo=repo_id, folder=folder)
+
+
+def _from_hub(
+    api: Any,
+    repo_id: str,
+    commit: str | None,
+    files: set[str],
+    where: str,
+    cache_dir: str | None,
+) -> Headers:
+    if {SAFETENSORS_SINGLE_FILE, SAFETENSORS_INDEX_FILE} <= files:
+        return Headers(
+            problems=[
+                f"{where}: found both {SAFETENSORS_SINGLE_FILE} and {SAFETENSORS_INDEX_FILE} on "
+                f"the Hub, of which mergekit reads the second and transformers the first. "
+                f"Download the model and remove the stale one."
+            ]
+        )
+    if not {SAFETENSORS_SINGLE_FILE, SAFETENSORS_INDEX_FILE} & files:
+        if {PYTORCH_WEIGHTS_NAME, f"{PYTORCH_WEIGHTS_NAME}.index.json"} & files:
+            return RemoteHeaders()  # pickled: no headers, but no problem
+        return Headers(
+            problems=[
+                f"{where}: found no {SAFETENSORS_SINGLE_FILE}, no {PYTORCH_WEIGHTS_NAME} and no "
+                f"index of either on the Hub, wanted a checkpoint in one of these forms. Check "
+                f"the name in the recipe."
+            ]
+        )
+    weight_map = None
+    if SAFETENSORS_INDEX_FILE in files:
+        index = api.hf_hub_download(
+            repo_id, SAFETENSORS_INDEX_FILE, revision=commit, cache_dir=cache_dir
+        )
+        weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+    shards = sorted({*weight_map.values()}) if weight_map else [SAFETENSORS_SINGLE_FILE]
+    outside = [file for file in shards if PurePosixPath(file).name != file or "\\" in file]
+    if outside:
+        return Headers(
+            problems=[
+                f"{where}: {SAFETENSORS_INDEX_FILE} names shards outside the model's folder "
+                f"({some(outside, 3)}), wanted files beside the index. Do not use this checkpoint."
+            ]
+        )
+    with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
+        found = pool.map(
+            lambda file: api.parse_safetensors_file_metadata(repo_id, file, revision=commit), shards
+        )
+        tensors = {
+            name: TensorHeader(info.dtype, tuple(info.shape), file)
+            for file, metadata in zip(shards, found, strict=True)
+            for name, info in metadata.tensors.items()
+        }
+    headers = RemoteHeaders()
+    weight_map = weight_map or tensors
+    absent = [name for name in weight_map if name not in tensors]
+    if absent:
+        headers.problems.append(
+            f"{where}: {SAFETENSORS_INDEX_FILE} names {len(absent)} tensors that no shard holds: "
+            f"{some(absent)}. Index and shards are of different models; use another revision."
+        )
+    # mergekit finds tensors through the index alone.
+    headers.tensors = {name: tensors[name] for name in weight_map if name in tensors}
+    return headers

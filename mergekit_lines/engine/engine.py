@@ -1,0 +1,321 @@
+"""The merge itself: sources in, kernels, shards out; one output tensor after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from mergekit.io.tasks import GatherTensors
+from mergekit.options import MergeOptions
+
+from mergekit_lines.checkpoint.opened import OpenedModels
+from mergekit_lines.checkpoint.sources import HeldTensor, Source, whole
+from mergekit_lines.checkpoint.writer import Slot
+from mergekit_lines.engine.pieces import (
+    Job,
+    Sink,
+    TensorPieces,
+    merge_tensor,
+    rescale_tensor,
+    tensor_norms,
+)
+from mergekit_lines.engine.workers import Workers
+from mergekit_lines.errors import LinesError
+from mergekit_lines.kernels.merge import Merge
+from mergekit_lines.kernels.sparsity import Sparsity
+from mergekit_lines.methods import registry as methods
+
+if TYPE_CHECKING:
+    from mergekit.common import ModelReference
+
+    from mergekit_lines.engine.tasks import LinesTask
+    from mergekit_lines.engine.vectors import TaskVectors
+
+# A GPU wants one piece read while another is computed, and holds each of them.
+DEVICE_THREADS = 2
+Streamed = tuple[Job, TensorPieces]
+# Stands for a method without a kernel where its task vector is only scaled.
+ANY = Merge((Sparsity("none"),), (1.0,))
+
+
+class Writer(Protocol):
+    """Where the output goes: shards, or the parameters of a model."""
+
+    def wants(self, name: str) -> bool:
+        """Tell whether the tensor is to be merged."""
+
+    def slot(self, name: str) -> Slot:
+        """Return what the tensor has to be."""
+
+    def sink(self, name: str) -> Sink:
+        """Return the place of the tensor."""
+
+    def stored(self, name: str) -> None:
+        """Take note that the tensor is in its place."""
+
+    def close(self) -> None:
+        """End, and see that what was stored stays."""
+
+    def settle(self) -> None:
+        """Wait for what is on its way to the disk."""
+
+    def abandon(self) -> None:
+        """End after a failure."""
+
+
+class Engine:
+    """Merges the tensors of a plan.
+
+    Where the wrapped method has a kernel, a tensor goes through memory in pieces; otherwise the
+    method gets its inputs whole.
+
+    Args:
+        models: the recipe's models.
+        writer: takes the output.
+        options: mergekit's flags; device and number of threads count here.
+        vectors: keeps task vectors for other coefficients, where there will be some.
+    """
+
+    def __init__(
+        self,
+        models: OpenedModels,
+        writer: Writer,
+        options: MergeOptions,
+        vectors: TaskVectors | None = None,
+    ) -> None:
+        self.models, self.writer, self._vectors = models, writer, vectors
+        self.device = torch.device(options.device or "cpu")
+        on_cpu = self.device.type == "cpu"
+        self.workers = Workers(options.num_threads if on_cpu else DEVICE_THREADS)
+        self._following: dict[str, LinesTask] = {}
+
+    # Tasks are hashed with their values; two engines are never the same one.
+    __hash__ = object.__hash__
+
+    def wants(self, name: str) -> bool:
+        """Tell whether the output has this tensor and an interrupted run left it undone."""
+        return self.writer.wants(name)
+
+    def order(self, tasks: Sequence[LinesTask]) -> None:
+        """Take the order in which tensors will be merged, to read ahead."""
+        names = [task.output_weight.name for task in tasks]
+        self._following = dict(zip(names, tasks[1:], strict=False))
+
+    def gather(self, task: GatherTensors) -> dict[ModelReference, torch.Tensor]:
+        """Return a tensor of every model, whole."""
+        return {model: whole(source) for model, source in self._sources(task).items()}
+
+    def merge(
+        self, task: LinesTask, tensors: dict[ModelReference, torch.Tensor] | None = None
+    ) -> None:
+        """Merge one tensor into its place in the output.
+
+        Args:
+            task: the tensor's task, its coefficient among its parameters.
+            tensors: the inputs, where they are not read from the models as they are.
+
+        Raises:
+            LinesError: names the tensor.
+        """
+        name = task.output_weight.name
+        sources = self._inputs(task, tensors)
+        self._read_ahead(name)
+        sink = self.writer.sink(name)
+        slot = self.writer.slot(name)
+        with task.failures(sources):
+            found = self._streamed(task, sources)
+            if found and found[1].shape != slot.shape:
+                raise LinesError(
+                    f"tensor {name}: found the shape {found[1].shape}, wanted {slot.shape} by "
+                    f"the models' configs. Save the models again, as safetensors."
+                )
+            if self._vectors is None:
+                self._compute(task, sources, found, slot, sink)
+            else:
+                self._rescale(self._vectors, task, sources, found, slot, sink)
+        self.writer.stored(name)
+
+    def _rescale(
+        self,
+        vectors: TaskVectors,
+        task: LinesTask,
+        sources: dict[ModelReference, Source],
+        found: Streamed | None,
+        slot: Slot,
+        sink: Sink,
+    ) -> None:
+        """Merge a tensor by the wrapped method's task vector, which is computed once."""
+        job, pieces = found or self._rescalable(task, sources) or (None, None)
+        # A sum is had from the shards as fast, and takes no place.
+        if job is None or pieces is None or (found and job.merge.linear):
+            self._compute(task, sources, found, slot, sink)
+        elif (kept := vectors.find(task)) is not None:
+            rescale_tensor(job, pieces, kept, slot.dtype, sink)
+        else:
+            place = vectors.place(task, pieces.shape, pieces.dtype)
+            try:
+                self._compute(task, sources, found, slot, sink, place)
+            except BaseException:
+                vectors.drop(place)
+                raise
+            vectors.keep(place)
+
+    def _compute(
+        self,
+        task: LinesTask,
+        sources: dict[ModelReference, Source],
+        found: Streamed | None,
+        slot: Slot,
+        sink: Sink,
+        vector: Sink | None = None,
+    ) -> None:
+        """Merge a tensor in pieces, or let the wrapped method itself do it."""
+        if found:
+            merge_tensor(*found, slot.dtype, sink, vector)
+            return
+        held = {model: whole(source).to(self.device) for model, source in sources.items()}
+        if vector is not None:
+            task = task.with_values({"vector": vector})
+        # An adapted tensor is fp32, and its model is not.
+        dtype = str(slot.dtype).removeprefix("torch.")
+        result = task.model_copy(update={"out_dtype": dtype}).execute(held)
+        if result is None or (tuple(result.shape), result.dtype) != (slot.shape, slot.dtype):
+            given = "nothing" if result is None else f"{result.dtype} {tuple(result.shape)}"
+            raise LinesError(
+                f"tensor {slot.name}: {task.method_name} gave {given}, wanted {slot.dtype} "
+                f"{slot.shape}. Use another wrap for this tensor."
+            )
+        sink.write(0, result.reshape(-1))
+
+    def norms(
+        self,
+        task: LinesTask,
+        collector: Any,
+        tensors: dict[ModelReference, torch.Tensor] | None = None,
+    ) -> None:
+        """Put one tensor's terms of Eq. 2 into the collector.
+
+        Raises:
+            LinesError: names the tensor.
+        """
+        sources = self._inputs(task, tensors)
+        self._read_ahead(task.output_weight.name)
+        with task.failures(sources):
+            found = self._streamed(task, sources)
+            if found:
+                collector.terms[task.output_weight.name] = tensor_norms(*found, collector.power)
+            else:
+                held = {model: whole(source).to(self.device) for model, source in sources.items()}
+                task.execute(held)
+
+    def _sources(self, gather: Any) -> dict[ModelReference, Source]:
+        found = {
+            model: self.models.source(model, weight) for model, weight in gather.weight_info.items()
+        }
+        return {model: source for model, source in found.items() if source is not None}
+
+    def _inputs(
+        self, task: LinesTask, tensors: dict[ModelReference, torch.Tensor] | None
+    ) -> dict[ModelReference, Source]:
+        if tensors is None:
+            return self._sources(task.gather_tensors)
+        return {model: HeldTensor(tensor.contiguous()) for model, tensor in tensors.items()}
+
+    def _streamed(self, task: LinesTask, sources: dict[ModelReference, Source]) -> Streamed | None:
+        """Return how to merge the tensor in pieces, or None where it has to be whole."""
+        merge = kernel_of(task, {model: source.dtype for model, source in sources.items()})
+        return None if merge is None else self._in_pieces(task, sources, merge)
+
+    def _rescalable(
+        self, task: LinesTask, sources: dict[ModelReference, Source]
+    ) -> Streamed | None:
+        """Return how to rescale a task vector that came from a method without a kernel."""
+        if not all(source.dtype.is_floating_point for source in sources.values()):
+            return None
+        return self._in_pieces(task, sources, ANY)
+
+    def _in_pieces(
+        self, task: LinesTask, sources: dict[ModelReference, Source], merge: Merge
+    ) -> Streamed | None:
+        base = task.base_model
+        first = sources.get(base)
+        tuned = [model for model in task.model_order if model != base and model in sources]
+        if first is None or 0 in first.shape or not tuned:
+            return None
+        if any(source.shape != first.shape for source in sources.values()):
+            return None
+        values = dict(task.parameters.items())
+        job = Job(
+            name=task.output_weight.name,
+            models=[base, *tuned],
+            wrap=methods.registered(task.method_name).wrapped.spec.name,
+            merge=merge,
+            coefficient=values["coefficient"],
+            seed=values["seed"],
+            allow_nonfinite=values["allow_nonfinite"],
+        )
+        pieces = TensorPieces(
+            first,
+            [sources[model] for model in tuned],
+            task.input_dtype(),
+            self.device,
+            self.workers,
+            merge,
+        )
+        return job, pieces
+
+    def _read_ahead(self, name: str) -> None:
+        """Ask for the next tensor's bytes while this one is merged."""
+        task = self._following.get(name)
+        if task is None or not isinstance(task.gather_tensors, GatherTensors):
+            return
+        for model, weight in task.gather_tensors.weight_info.items():
+            stored = self.models.stored(model, weight)
+            if stored is not None:
+                stored.will_need()
+
+    def finish(self) -> None:
+        """Wait for the disk, and see that the inputs are still what they were.
+
+        Raises:
+            LinesError: an input changed.
+            OSError: a shard could not be made durable.
+        """
+        self.close()
+        self.models.check_unchanged()
+
+    def leave(self, kind: object, *_error: object) -> None:
+        """End, after Ctrl-C or a signal without waiting for the disk; see ``ExitStack.push``."""
+        if kind is None:
+            self.close()
+            return
+        self.workers.close()
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            self.writer.settle()
+        self.writer.abandon()
+
+    def close(self) -> None:
+        """End the threads and wait for the disk.
+
+        Raises:
+            OSError: the last shard could not be made durable.
+        """
+        self.workers.close()
+        self.writer.close()
+
+
+def kernel_of(task: LinesTask, inputs: Mapping[ModelReference, torch.dtype]) -> Merge | None:
+    """Return the kernel that merges a tensor in pieces, or None where it has to be whole.
+
+    Args:
+        task: the tensor's task.
+        inputs: the dtypes of the models that have the tensor.
+    """
+    tuned = [model for model in task.model_order if model != task.base_model]
+    if set(inputs) != set(task.model_order) or task.base_model not in inputs or not tuned:
+        return None
+    if not all(dtype.is_floating_point for dtype in inputs.values()):
+        return None
+    values = {**dict(task.parameters.items()), **task.input_values(tuned)}
+    return methods.registered(task.method_name).kernel(values, tuned)

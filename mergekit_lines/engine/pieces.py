@@ -1,0 +1,267 @@
+"""One output tensor, piece by piece: read, merge, scale, round once, hand on."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from mergekit_lines.checkpoint.sources import Source
+from mergekit_lines.engine.workers import Workers
+from mergekit_lines.kernels.merge import Merge
+from mergekit_lines.kernels.scale import add_scaled, power_sum, sum_norm, work_dtype
+from mergekit_lines.methods.finite import refuse_input, refuse_result
+
+T = TypeVar("T")
+# Entries of a piece. Its fp32 copies for two models stay in a core's cache; smaller ones spend
+# their time in Python, which only one thread may run. A GPU wants larger ones, and several of a
+# matrix: one is read while another is computed.
+PIECE = 1 << 18
+DEVICE_PIECE = 1 << 22
+# Beside the models' pieces a thread holds the base's, what it read, the task vector, masks, draws.
+TEMPORARIES = 7
+MEMORY = 256 << 20  # bytes that the pieces of all threads may take
+DEVICE_MEMORY = 2 << 30  # likewise, on a GPU
+
+
+class Sink(Protocol):
+    """Where the pieces of one output tensor go; several threads may write at once."""
+
+    def write(self, start: int, piece: torch.Tensor) -> None:
+        """Take the entries from ``start`` on: a 1-D tensor of the sink's dtype, on any device."""
+
+
+@dataclass(frozen=True)
+class HeldResult:
+    """A sink in memory."""
+
+    tensor: torch.Tensor
+
+    def write(self, start: int, piece: torch.Tensor) -> None:
+        """See :class:`Sink`."""
+        self.tensor.view(-1)[start : start + len(piece)] = piece
+
+
+class TensorPieces:
+    """The base's and the models' pieces of one tensor, in the dtype of the arithmetic.
+
+    Args:
+        base: θ_0, not empty.
+        models: the fine-tuned ones, N of them, of the same shape.
+        cast: the recipe's ``dtype``, to which inputs are rounded first; or None.
+        device: where the arithmetic is done.
+        workers: the threads that share the pieces.
+        merge: what is to be done; it may want whole rows, or the tensor in one piece.
+    """
+
+    def __init__(
+        self,
+        base: Source,
+        models: Sequence[Source],
+        cast: torch.dtype | None,
+        device: torch.device,
+        workers: Workers,
+        merge: Merge,
+    ) -> None:
+        self.shape = base.shape
+        self.models = len(models)
+        self.aligned = cast or _promoted([base, *models])
+        self.dtype = work_dtype(self.aligned)
+        self._base, self._tuned = base, models
+        self._cast, self._device, self._workers = cast, device, workers
+        self.bounds = cut(self.shape, merge, device)
+
+    def load(self, index: int, model: int | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return piece ``index`` of the base and of all models, or of one: 1-D, in ``dtype``.
+
+        They are valid until the same thread's next load; the models' may be overwritten.
+        """
+        chosen = self._tuned if model is None else [self._tuned[model]]
+        sources = [self._base, *chosen]
+        base, *models = (
+            self._read(f"{place}", source, *self.bounds[index])
+            for place, source in enumerate(sources)
+        )
+        return base, models
+
+    def load_with(self, index: int, vector: Source) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return piece ``index`` of the base and of a tensor in the dtype of the arithmetic.
+
+        They are valid as those of :meth:`load` are; the second may be overwritten.
+        """
+        bounds = self.bounds[index]
+        return self._read("0", self._base, *bounds), self._read("1", vector, *bounds, cast=False)
+
+    def _read(
+        self, name: str, source: Source, start: int, stop: int, *, cast: bool = True
+    ) -> torch.Tensor:
+        gpu = self._device.type != "cpu"
+        piece = self._workers.buffer(name, stop - start, self.dtype, pinned=gpu)
+        source.read_into(start, stop, piece)
+        if cast and self._cast is not None and self._cast not in (source.dtype, self.dtype):
+            piece.copy_(piece.to(self._cast))
+        return piece.to(self._device) if gpu else piece
+
+    def uncast(self, index: int, number: int) -> torch.Tensor:
+        """Return piece ``index`` of the base (number 0) or of a model, before the cast."""
+        source = [self._base, *self._tuned][number]
+        start, stop = self.bounds[index]
+        piece = torch.empty(stop - start, dtype=work_dtype(source.dtype))
+        source.read_into(start, stop, piece)
+        return piece
+
+    def map(self, function: Callable[[int], T]) -> list[T]:
+        """Return ``function(i)`` for every piece, in their order."""
+        largest = max(stop - start for start, stop in self.bounds)
+        piece = largest * self.dtype.itemsize * (self.models + TEMPORARIES)
+        memory = MEMORY if self._device.type == "cpu" else DEVICE_MEMORY
+        return self._workers.map(function, len(self.bounds), max(1, memory // piece))
+
+
+def cut(shape: tuple[int, ...], merge: Merge, device: torch.device) -> list[tuple[int, int]]:
+    """Return the bounds of a tensor's pieces; they depend on nothing but what is given here.
+
+    They fall between rows wherever a row fits into a piece.
+    """
+    entries = math.prod(shape)
+    if not merge.supports(shape):
+        return [(0, entries)]
+    size = PIECE if device.type == "cpu" else DEVICE_PIECE
+    row = math.prod(shape[1:])
+    if len(shape) > 1 and (row <= size or merge.row_aligned):
+        size = max(size // row, 1) * row
+    return [(start, min(start + size, entries)) for start in range(0, entries, size)]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One output tensor.
+
+    Args:
+        name: of the tensor.
+        models: what the base and the models are called, the base first, for messages.
+        wrap: the wrapped method's name.
+        merge: what it does.
+        coefficient: λ, dimensionless.
+        seed: of the recipe, for draws.
+        allow_nonfinite: whether NaN and infinity are carried on.
+    """
+
+    name: str
+    models: Sequence[Any]
+    wrap: str
+    merge: Merge
+    coefficient: float
+    seed: int
+    allow_nonfinite: bool
+
+
+def merge_tensor(
+    job: Job,
+    pieces: TensorPieces,
+    out_dtype: torch.dtype,
+    sink: Sink,
+    vector: Sink | None = None,
+) -> None:
+    """Write θ_0 + λ·(M(θ…) − θ_0) into ``sink``, rounded once to ``out_dtype``.
+
+    Args:
+        job: the tensor.
+        pieces: its inputs.
+        out_dtype: of the result.
+        sink: takes the result.
+        vector: takes M(θ…) − θ_0 in the dtype of the arithmetic, where it is wanted too.
+
+    Raises:
+        LinesError: an input or the result is not finite, or cannot be read or written.
+    """
+    state = job.merge.prepare(pieces, _keys(job, pieces.models))
+
+    def write(index: int) -> None:
+        base, models = pieces.load(index)
+        if not job.allow_nonfinite:
+            _check_inputs(job, pieces, index, base, models)
+        made = job.merge.task_vector(pieces, state, index, base, models)
+        if vector is not None:
+            vector.write(pieces.bounds[index][0], made)
+        result = add_scaled(base, made, job.coefficient).to(out_dtype)
+        if not job.allow_nonfinite and not _is_finite(result):
+            # The task vector was scaled in place, and is not there any more.
+            base, models = pieces.load(index)
+            made = job.merge.task_vector(pieces, state, index, base, models)
+            refuse_result(job.name, job.wrap, made, out_dtype)
+        sink.write(pieces.bounds[index][0], result)
+
+    pieces.map(write)
+
+
+def rescale_tensor(
+    job: Job, pieces: TensorPieces, vector: Source, out_dtype: torch.dtype, sink: Sink
+) -> None:
+    """Write what :func:`merge_tensor` would, from the task vector that it gave away.
+
+    Raises:
+        LinesError: the result is not finite, or cannot be read or written.
+    """
+
+    def write(index: int) -> None:
+        base, made = pieces.load_with(index, vector)
+        result = add_scaled(base, made, job.coefficient).to(out_dtype)
+        if not job.allow_nonfinite and not _is_finite(result):
+            refuse_result(job.name, job.wrap, pieces.load_with(index, vector)[1], out_dtype)
+        sink.write(pieces.bounds[index][0], result)
+
+    pieces.map(write)
+
+
+def tensor_norms(job: Job, pieces: TensorPieces, power: int) -> tuple[float, float]:
+    """Return one tensor's terms of ‖τ_sum‖ and ‖τ_MTL‖ in Eq. 2, as Σ|x|^power.
+
+    Raises:
+        LinesError: an input is not finite, or cannot be read.
+    """
+    state = job.merge.prepare(pieces, _keys(job, pieces.models))
+
+    def terms(index: int) -> tuple[float, float]:
+        base, models = pieces.load(index)
+        if not job.allow_nonfinite:
+            _check_inputs(job, pieces, index, base, models)
+        # The merge may overwrite the models.
+        total = sum_norm(base, models, power)
+        made = job.merge.task_vector(pieces, state, index, base, models)
+        return total, power_sum(made, power)
+
+    found = pieces.map(terms)
+    return math.fsum(total for total, _ in found), math.fsum(task for _, task in found)
+
+
+def _keys(job: Job, models: int) -> list[bytes]:
+    """Return what seeds each model's draws: neither paths nor order of execution are in it."""
+    texts = (f"{job.seed}\0{job.name}\0{number}" for number in range(models))
+    return [hashlib.sha256(text.encode()).digest() for text in texts]
+
+
+def _promoted(sources: Sequence[Source]) -> torch.dtype:
+    dtype = sources[0].dtype
+    for source in sources[1:]:
+        dtype = torch.promote_types(dtype, source.dtype)
+    return dtype
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # A sum is one pass, and NaN and infinity survive it; it may overflow for finite entries.
+    total = float(tensor.sum(dtype=work_dtype(tensor.dtype)))
+    return math.isfinite(total) or bool(torch.isfinite(tensor).all())
+
+
+def _check_inputs(
+    job: Job, pieces: TensorPieces, index: int, base: torch.Tensor, models: list[torch.Tensor]
+) -> None:
+    for number, piece in enumerate([base, *models]):
+        if not _is_finite(piece):
+            place = f"tensor {job.name} of model {job.models[number]}"
+            refuse_input(place, pieces.uncast(index, number), pieces.aligned)

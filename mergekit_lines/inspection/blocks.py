@@ -1,0 +1,124 @@
+"""Blocks and coefficients of a plan, as far as they are known before weights are read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+
+from mergekit.config import MergeConfiguration
+from mergekit.merge import _model_out_config
+from mergekit.options import MergeOptions
+
+from mergekit_lines.checkpoint.ties import tied_names
+from mergekit_lines.inspection.findings import Block, Coefficient, Container, Inspection, Outside
+from mergekit_lines.lines.alpha import Calibration, NormCollector, find_alpha
+from mergekit_lines.lines.depth import natural_key
+from mergekit_lines.plan.planned import PlannedTensor
+from mergekit_lines.plan.prepare import Prepared
+from mergekit_lines.plan.sizes import Sized, Sizes
+
+WEIGHTS = "Eq. 2, found when the weights are read"
+
+
+class _WeightsNeededError(Exception):
+    """Eq. 2 has no closed form here."""
+
+
+def with_coefficients(
+    told: Inspection,
+    prepared: Prepared,
+    sizes: Sizes,
+    config: MergeConfiguration,
+    options: MergeOptions,
+) -> tuple[Inspection, set[str]]:
+    """Fill in blocks, coefficients and α; return also the names of the tensors Eq. 2 needs.
+
+    Raises:
+        LinesError: ``alpha: auto`` for tensors that are merged from different models.
+    """
+    planned = prepared.planned
+    found, calibrated = None, set()
+    try:
+        found = find_alpha(planned, _needs_weights)
+    except _WeightsNeededError:
+        out = _model_out_config(
+            config.model_copy(deep=True), prepared.arch_info, options.trust_remote_code
+        )
+        names = [item.weight.name for item in planned]
+        calibrated = set(names) - tied_names(out, names)
+    alpha, source = _alpha(planned, found)
+    told = with_blocks(told, sizes, lambda item: _coefficient(item, found))
+    wraps = sorted({item.wrap for item in planned if item.wrap})
+    return replace(told, wraps=tuple(wraps), alpha=alpha, alpha_source=source), calibrated
+
+
+def with_blocks(
+    told: Inspection,
+    sizes: Sizes,
+    coefficient: Callable[[PlannedTensor], Coefficient] | None = None,
+) -> Inspection:
+    """Fill in the blocks and what lies outside; without ``coefficient`` none are told."""
+    blocks: dict[str, dict[int, list[Sized]]] = defaultdict(lambda: defaultdict(list))
+    outside = []
+    for sized in sizes.tensors:
+        depth = sized.item.depth
+        if depth is not None:
+            blocks[depth.container][depth.index].append(sized)
+        else:
+            value = coefficient(sized.item) if coefficient else None
+            outside.append(Outside(sized.item.weight.name, value, sized.entries, sized.bytes))
+    containers = tuple(
+        Container(
+            name,
+            tuple(_block(index, inside[index], coefficient) for index in sorted(inside)),
+        )
+        for name, inside in sorted(blocks.items(), key=lambda entry: natural_key(entry[0]))
+    )
+    return replace(told, containers=containers, outside=tuple(outside))
+
+
+def _block(
+    index: int, inside: list[Sized], coefficient: Callable[[PlannedTensor], Coefficient] | None
+) -> Block:
+    found = {coefficient(sized.item) for sized in inside} if coefficient else set()
+    return Block(
+        index=index + 1,
+        coefficients=tuple(sorted(found)),
+        tensors=len(inside),
+        parameters=sum(sized.entries for sized in inside),
+        bytes=sum(sized.bytes for sized in inside),
+    )
+
+
+def _needs_weights(_collector: NormCollector) -> None:
+    raise _WeightsNeededError
+
+
+def _alpha(planned: list[PlannedTensor], found: Calibration | None) -> tuple[float | None, str]:
+    """Return α and where it comes from; gamma is an α too."""
+    if found is not None:
+        models = f"{found.models} model{'s' if found.models != 1 else ''}"
+        return found.alpha, f"Eq. 2 in closed form, {models}"
+    given = {_given_alpha(item) for item in planned}
+    if "auto" in given:
+        return None, WEIGHTS
+    if len(given) > 1:
+        return None, "the recipe: it differs between tensors"
+    return float(given.pop()), "the recipe"
+
+
+def _given_alpha(item: PlannedTensor) -> float | str:
+    gamma = item.values.get("gamma")
+    value: float | str = item.values["alpha"] if gamma is None else gamma
+    return value
+
+
+def _coefficient(item: PlannedTensor, found: Calibration | None) -> Coefficient:
+    """Return λ; with ``alpha: auto`` and no closed form what comes on top of α."""
+    if found is not None:
+        return Coefficient(item.coefficient(found.alpha))
+    absolute = item.depth is None and item.values["outside"] != "alpha"
+    if _given_alpha(item) != "auto" or absolute:
+        return Coefficient(item.coefficient(None))
+    return Coefficient(item.coefficient(0.0), plus_alpha=True)

@@ -1,0 +1,206 @@
+"""What a recipe will do, told without reading a weight: blocks, coefficients, bytes, problems."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
+
+from mergekit_lines.checkpoint.partial import partial_path
+from mergekit_lines.checkpoint.remote.downloads import wanted_of
+from mergekit_lines.checkpoint.room import check_room, check_space
+from mergekit_lines.checkpoint.writer import lay_out
+from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
+from mergekit_lines.inspection.blocks import with_blocks, with_coefficients
+from mergekit_lines.inspection.findings import Inspection, Totals
+from mergekit_lines.inspection.traffic import adapted_bytes, inputs
+from mergekit_lines.plan.fit import dropped_tensors
+from mergekit_lines.plan.inputs import check_models
+from mergekit_lines.plan.memory import estimate, process_bytes
+from mergekit_lines.plan.prepare import Prepared, prepare
+from mergekit_lines.plan.run import MergeRun
+from mergekit_lines.plan.sizes import Sizes
+from mergekit_lines.plan.tokenizer import check_tokenizers, vocabulary
+from mergekit_lines.recipe.checks import DTYPES, check_recipe
+from mergekit_lines.recipe.models import base_listed
+from mergekit_lines.recipe.options import effective_options
+
+# A parameter that a problem is about, or that it takes for the one that was meant.
+_ABOUT = re.compile(r"parameters\.(\w+)|Did you mean '(\w+)'")
+# What mergekit says of a recipe that our own checks said more of.
+_MERGEKITS = ("mergekit cannot plan", "lines[", "lines_postprocess[")
+
+
+def inspect_recipe(
+    config: MergeConfiguration,
+    source: str | None,
+    options: MergeOptions,
+    out: Path | None = None,
+    name: str | None = None,
+) -> Inspection:
+    """Tell what a merge of this recipe would do; only configs, indexes and headers are read.
+
+    Args:
+        config: the recipe; ``merge_method`` is one of ours.
+        source: the recipe's text.
+        options: mergekit's flags.
+        out: where the merge would write, checked if it is given.
+        name: of the document, in a file of several.
+    """
+    process = process_bytes()
+    told = Inspection(name, config.merge_method)
+    problems = check_recipe(config, out.absolute() if out else None, options, source)
+    models = check_models(config, options)
+    if models:
+        return replace(told, problems=_distinct(problems + models))
+    notes: list[str] = []
+    effective = effective_options(config, options, notes.append)
+    run = MergeRun(
+        seed=options.random_seed or 0,
+        seed_from_flag=options.random_seed is not None,
+        base_listed=base_listed(config),
+    )
+    sound = _with_known_dtypes(config)
+    if effective.lora_merge_dtype not in DTYPES:
+        effective = effective.model_copy(update={"lora_merge_dtype": None})
+    with ONE_AT_A_TIME, fresh_caches():
+        prepared, found = _attempt(sound, effective, run)
+        problems += _new(found, problems)
+        known = prepared is not None
+        if prepared is None:  # without its parameters the recipe may still show its blocks
+            sound = _without_parameters(sound)
+            prepared, found = _attempt(sound, effective, run)
+            problems += _new(found, problems)
+        if prepared is not None:
+            rows = None
+            try:
+                check_tokenizers(config, effective, run.tokenizer)
+                rows = vocabulary(config, run.tokenizer)
+            except LinesError as error:
+                problems += _new(error.problems, problems)
+            sizes = Sizes(prepared.planned, prepared.headers, sound, effective, rows)
+            calibrated: set[str] = set()
+            try:
+                if known:
+                    told, calibrated = with_coefficients(told, prepared, sizes, sound, effective)
+            except LinesError as error:
+                problems += _new(error.problems, problems)
+            if not told.containers:
+                told = with_blocks(told, sizes)
+            told = replace(told, seed=run.seed)
+            told = _with_totals(told, prepared, sizes, calibrated, effective, process, notes)
+            (notes if out is None else problems).extend(_room(prepared, sizes, effective, out))
+            for model, names in dropped_tensors(prepared.planned, sound).items():
+                notes.append(
+                    f"{model}: {len(names)} tensors that the base lacks are dropped: "
+                    f"{some(names, 3)}"
+                )
+    return replace(told, notes=_distinct(notes), problems=_distinct(problems))
+
+
+def _room(
+    prepared: Prepared, sizes: Sizes, options: MergeOptions, out: Path | None
+) -> Sequence[str]:
+    """Return what this machine's disks have no room for: downloads, and OUT where it is given."""
+    partial, left = Path(), 0
+    try:
+        if out is not None:
+            partial = partial_path(out.absolute().resolve())
+            whole = sum(path.stat().st_size for path in partial.glob("*.safetensors"))
+            left = max(0, sum(sized.bytes for sized in sizes.tensors) - whole)
+        check_room(wanted_of(prepared.headers), left, partial, options)
+        if out is not None:
+            slots = [sized.slot for sized in sizes.tensors]
+            check_space(out, partial, lay_out(slots, options.out_shard_size))
+    except LinesError as error:
+        return error.problems
+    except (OSError, RuntimeError):  # of a loop of links
+        return ()  # a place that cannot be looked at is a problem of OUT's own check
+    return ()
+
+
+def _distinct(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(texts))
+
+
+def _new(found: Sequence[str], told: Sequence[str]) -> list[str]:
+    """Return what was not told yet, and is not a mere consequence of it."""
+    known = {name for text in told for match in _ABOUT.finditer(text) for name in match.groups()}
+    result = []
+    for text in found:
+        about = _ABOUT.match(text)
+        consequence = about[1] in known if about else text.startswith(_MERGEKITS) and told
+        if text not in told and not consequence:
+            result.append(text)
+    return result
+
+
+def _with_known_dtypes(config: MergeConfiguration) -> MergeConfiguration:
+    result = config.model_copy(deep=True)
+    for key in ("dtype", "out_dtype"):
+        if getattr(result, key) not in DTYPES:
+            setattr(result, key, None)
+    return result
+
+
+def _without_parameters(config: MergeConfiguration) -> MergeConfiguration:
+    """Return the recipe as far as it says which models are merged, and where."""
+    result = config.model_copy(deep=True)
+    holders = [result, *(result.modules or {}).values()]
+    for holder in list(holders):
+        holders += [*(holder.models or []), *(holder.slices or [])]
+        for output_slice in holder.slices or []:
+            holders += output_slice.sources
+    for holder in holders:
+        holder.parameters = None
+    result.parameters = {"alpha": 1.0, "beta": 0.0}
+    return result
+
+
+def _attempt(
+    config: MergeConfiguration, options: MergeOptions, run: MergeRun
+) -> tuple[Prepared | None, Sequence[str]]:
+    try:
+        return prepare(config, options, run), ()
+    except LinesError as error:
+        return None, error.problems
+    except Exception as error:  # noqa: BLE001 - what a library raises is a problem like another
+        return None, [f"the models cannot be inspected ({reason(error)})."]
+
+
+def _with_totals(
+    told: Inspection,
+    prepared: Prepared,
+    sizes: Sizes,
+    calibrated: set[str],
+    options: MergeOptions,
+    process: int | None,
+    notes: list[str],
+) -> Inspection:
+    """Fill in what is read and written, and the memory and disk that it takes."""
+    models = inputs(sizes.tensors, calibrated, prepared, options)
+    output = sum(sized.bytes for sized in sizes.tensors)
+    loaded = max(
+        (adapted_bytes(model, prepared.headers[model], options) for model in prepared.copied),
+        default=0,
+    )
+    try:
+        memory = estimate(sizes, calibrated, process, options, loaded)
+    except LinesError as error:
+        memory = None
+        notes.append(f"the memory cannot be told: {error.problems[0]}")
+    totals = Totals(
+        tensors=len(sizes.tensors),
+        parameters=sum(sized.entries for sized in sizes.tensors),
+        output=output,
+        read=sum(model.read for model in models),
+        download=sum(model.download for model in models),
+        disk=output + sum(model.copy for model in models),
+        memory=memory,
+    )
+    return replace(told, inputs=models, totals=totals)

@@ -1,0 +1,134 @@
+"""An inspection as text: tables that are whole in a pipe and folded on a narrow terminal."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+
+from mergekit_lines.console import new_table, open_console, print_line, print_table, short
+from mergekit_lines.inspection.findings import Coefficient, Container, Inspection, Outside, Totals
+from mergekit_lines.plan.memory import Memory
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def show(inspections: Sequence[Inspection], title: str) -> None:
+    """Print every document to stdout."""
+    console = open_console()
+    for told in inspections:
+        name = f" · {told.name}" if told.name else ""
+        print_line(console, f"{title}{name}", "bold")
+        for line in _facts(told):
+            print_line(console, line)
+        for container in told.containers:
+            print_table(console, _blocks(container))
+        if told.outside:
+            print_table(console, _outside(told.outside))
+        if told.totals:
+            print_table(console, _inputs(told))
+            for line in _totals(told.totals):
+                print_line(console, line)
+        for note in told.notes:
+            print_line(console, f"note: {note}")
+        print_line(console, "")
+
+
+def _facts(told: Inspection) -> Iterable[str]:
+    wraps = f" around {', '.join(told.wraps)}" if told.wraps else ""
+    yield f"merge_method {told.merge_method}{wraps}, seed {told.seed}"
+    if told.alpha_source:
+        value = "α" if told.alpha is None else f"α = {told.alpha:.6g}"
+        yield f"{value}: {told.alpha_source}"
+    if told.totals and not told.containers:
+        yield (
+            "no residual blocks found in the tensor names: every tensor gets the coefficient for "
+            "outside, and beta has no effect"
+        )
+
+
+def _blocks(container: Container) -> Table:
+    table = new_table(f"{container.name}", "block", "λ", "tensors", "parameters", "bytes")
+    for block in container.blocks:
+        table.add_row(
+            "",
+            str(block.index),
+            _lambda(block.coefficients),
+            str(block.tensors),
+            f"{block.parameters:,}",
+            f"{block.bytes:,}",
+        )
+    _sum(table, container.blocks, "all", sum(block.tensors for block in container.blocks))
+    return table
+
+
+def _outside(outside: Sequence[Outside]) -> Table:
+    """Return the tensors outside, those alike but for a number in one row."""
+    rows: dict[tuple[str, Coefficient | None], list[Outside]] = defaultdict(list)
+    for tensor in outside:
+        rows[_NUMBER.sub("*", tensor.name), tensor.coefficient].append(tensor)
+    table = new_table("outside the blocks", "", "λ", "tensors", "parameters", "bytes")
+    for (name, coefficient), tensors in rows.items():
+        table.add_row(
+            name if len(tensors) > 1 else tensors[0].name,
+            "",
+            _lambda((coefficient,) if coefficient else ()),
+            str(len(tensors)),
+            f"{sum(tensor.parameters for tensor in tensors):,}",
+            f"{sum(tensor.bytes for tensor in tensors):,}",
+        )
+    _sum(table, outside, "", len(outside))
+    return table
+
+
+def _sum(table: Table, parts: Sequence[object], name: str, tensors: int) -> None:
+    table.add_section()
+    parameters = sum(getattr(part, "parameters", 0) for part in parts)
+    size = sum(getattr(part, "bytes", 0) for part in parts)
+    table.add_row("", name, "", str(tensors), f"{parameters:,}", f"{size:,}")
+
+
+def _lambda(coefficients: Sequence[Coefficient]) -> str:
+    return ", ".join(map(str, coefficients)) or "?"
+
+
+def _inputs(told: Inspection) -> Table:
+    table = new_table("model", "checkpoint", "to download", "for Eq. 2", "for the merge", "read")
+    for model in told.inputs:
+        table.add_row(
+            model.model,
+            *map(
+                short,
+                (model.checkpoint, model.download, model.calibration, model.merge, model.read),
+            ),
+        )
+    return table
+
+
+def _totals(totals: Totals) -> Iterable[str]:
+    yield f"{totals.tensors:,} tensors, {totals.parameters:,} parameters"
+    yield f"reads    {_size(totals.read)}"
+    if totals.download:
+        yield f"download {_size(totals.download)}, before"
+    yield f"writes   {_size(totals.output)}"
+    more = totals.disk - totals.output
+    copies = f", of which {_size(more)} for adapters merged into their bases" if more else ""
+    yield f"disk     {_size(totals.disk)}{copies}"
+    if totals.memory:
+        yield f"memory   {_memory(totals.memory)}"
+
+
+def _memory(memory: Memory) -> str:
+    beside = "" if memory.device == "cpu" else f" (on {memory.device} for the most part)"
+    parts = f"{short(memory.tensor)} for the largest tensor's merge{beside}"
+    if memory.loaded > memory.tensor:
+        parts = f"{short(memory.loaded)} for merging an adapter into its base"
+    if memory.total is None or memory.process is None:
+        return f"{parts}, and what Python and its packages take"
+    return f"about {short(memory.total)}: {short(memory.process)} for Python and packages, {parts}"
+
+
+def _size(number: int) -> str:
+    return f"{short(number)} ({number:,} bytes)"

@@ -1,0 +1,282 @@
+"""``lines[...]``: any mergekit method with its task vector scaled by depth."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from mergekit.merge_methods.base import (
+    BasePolicy,
+    BatchOptions,
+    InputContract,
+    MergeMethod,
+    MergeMethodSpec,
+    ParameterScope,
+    ParameterSpec,
+    PerInputValues,
+    TensorGroup,
+)
+from mergekit.merge_methods.dtype import align_dtype
+from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge
+from mergekit.merge_methods.passthrough import passthrough_merge_method
+
+from mergekit_lines.checkpoint.sources import HeldTensor
+from mergekit_lines.engine.pieces import HeldResult, Job, TensorPieces, merge_tensor, tensor_norms
+from mergekit_lines.engine.workers import Workers
+from mergekit_lines.errors import LinesError
+from mergekit_lines.host.process import one_thread
+from mergekit_lines.kernels.merge import Merge
+from mergekit_lines.kernels.scale import norm_terms, scale_task_vector, work_dtype
+from mergekit_lines.kernels.sparsity import Sparsity
+from mergekit_lines.methods.finite import refuse_input, refuse_result
+from mergekit_lines.methods.words import strict
+
+REFERENCE = "https://arxiv.org/abs/2410.17146"
+
+
+class LinesMethod(MergeMethod):
+    """θ_0 + λ·(M(θ…) − θ_0) for one wrapped method M; λ comes with each tensor's task.
+
+    Args:
+        name: the registered name, e.g. ``lines[ties]``.
+        wrapped: the mergekit method M.
+        words: our own recipe words, which the planner resolves per tensor.
+        pass_parameters: whether the recipe may set the wrapped method's parameters.
+
+    Computation is in fp32 (float64 inputs in float64), rounded once to the output dtype.
+    A method that ignores the base (``linear``, ``karcher``) sees the listed models only.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        wrapped: MergeMethod,
+        words: Sequence[ParameterSpec],
+        *,
+        pass_parameters: bool = True,
+    ) -> None:
+        self.wrapped = wrapped
+        taken = {word.name for word in words}
+        self.names = {
+            parameter.name: f"wrap_{parameter.name}" if parameter.name in taken else parameter.name
+            for parameter in (wrapped.spec.parameters if pass_parameters else ())
+        }
+        self.spec = MergeMethodSpec(
+            name=name,
+            parameters=(
+                *words,
+                *(
+                    strict(parameter, self.names[parameter.name])
+                    for parameter in wrapped.spec.parameters
+                    if parameter.name in self.names
+                ),
+            ),
+            contract=_contract(wrapped.spec.contract),
+            pretty_name=f"LiNeS around {wrapped.spec.pretty_name or wrapped.spec.name}",
+            reference_url=REFERENCE,
+            optional_tensor_policy=wrapped.spec.optional_tensor_policy,
+            uses_accelerator=True,
+        )
+
+    @property
+    def ignores_base(self) -> bool:
+        """Whether the wrapped method treats the base like any listed model."""
+        return bool(self.wrapped.spec.contract.base == BasePolicy.IGNORED)
+
+    def _execute(
+        self,
+        groups: Sequence[TensorGroup],
+        parameters: list[dict[str, Any]],
+        options: BatchOptions,
+        *,
+        input_dtypes: Sequence[torch.dtype | None],
+        out_dtype: torch.dtype | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        results = []
+        for given, values, input_dtype in zip(groups, parameters, input_dtypes, strict=True):
+            if given.base is None:
+                raise LinesError(f"tensor {given.metadata.name}: the base has no such tensor.")
+            models = [entry.id for entry in given.non_base]
+            merge = self.kernel(values, models) if models and given.base.tensor.numel() else None
+            if merge is not None:
+                results.append(self._in_pieces(given, merge, values, input_dtype, out_dtype))
+                continue
+            # The recipe's dtype comes first, as in mergekit; then the arithmetic's.
+            group = align_dtype(given, input_dtype)
+            if not values["allow_nonfinite"]:
+                _check_finite(given, group)
+            base = next(entry.tensor for entry in group.entries if entry.is_base)
+            dtype = out_dtype or base.dtype
+            collector = values.get("collector")
+            if not group.non_base or not base.numel():
+                result = base
+            elif collector is None:
+                result = self._merge(group, values, dtype)
+            else:
+                # A calibration wants the norm terms; what it returns is thrown away.
+                terms = self._norms(group, values, collector.power)
+                collector.terms[group.metadata.name] = terms
+                result = base
+            results.append(result.to(dtype))
+        return tuple(results)
+
+    def kernel(self, values: dict[str, Any], models: Sequence[Any]) -> Merge | None:
+        """Return our own kernel for the wrapped method, or None where there is none.
+
+        Args:
+            values: the method's parameters; those that each model has are keyed by model.
+            models: the ids of the fine-tuned models, in their order.
+        """
+        if self.wrapped is passthrough_merge_method:  # lines_postprocess: M is the model itself
+            return Merge((Sparsity("none"),), (1.0,)) if len(models) == 1 else None
+        wrapped = self.wrapped
+        if type(wrapped) is not GeneralizedTaskArithmeticMerge:
+            return None
+        given = {name: values[word] for name, word in self.names.items()}
+        kind = wrapped.sparsification_method
+        return Merge(
+            sparsities=tuple(
+                Sparsity(
+                    kind=kind.value if kind else "none",
+                    density=given["density"][model],
+                    gamma=given["gamma"][model] if "gamma" in given else 0.0,
+                    epsilon=given["epsilon"][model] if "epsilon" in given else 0.0,
+                    rescale=given["rescale"],
+                )
+                for model in models
+            ),
+            weights=tuple(given["weight"][model] for model in models),
+            consensus=wrapped.consensus_method.value if wrapped.consensus_method else None,
+            normalize=given["normalize"],
+            scale=given["lambda"],
+        )
+
+    def _in_pieces(
+        self,
+        group: TensorGroup,
+        merge: Merge,
+        values: dict[str, Any],
+        input_dtype: torch.dtype | None,
+        out_dtype: torch.dtype | None,
+    ) -> torch.Tensor:
+        """Merge a tensor in memory with the kernel that a recipe's merge to disk uses."""
+        base = next(entry.tensor for entry in group.entries if entry.is_base)
+        pieces = TensorPieces(
+            HeldTensor(base.contiguous()),
+            [HeldTensor(entry.tensor.contiguous()) for entry in group.non_base],
+            input_dtype,
+            base.device,
+            Workers(1),
+            merge,
+        )
+        job = Job(
+            name=group.metadata.name or "",
+            models=[_base_id(group), *(entry.id for entry in group.non_base)],
+            wrap=self.wrapped.spec.name,
+            merge=merge,
+            coefficient=values["coefficient"],
+            seed=values.get("seed", 0),
+            allow_nonfinite=values["allow_nonfinite"],
+        )
+        dtype = out_dtype or pieces.aligned
+        collector = values.get("collector")
+        with one_thread(), torch.no_grad():
+            if collector is not None:
+                # A calibration wants the norm terms; what it returns is thrown away.
+                collector.terms[group.metadata.name] = tensor_norms(job, pieces, collector.power)
+                return base
+            result = torch.empty(base.shape, dtype=dtype, device=base.device)
+            merge_tensor(job, pieces, dtype, HeldResult(result))
+        return result
+
+    def _merge(
+        self, group: TensorGroup, values: dict[str, Any], out_dtype: torch.dtype
+    ) -> torch.Tensor:
+        group, base = self._prepared(group)
+        merged = self._wrapped_merge(group, values)
+        if (vector := values.get("vector")) is not None:
+            vector.write(0, (merged - base).flatten())
+        result = scale_task_vector(base, merged, values["coefficient"]).to(out_dtype)
+        if not values["allow_nonfinite"] and not torch.isfinite(result).all():
+            refuse_result(group.metadata.name, self.wrapped.spec.name, merged, out_dtype)
+        return result
+
+    def _norms(self, group: TensorGroup, values: dict[str, Any], power: int) -> tuple[float, float]:
+        """Return this tensor's terms of ‖τ_sum‖ and ‖τ_MTL‖ (Eq. 2), as Σ|x|^power."""
+        group, base = self._prepared(group)
+        merged = self._wrapped_merge(group, values)
+        with one_thread():
+            return norm_terms(base, merged, [entry.tensor for entry in group.non_base], power)
+
+    def _prepared(self, group: TensorGroup) -> tuple[TensorGroup, torch.Tensor]:
+        """Return the group in the dtype of the arithmetic, and its base tensor."""
+        group = align_dtype(group, work_dtype(group.entries[0].tensor.dtype))
+        base = next(entry.tensor for entry in group.entries if entry.is_base)
+        return group, base
+
+    def _wrapped_merge(self, group: TensorGroup, values: dict[str, Any]) -> torch.Tensor:
+        """Return M of a prepared group, from the wrapped method itself."""
+        entries = group.entries
+        if self.ignores_base and not (values["base_listed"] and self.names):
+            # lines_postprocess, which passes no parameters, edits one model and never the base.
+            entries = group.non_base
+        seen = replace(group, entries=entries)
+        kept = {entry.id for entry in entries}
+        bound = {}
+        for parameter in self.wrapped.spec.parameters:
+            if parameter.name not in self.names:
+                bound[parameter.name] = _default(parameter, seen)
+                continue
+            value = values[self.names[parameter.name]]
+            if parameter.scope != ParameterScope.SHARED:
+                value = PerInputValues([(key, v) for key, v in value.items() if key in kept])
+            bound[parameter.name] = value
+        self.wrapped.validate_inputs(
+            [entry.id for entry in entries],
+            None if self.ignores_base else _base_id(group),
+            group_name=group.metadata.name,
+        )
+        device = entries[0].tensor.device
+        with one_thread(), seeded(values.get("seed", 0), group.metadata.name or "", device):
+            (merged,) = self.wrapped._execute_resolved((seen,), [bound])
+        return merged
+
+
+def _check_finite(given: TensorGroup, group: TensorGroup) -> None:
+    """Refuse NaN and infinity in the inputs, by tensor and model."""
+    for before, entry in zip(given.entries, group.entries, strict=True):
+        if torch.isfinite(entry.tensor).all():
+            continue
+        place = f"tensor {group.metadata.name} of model {entry.id}"
+        refuse_input(place, before.tensor, entry.tensor.dtype)
+
+
+def _contract(wrapped: InputContract) -> InputContract:
+    """Return the wrapped contract with a base required: LiNeS measures the change from it."""
+    if wrapped.base == BasePolicy.IGNORED:
+        return InputContract(base=BasePolicy.REQUIRED)
+    return replace(wrapped, base=BasePolicy.REQUIRED)
+
+
+def _default(parameter: ParameterSpec, group: TensorGroup) -> Any:
+    if parameter.scope == ParameterScope.SHARED:
+        return parameter.default
+    return PerInputValues([(entry.id, parameter.default) for entry in group.entries])
+
+
+def _base_id(group: TensorGroup) -> Any:
+    return group.base.id if group.base else None
+
+
+@contextmanager
+def seeded(seed: int, name: str, device: torch.device) -> Iterator[None]:
+    """Fork torch's generators, seeded by (seed, tensor name): draws depend on no order."""
+    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        yield

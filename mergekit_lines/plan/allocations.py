@@ -1,0 +1,117 @@
+"""What a merge method allocates for one tensor, asked of the method itself.
+
+The real task merges made-up tensors of two small sizes under torch's allocation log. Between
+the two each allocation lies on a line, which is extended to the real size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mergekit.common import ModelReference
+from torch.autograd import profiler_legacy
+
+from mergekit_lines.engine.tasks import LinesTask
+from mergekit_lines.lines.alpha import NormCollector
+from mergekit_lines.plan.sizes import Sized
+
+SIZES = (2**18, 2**19)  # entries of the made-up tensors
+
+Log = list[int]  # bytes of every allocation, and of every release as a negative number
+
+
+class Allocations:
+    """The allocations of every tensor of a plan; tensors merged alike are measured once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, tuple[tuple[int, Log], ...]] = {}
+
+    def of(self, tensor: Sized, *, calibrating: bool = False) -> Log:
+        """Return what happens while one tensor is merged; its result is not released.
+
+        Raises:
+            LinesError: the method refuses made-up weights.
+        """
+        if not tensor.entries or not tensor.dtype.is_floating_point:
+            return []
+        key = (*_alike(tensor), calibrating)
+        if key not in self._known:
+            self._known[key] = _measure(tensor, calibrating=calibrating)
+        (n, low), (m, high) = self._known[key]
+        if len(low) != len(high):  # work in pieces: more of them for more entries
+            low, high = [peak(low)], [peak(high)]
+        share = (tensor.entries - n) / (m - n) if m > n else 0.0
+        return [int(a + (b - a) * share) for a, b in zip(low, high, strict=True)]
+
+
+def peak(log: Sequence[int]) -> int:
+    """Return the most bytes that were held at once."""
+    held = most = 0
+    for size in log:
+        held += size
+        most = max(most, held)
+    return most
+
+
+def _alike(tensor: Sized) -> tuple[Any, ...]:
+    """Tell by what two tensors are merged in the same way, whatever their size."""
+    task = tensor.item.task
+    values = [dict(task.parameters.items())]
+    values += [dict(given.items()) for given in task.input_parameters.values()]
+    words = {"alpha", "beta", "gamma", "outside", "schedule", "coefficient"} & set(
+        tensor.item.values
+    )
+    kinds = tuple(
+        (name, (value > 0) + (value >= 1) if isinstance(value, float) else str(value))
+        for given in values
+        for name, value in sorted(given.items())
+        if name not in words
+    )
+    inputs = tuple(tensor.inputs.items())
+    return (task.method_name, task.dtype, task.out_dtype, inputs, kinds, len(tensor.shape) > 1)
+
+
+def _measure(tensor: Sized, *, calibrating: bool) -> tuple[tuple[int, Log], ...]:
+    """Return the logs of two small tensors, each with its number of entries."""
+    values: dict[str, Any] = {"coefficient": 0.5, "seed": 0}
+    if calibrating:
+        values["collector"] = NormCollector(1 if tensor.item.values["norm"] == "l1" else 2)
+    task = tensor.item.task.with_values(values)
+    points = []
+    for size in SIZES:
+        shape = _shrunk(tensor.shape, size)
+        generator = torch.Generator().manual_seed(0)
+        tensors = {
+            model: torch.randn(shape, generator=generator).to(dtype)
+            for model, dtype in tensor.inputs.items()
+        }
+        points.append((math.prod(shape), _log(task, tensors)))
+    return tuple(points)
+
+
+def _shrunk(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """Return a like shape of about ``size`` entries: fewer rows, then fewer columns."""
+    if math.prod(shape) <= size:
+        return shape
+    if len(shape) == 1:
+        return (size,)
+    row = math.prod(shape[1:])
+    if row <= size // 8:
+        return (size // row, *shape[1:])
+    return (8, size // 8)
+
+
+def _log(task: LinesTask, tensors: dict[ModelReference, torch.Tensor]) -> Log:
+    task.execute(tensors)  # what is made once and kept is no temporary
+    legacy: Any = profiler_legacy  # of torch's two logs the one that starts in no time
+    legacy.profile(profile_memory=True).__enter__()
+    try:
+        result = task.execute(tensors)
+    finally:
+        threads = legacy._disable_profiler_legacy()
+    del result
+    events = [event for thread in threads for event in thread]
+    return [event.cpu_memory_usage() for event in events if event.kind() == "memory_alloc"]

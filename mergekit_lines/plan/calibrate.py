@@ -1,0 +1,60 @@
+"""``alpha: auto`` of a recipe: the norms of Eq. 2, streamed over the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from mergekit.graph import Executor
+
+from mergekit_lines.checkpoint.ties import tied_names
+from mergekit_lines.engine.tasks import NormTask, engine_task
+from mergekit_lines.lines.alpha import Calibration, NormCollector, find_alpha
+
+if TYPE_CHECKING:
+    from mergekit_lines.plan.planned import PlannedTensor
+    from mergekit_lines.plan.run import MergeRun
+
+
+def calibrate(
+    planned: Sequence[PlannedTensor], run: MergeRun, options: Any, out_model_config: Any
+) -> Calibration | None:
+    """Return α of Eq. 2, or None where no tensor asks for it.
+
+    Every output tensor counts once, a tied one once, those outside the blocks included.
+    An interrupted run's α is taken over.
+
+    Raises:
+        LinesError: a norm is zero, or tensors are merged from different models.
+    """
+    known = run.partial.recall("alpha") if run.partial else None
+    if known is not None:
+        return Calibration(**known)
+
+    def collect(collector: NormCollector) -> None:
+        tied = tied_names(out_model_config, [item.weight.name for item in planned])
+        values = {
+            "coefficient": 1.0,
+            "seed": run.seed,
+            "collector": collector,
+            "engine": run.engine,
+        }
+        tasks = [
+            engine_task(item.task, NormTask, {**values, "number": number})
+            for number, item in enumerate(planned)
+            if item.weight.name not in tied
+        ]
+        run.engine.order(tasks)
+        executor = Executor(
+            tasks,
+            math_device=options.device,
+            storage_device=options.device if options.low_cpu_memory else "cpu",
+        )
+        for _ in executor.run(quiet=options.quiet, desc="Calibrating alpha"):
+            pass
+
+    found = find_alpha(planned, collect)
+    if found is not None and run.partial:
+        run.partial.keep("alpha", asdict(found))
+    return found

@@ -1,0 +1,334 @@
+"""Whether the plan and the checkpoints fit together, by their headers alone."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mergekit.architecture import WeightInfo
+from mergekit.architecture.conversion import can_convert_checkpoint_keys
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.io.tasks import LoaderCache
+from mergekit.options import MergeOptions
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+
+from mergekit_lines.checkpoint.headers import BUFFERS, FLOATS, Headers, TensorHeader
+from mergekit_lines.checkpoint.ties import is_untied, model_class, tied_names
+from mergekit_lines.errors import some
+from mergekit_lines.plan.planned import PlannedTensor
+from mergekit_lines.recipe.models import models_in_order
+
+# Buffers that old checkpoints hold and every architecture recomputes.
+RECOMPUTED = (r"rotary_emb\.inv_freq$", r"\.position_ids$", r"\.masked_bias$", r"\.attn\.bias$")
+
+
+def check_layers(
+    config: MergeConfiguration, arch_info: Any, options: MergeOptions
+) -> Iterator[str]:
+    """Yield what is wrong with modules, layer ranges and layer counts, before planning."""
+    modules = dict(config.modules or {})
+    for name in modules:
+        if name not in arch_info.modules:
+            known = ", ".join(arch_info.modules)
+            yield f"modules.{name}: this architecture has no such module (it has: {known})."
+            return
+    if config.models or config.slices:
+        modules = dict.fromkeys(arch_info.modules, config)
+    for name, definition in modules.items():
+        layout = arch_info.modules[name].architecture
+
+        def layers(model: ModelReference, layout: Any = layout) -> int:
+            config = model.config(trust_remote_code=options.trust_remote_code)
+            return int(layout.num_layers(config))
+
+        place = f"modules.{name}." if config.modules else ""
+        for number, output_slice in enumerate(definition.slices or []):
+            yield from _check_slice(f"{place}slices[{number}]", output_slice, layers)
+        models = [entry.model for entry in definition.models or []]
+        counts = {model: layers(model) for model in [config.base_model, *models] if model}
+        if models and len(set(counts.values())) > 1:
+            found = ", ".join(f"{model} has {count}" for model, count in counts.items())
+            yield (
+                f"{place}models: the numbers of layers differ: {found}; wanted models fine-tuned "
+                f"from base_model. Pick layers with `slices:` if that is what you mean."
+            )
+
+
+def _check_slice(place: str, output_slice: Any, layers: Any) -> Iterator[str]:
+    lengths = {}
+    for number, source in enumerate(output_slice.sources):
+        first, last = source.layer_range
+        count = layers(source.model)
+        if not 0 <= first < last <= count:
+            yield (
+                f"{place}.sources[{number}].layer_range: found [{first}, {last}], wanted two "
+                f"rising numbers from 0 to {count}, the layers of {source.model}."
+            )
+            return
+        lengths[f"{source.model} gives {last - first}"] = last - first
+    if len(set(lengths.values())) > 1:
+        yield (
+            f"{place}.sources: the layer_range differ in length ({', '.join(lengths)}), wanted the "
+            f"same number of layers from each source."
+        )
+
+
+def check_plan(
+    planned: Sequence[PlannedTensor],
+    headers: Mapping[ModelReference, Headers],
+    config: MergeConfiguration,
+    arch_info: Any,
+    options: MergeOptions,
+) -> list[str]:
+    """Return what does not fit between the plan and the checkpoints' headers.
+
+    Tensors that are missing, of different shapes or of a dtype that cannot be merged;
+    tensors of the base that no output tensor takes; heads that only the base ties.
+    """
+    problems: list[str] = []
+    grouped: dict[str, list[Trouble]] = defaultdict(list)
+    convertible = Convertible(options)
+    for item in planned:
+        for trouble in _check_tensor(item, headers, convertible):
+            grouped[trouble.text].append(trouble)
+    for text, troubles in grouped.items():
+        named = f"{some((trouble.tensor for trouble in troubles), 3)}{troubles[0].example}"
+        problems.append(text.replace("TENSORS", named))
+    problems += _check_lost(planned, config, arch_info, options)
+    problems += _check_ties(planned, config, options)
+    problems += _check_heads(planned, config, arch_info, options)
+    return problems
+
+
+def dropped_tensors(
+    planned: Sequence[PlannedTensor], config: MergeConfiguration
+) -> dict[ModelReference, list[str]]:
+    """Return, per fine-tuned model, its tensors that the base has not and the merge drops."""
+    bases = {item.task.base_model for item in planned} | {config.base_model}
+    known = {name for item in planned for name in _names(item.weight)}
+    for base in bases - {None}:
+        known |= set(LoaderCache().get(base).index.tensor_paths)
+    result = {}
+    for model in models_in_order(config):
+        index = LoaderCache().get(model).index.tensor_paths
+        extra = [name for name in index if name not in known and not _recomputed(name)]
+        if model not in bases and extra:
+            result[model] = extra
+    return result
+
+
+class Trouble(NamedTuple):
+    """One tensor's trouble: tensors with the same text are told in one sentence."""
+
+    text: str  # TENSORS stands for their names
+    tensor: str
+    example: str = ""
+
+
+def _names(weight: WeightInfo) -> list[str]:
+    return [weight.name, *(weight.aliases or ()), *(weight.tied_names or ())]
+
+
+class Convertible:
+    """What mergekit can make of the tensors of a checkpoint in an older layout (fused experts).
+
+    mergekit looks through all names that it is given for every tensor it is asked for. Those
+    with the tensor's own number, which is its block's, most often are enough.
+    """
+
+    def __init__(self, options: MergeOptions) -> None:
+        self._options = options
+        self._known: dict[ModelReference, tuple[str, dict[str, set[str]]]] = {}
+
+    def __call__(self, model: ModelReference, name: str) -> bool:
+        """Tell whether the model's tensors give the one that it has not under this name."""
+        if model not in self._known:
+            kind = model.config(trust_remote_code=self._options.trust_remote_code).model_type
+            numbered: dict[str, set[str]] = defaultdict(set)
+            for held in LoaderCache().get(model).index.tensor_paths:
+                numbered[_number(held)].add(held)
+            self._known[model] = (kind, numbered)
+        kind, numbered = self._known[model]
+        few = numbered.get(_number(name), set())
+        return can_convert_checkpoint_keys(kind, few, name) or can_convert_checkpoint_keys(
+            kind, set().union(*numbered.values()), name
+        )
+
+
+def _number(name: str) -> str:
+    """Return the first number of a name, or nothing."""
+    return next((part for part in name.split(".") if part.isdecimal()), "")
+
+
+def _check_tensor(
+    item: PlannedTensor, headers: Mapping[ModelReference, Headers], convertible: Convertible
+) -> Iterator[Trouble]:
+    gather: Any = item.task.gather_tensors
+    aligned = hasattr(gather, "tokenizer_task")
+    gather = getattr(gather, "gather_tensors", gather)
+    found: dict[ModelReference, TensorHeader] = {}
+    for model, weight in gather.weight_info.items():
+        index = LoaderCache().get(model).index.tensor_paths
+        name = next((name for name in _names(weight) if name in index), None)
+        if name is None:
+            if convertible(model, weight.name):
+                continue
+            if not weight.optional:
+                yield Trouble(
+                    f"model {model}: lacks tensors that the merge needs (TENSORS). Is it of the "
+                    f"same architecture and size as the others, and whole?",
+                    weight.name,
+                )
+            elif model == item.task.base_model:
+                yield Trouble(
+                    f"base_model {model}: lacks tensors that other models have (TENSORS), so their "
+                    f"change cannot be measured. Use the base they were fine-tuned from.",
+                    weight.name,
+                )
+            continue
+        tensors = headers[model].tensors
+        if tensors is None:
+            continue
+        if tensors[name].dtype in FLOATS | BUFFERS:
+            found[model] = tensors[name]
+        else:
+            yield Trouble(
+                f"model {model}: holds tensors of dtype {tensors[name].dtype} (TENSORS), wanted "
+                f"fp16, bf16, fp32 or fp64. Convert the model first.",
+                name,
+            )
+    yield from _check_alike(item, found, aligned)
+
+
+def _check_alike(
+    item: PlannedTensor, found: dict[ModelReference, TensorHeader], aligned: bool
+) -> Iterator[Trouble]:
+    axis, name = item.weight.vocabulary_axis, item.weight.name
+    # Against the base, which the others were fine-tuned from.
+    first = item.task.base_model if item.task.base_model in found else next(iter(found), None)
+    for model, header in found.items():
+        left, right = list(found[first].shape), list(header.shape)
+        example = f": {tuple(left)} and {tuple(right)}"
+        if axis is not None and len(left) == len(right) > axis and left[axis] != right[axis]:
+            if not aligned:
+                yield Trouble(
+                    f"the vocabulary sizes of {first} and {model} differ (TENSORS). Align the "
+                    f"vocabularies with `tokenizer: {{source: base}}`.",
+                    name,
+                    example,
+                )
+            left[axis] = right[axis]
+        if left != right:
+            yield Trouble(
+                f"the shapes of {first} and {model} differ (TENSORS). The models of one merge must "
+                f"be fine-tuned from one base_model.",
+                name,
+                example,
+            )
+        elif (found[first].dtype in FLOATS) != (header.dtype in FLOATS):
+            yield Trouble(
+                f"{first} holds {found[first].dtype} where {model} holds {header.dtype} (TENSORS), "
+                f"wanted the same kind in all models.",
+                name,
+            )
+
+
+def _check_lost(
+    planned: Sequence[PlannedTensor],
+    config: MergeConfiguration,
+    arch_info: Any,
+    options: MergeOptions,
+) -> Iterator[str]:
+    """Check that every tensor of the base is taken, tied, ignorable or converted."""
+    base = config.base_model or planned[0].task.base_model if planned else config.base_model
+    if base is None:
+        return
+    model_config = base.config(trust_remote_code=options.trust_remote_code)
+    taken = {name for item in planned for name in _names(item.weight)}
+    # Layers that `slices:` leaves out are left out on purpose, if the layout knows them.
+    if config.slices or any(module.slices for module in (config.modules or {}).values()):
+        for weight in arch_info.all_weights(model_config):
+            taken.update(_names(weight))
+    cls = model_class(model_config)
+    declared = getattr(cls, "_keys_to_ignore_on_load_unexpected", None) or []
+    index = LoaderCache().get(base).index.tensor_paths
+    tied = tied_names(model_config, taken | set(index))
+    lost = [
+        name
+        for name in index
+        if name not in taken
+        and not _recomputed(name, declared)
+        and name not in tied
+        and not _converted(model_config.model_type, name, taken)
+    ]
+    if lost:
+        yield (
+            f"base_model {base}: {len(lost)} of its {len(index)} tensors would be lost, for "
+            f"mergekit's layout of {', '.join(model_config.architectures or ['this model'])} has "
+            f"no place for them: {some(lost)}. This architecture cannot be merged by mergekit yet."
+        )
+
+
+def _check_ties(
+    planned: Sequence[PlannedTensor], config: MergeConfiguration, options: MergeOptions
+) -> Iterator[str]:
+    """Check that no model unties what the output's config will tie again on loading."""
+    if config.base_model is None:
+        return
+    base_config = config.base_model.config(trust_remote_code=options.trust_remote_code)
+    names = [item.weight.name for item in planned]
+    tied = tied_names(base_config, names)
+    for model in models_in_order(config):
+        own = model.config(trust_remote_code=options.trust_remote_code)
+        untied = tied - tied_names(own, names)
+        held = sorted(untied & set(LoaderCache().get(model).index.tensor_paths))
+        if held:
+            yield (
+                f"model {model}: unties {some(held)}, which base_model {config.base_model} ties to "
+                f"its embedding, so that the merged tensor would be ignored on loading. Use models "
+                f"that agree on tie_word_embeddings."
+            )
+
+
+def _check_heads(
+    planned: Sequence[PlannedTensor],
+    config: MergeConfiguration,
+    arch_info: Any,
+    options: MergeOptions,
+) -> Iterator[str]:
+    """Check that a head which no model holds is a tied one: loading draws another at random."""
+    if config.base_model is None:
+        return
+    base_config = config.base_model.config(trust_remote_code=options.trust_remote_code)
+    made = {item.weight.name for item in planned}
+    for weight in arch_info.all_weights(base_config):
+        if weight.optional and weight.name not in made and is_untied(base_config, weight.name):
+            yield (
+                f"base_model {config.base_model}: no model holds {weight.name}, and config.json "
+                f"says tie_word_embeddings: false, so that loading would draw it at random. Save "
+                f"the model whole, or set tie_word_embeddings: true where it is tied."
+            )
+
+
+def _recomputed(name: str, declared: Sequence[str] = ()) -> bool:
+    return any(re.search(pattern, name) for pattern in (*RECOMPUTED, *declared))
+
+
+def _converted(model_type: str, name: str, taken: set[str]) -> bool:
+    """Tell whether transformers converts ``name`` on loading into a tensor that is taken."""
+    for transform in get_checkpoint_conversion_mapping(model_type) or []:
+        renamed, pattern = transform.rename_source_key(name)
+        if pattern is None:
+            continue
+        if isinstance(transform, WeightRenaming):
+            name = renamed
+            continue
+        first, *others = transform.target_patterns
+        targets = {renamed, *(renamed.replace(first, other) for other in others)}
+        if targets & taken:
+            return True
+    return name in taken

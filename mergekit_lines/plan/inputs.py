@@ -1,0 +1,174 @@
+"""Every problem of the input models that can be seen without reading weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+from huggingface_hub.utils._validators import validate_repo_id
+from mergekit.common import ModelPath, ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
+from safetensors import SafetensorError, safe_open
+
+from mergekit_lines.checkpoint.headers import read_headers
+from mergekit_lines.checkpoint.remote.failures import reading, unreached
+from mergekit_lines.errors import nearest, reason
+from mergekit_lines.recipe.models import models_in_order
+
+
+def check_models(config: MergeConfiguration, options: MergeOptions) -> list[str]:
+    """Return what is wrong with the models' folders: configs, adapters, shards, indexes.
+
+    Models on the Hub are asked for their config only.
+    """
+    problems: list[str] = []
+    architectures: dict[ModelReference, str] = {}
+    for model in models_in_order(config):
+        found = list(_check_model(model, options))
+        problems += found
+        if not found:
+            names = model.config(trust_remote_code=options.trust_remote_code).architectures
+            architectures[model] = ", ".join(names or [])
+    if len(set(architectures.values())) > 1 and not options.allow_crimes:
+        listed = ", ".join(f"{model} is {name}" for model, name in architectures.items())
+        problems.append(
+            f"the architectures differ ({listed}), wanted models fine-tuned from one base_model. "
+            f"Change the models, or give --allow-crimes if their tensors fit all the same."
+        )
+    return problems
+
+
+def _check_model(model: ModelReference, options: MergeOptions) -> Iterator[str]:
+    folder = Path(model.model.path)
+    if folder.is_dir():
+        problems = list(_check_config(folder))
+        yield from problems or [*_check_loading(model, options), *read_headers(folder).problems]
+    else:
+        yield from _check_hub(model, options)
+    if model.lora is not None:
+        yield from _check_adapter(model.lora)
+
+
+def _check_loading(model: ModelReference, options: MergeOptions) -> Iterator[str]:
+    try:
+        model.config(trust_remote_code=options.trust_remote_code)
+    except Exception as error:  # noqa: BLE001 - transformers validates with a dozen kinds
+        yield (
+            f"{model.model.path}/config.json: transformers refuses it ({reason(error)}). "
+            f"Save the model with save_pretrained, or upgrade transformers."
+        )
+
+
+def _check_config(folder: Path) -> Iterator[str]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = ""
+        if (folder / "adapter_config.json").exists():
+            hint = f" It holds an adapter: write `BASE+{folder}`."
+        yield f"{folder}: found no config.json, wanted a transformers checkpoint.{hint}"
+        return
+    except (OSError, ValueError) as error:
+        yield f"{path}: cannot be read ({error}), wanted a JSON object. Download it again."
+        return
+    architectures = config.get("architectures") if isinstance(config, dict) else None
+    names = architectures if isinstance(architectures, list) else []
+    if len(names) != 1 or not isinstance(names[0], str):
+        yield (
+            f"{path}: found {architectures!r} for architectures, wanted a list of one name, by "
+            f"which mergekit knows the layout. Save the model "
+            f'with save_pretrained, or add e.g. "architectures": ["LlamaForCausalLM"].'
+        )
+    elif config.get("quantization_config"):
+        settings = config["quantization_config"]
+        method = settings.get("quant_method", "") if isinstance(settings, dict) else settings
+        yield (
+            f"{folder}: a quantised checkpoint ({method}); wanted plain fp16, bf16 or fp32 "
+            f"weights: packed ones have no task vectors. Use the unquantised model."
+        )
+
+
+def _check_adapter(adapter: ModelPath) -> Iterator[str]:
+    folder = Path(adapter.path)
+    if not folder.is_dir():
+        yield from _check_hub_adapter(adapter)
+        return
+    try:
+        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        yield f"{folder}: found no adapter_config.json, wanted a PEFT adapter after the `+`."
+        return
+    except (OSError, ValueError) as error:
+        yield f"{folder}/adapter_config.json: cannot be read ({error}). Save the adapter again."
+        return
+    weights = folder / "adapter_model.safetensors"
+    if not weights.exists() and not (folder / "adapter_model.bin").exists():
+        yield (
+            f"{folder}: found no adapter_model.safetensors, wanted a whole adapter. Save it again."
+        )
+    elif weights.exists():
+        try:
+            with safe_open(weights, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            yield f"{weights}: not a whole safetensors file ({error}). Save the adapter again."
+
+
+def _check_hub_adapter(adapter: ModelPath) -> Iterator[str]:
+    try:
+        validate_repo_id(adapter.path)
+    except HFValidationError:
+        yield f"adapter {adapter.path}: there is no such folder. Check the path after the `+`."
+        return
+    yield from _fetch(f"adapter {adapter}", adapter, "adapter_config.json", "a PEFT adapter")
+
+
+def _check_hub(model: ModelReference, options: MergeOptions) -> Iterator[str]:
+    """Check that a model which is no folder can be found on the Hub, by its config."""
+    path = model.model.path
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        yield f"model {path}: there is no such folder. Check the path{_sibling(path)}."
+        return
+    where = f"model {model.model}"
+    problems = list(_fetch(where, model.model, "config.json", "a transformers checkpoint"))
+    if problems:
+        yield from problems
+        return
+    try:
+        config = model.config(trust_remote_code=options.trust_remote_code)
+    except Exception as error:  # noqa: BLE001 - transformers validates with a dozen kinds
+        yield (
+            f"{where}: transformers refuses its config.json ({reason(error)}). Take another "
+            f"model, or upgrade transformers."
+        )
+        return
+    if getattr(config, "quantization_config", None):
+        yield f"model {path}: a quantised checkpoint, wanted plain fp16, bf16 or fp32 weights."
+
+
+def _fetch(where: str, part: ModelPath, file: str, wanted: str) -> Iterator[str]:
+    """Fetch one small file from the Hub: a gated model tells of itself, but gives out nothing."""
+    cached = isinstance(try_to_load_from_cache(part.path, file, revision=part.revision), str)
+    try:
+        # hf_hub_download itself waits half a minute for a network that is not there.
+        HfApi().model_info(part.path, revision=part.revision)
+        hf_hub_download(part.path, file, revision=part.revision)
+    except RemoteEntryNotFoundError:
+        yield f"{where}: found no {file} on the Hub, wanted {wanted}. Check the name."
+    except Exception as error:  # noqa: BLE001 - the Hub's clients raise a dozen kinds
+        if not (cached and unreached(error)):
+            hint = _sibling(part.path)
+            yield reading(where, error).replace("Check the name", f"Check the name{hint}")
+
+
+def _sibling(path: str) -> str:
+    parent = Path(path).parent
+    names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+    return nearest(Path(path).name, names).rstrip("?").replace(" Did you mean", ", or did you mean")

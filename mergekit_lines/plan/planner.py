@@ -1,0 +1,298 @@
+"""mergekit's planner, extended: wrap, then depth, then one coefficient for every tensor.
+
+Recipes of mergekit's own methods pass through :class:`LinesPlanner` untouched.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from mergekit import plan
+from mergekit.architecture import WeightInfo
+from mergekit.common import ModelReference
+from mergekit.config import ConfigReader, MergeConfiguration, OutputModuleDefinition
+from mergekit.graph import Task
+from mergekit.io.tasks import GatherTensors
+from mergekit.parameter_resolver import resolve_parameter
+from pydantic import ValidationError
+
+from mergekit_lines.engine.tasks import LinesTask, WriteTask, engine_task
+from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.lines.depth import block_depths, natural_key
+from mergekit_lines.lines.summary import Summary
+from mergekit_lines.methods.registry import method_for, postprocess_method
+from mergekit_lines.methods.words import WHOLE_RECIPE, WRAP, incomplete
+from mergekit_lines.plan.planned import PlannedTensor
+from mergekit_lines.plan.run import ACTIVE
+from mergekit_lines.plan.tokenizer import OrderedTokenizer
+from mergekit_lines.recipe.models import models_in_order
+from mergekit_lines.recipe.parameters import check_filters
+
+
+class LinesPlanner(plan.MergePlanner):
+    """mergekit's planner, which for our methods gives each tensor its coefficient."""
+
+    def __init__(
+        self,
+        config: MergeConfiguration,
+        arch_info: Any,
+        options: Any,
+        out_model_config: Any,
+    ) -> None:
+        super().__init__(config, arch_info, options, out_model_config)
+        self._method: Any
+        self.config: Any
+        self._tokenizer_task: Any
+        self._postprocess = config.merge_method == "lines_postprocess"
+        self._lines = self._postprocess or config.merge_method == "lines"
+        self._planned: list[PlannedTensor] | None = None
+        self._coefficients: dict[str, float] = {}
+        self._module: str | None = None
+        self._wraps: dict[str, str] = {}
+        self._names: set[str] = set()
+        self._problems: dict[str, list[str]] = defaultdict(list)
+        if not self._lines:
+            return
+        run = ACTIVE.get()
+        if run is None:
+            from mergekit_lines.host.names import REMEDY
+
+            raise LinesError(
+                f"merge_method {config.merge_method} was started by a run_merge that is not ours, "
+                f"so neither its checks nor its partial folder are in force: {REMEDY}."
+            )
+        self._run = run
+        self._recipe = config.model_copy(deep=True)  # mergekit rewrites the other one
+        if self._tokenizer_task is not None:
+            task = self._tokenizer_task
+            run.tokenizer = run.tokenizer or OrderedTokenizer(
+                base_model=task.base_model,
+                referenced_models=tuple(models_in_order(config)),
+                tokenizer_source=task.tokenizer_source,
+                trust_remote_code=task.trust_remote_code,
+                add_tokens=task.add_tokens,
+            )
+            self._tokenizer_task = run.tokenizer
+
+    def plan_module(self, module_name: str, definition: OutputModuleDefinition) -> None:
+        """Plan one module, remembering its name for the tensors in it."""
+        self._module = module_name
+        super().plan_module(module_name, definition)
+
+    def plan_tensor(
+        self,
+        weight: WeightInfo,
+        weights_in: list[WeightInfo],
+        models: list[ModelReference],
+        cfg_reader: ConfigReader,
+    ) -> None:
+        """Plan one tensor with the method that its ``wrap`` names."""
+        if not self._lines:
+            super().plan_tensor(weight, weights_in, models, cfg_reader)
+            return
+        if len(weights_in) != len(models):
+            # mergekit counts the sources of the first slice for tensors after the last one.
+            weights_in = [weights_in[0]] * len(models)
+        self._names.update({weight.name, *(source.name for source in weights_in)})
+        recipe_method, planned = self._method, len(self._tensors)
+        try:
+            if self._postprocess:
+                wrap, self._method = "", postprocess_method()
+            else:
+                wrap = resolve_parameter(
+                    WRAP,
+                    tuple(cfg_reader.parameter_sources(None)),
+                    tensor_name=weight.name,
+                    t=cfg_reader.t,
+                )
+                self._method = method_for(wrap)
+            super().plan_tensor(weight, weights_in, models, cfg_reader)
+        except LinesError as error:
+            for problem in error.problems:
+                self._problems[problem].append(weight.name)
+        except ValidationError as error:
+            text = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+            text = text.replace(f" for {weight.name}", "")
+            self._problems[f"{self._method.spec.name}: {text}."].append(weight.name)
+        except RuntimeError as error:
+            text = str(error).replace(f"{weight.name}", "a tensor")
+            self._problems[f"{self._method.spec.name}: {text}."].append(weight.name)
+        finally:
+            self._method = recipe_method
+        if len(self._tensors) > planned:
+            self._wraps[weight.name] = wrap
+            self._replace_last_task()
+
+    def _replace_last_task(self) -> None:
+        weight, task = self._tensors[-1]
+        listed = self._run.base_listed
+        values = dict(task.parameters.items())
+        values["base_listed"] = listed.get(self._module, listed.get(None, True))
+        gather, dtype = task.gather_tensors, task.dtype
+        if isinstance(gather, GatherTensors):
+            # The recipe's dtype is for weights: the method casts them, and buffers stay.
+            gather = gather.model_copy(update={"dtype": None})
+            dtype = weight.force_dtype or self.config.dtype
+        lines_task = LinesTask(
+            method_name=task.method_name,
+            gather_tensors=gather,
+            model_order=task.model_order,
+            base_model=task.base_model,
+            output_weight=task.output_weight,
+            parameters=values,
+            input_parameters=task.input_parameters,
+            dtype=dtype,
+            # One rounding: the method itself gives the dtype that will be stored.
+            out_dtype=weight.force_dtype or self.config.out_dtype,
+        )
+        self._tensors[-1] = (weight, lines_task)
+
+    def _plan(self) -> None:
+        if not self._lines:
+            super()._plan()
+            return
+        if self._planned is not None:
+            return
+        try:
+            super()._plan()
+        except LinesError:
+            raise
+        except Exception as error:
+            raise LinesError(
+                f"mergekit cannot plan this recipe ({reason(error)}). Is the architecture one "
+                f"that mergekit merges?"
+            ) from error
+        self._check_filters()
+        self._raise_problems()
+        # mergekit's order varies between processes for inferred architectures.
+        self._tensors.sort(key=lambda item: natural_key(item[0].name))
+        self._planned = self._place()
+        self._raise_problems()
+
+    def _place(self) -> list[PlannedTensor]:
+        """Give every planned tensor its depth, and check the words of its schedule."""
+        resolved = {w.name: dict(t.parameters.items()) for w, t in self._tensors}
+        for word in WHOLE_RECIPE:
+            found = {repr(values.get(word)) for values in resolved.values()}
+            if len(found) > 1:
+                self._problems[
+                    f"parameters.{word}: found {', '.join(sorted(found))} for different tensors, "
+                    f"wanted one value for the whole recipe. Give it without filter or gradient."
+                ] = []
+        self._raise_problems()
+        first = next(iter(resolved.values()), {})
+        blocks = first["blocks"].split(",") if first.get("blocks") else None
+        depths = block_depths(resolved, blocks=blocks, num_blocks=first.get("num_blocks"))
+        self._set_seed(first.get("seed"))
+        planned = []
+        for weight, task in self._tensors:
+            wrap, values = self._wraps[weight.name], resolved[weight.name]
+            problem = incomplete(values, wrap)
+            if problem:
+                self._problems[problem].append(weight.name)
+            planned.append(PlannedTensor(weight, task, wrap, depths[weight.name], values))
+        autos = {item.wrap for item in planned if item.values["alpha"] == "auto"}
+        if autos and len({item.wrap for item in planned}) > 1:
+            self._problems[
+                f"parameters.wrap: found {', '.join(sorted(set(self._wraps.values())))} in one "
+                f"recipe with alpha: auto, wanted one wrap: Eq. 2 compares the norms of one "
+                f"merge over the whole model. Give alpha as a number, or one wrap."
+            ] = []
+        return planned
+
+    def _check_filters(self) -> None:
+        # First: a filter that matches nothing leaves its word without a value.
+        unmatched = list(check_filters(self._recipe, self._names))
+        if unmatched:
+            raise LinesError(unmatched)
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is not None and self._run.seed_from_flag:
+            raise LinesError(
+                f"parameters.seed: found {seed} and --random-seed {self._run.seed} too, wanted one "
+                f"of them. Drop the flag or the parameter."
+            )
+        if seed is not None:
+            self._run.seed = seed
+
+    def _raise_problems(self) -> None:
+        if not self._problems:
+            return
+        total = len(self._tensors)
+        texts = []
+        for problem, names in self._problems.items():
+            partial = names and len(names) < max(total, len(names))
+            texts.append(f"{problem} (tensors: {some(names, 3)})" if partial else problem)
+        raise LinesError(texts)
+
+    def planned(self) -> list[PlannedTensor]:
+        """Return every output tensor with its place; no weight is read."""
+        self._plan()
+        return self._planned or []
+
+    def finish(self) -> None:
+        """Find α where it is wanted, and write each tensor's coefficient into its task."""
+        from mergekit_lines.plan.calibrate import calibrate
+
+        planned = self.planned()
+        found = calibrate(planned, self._run, self.options, self.out_model_config)
+        containers: dict[str, dict[int, set[float]]] = defaultdict(lambda: defaultdict(set))
+        outside = {}
+        for item in planned:
+            coefficient = item.coefficient(found.alpha if found else None)
+            if item.depth is None:
+                outside[item.weight.name] = coefficient
+            else:
+                containers[item.depth.container][item.depth.index].add(coefficient)
+            self._coefficients[item.weight.name] = coefficient
+        alphas = {
+            item.values["gamma"]
+            if self._postprocess and item.values["gamma"] is not None
+            else item.values["alpha"]
+            for item in planned
+        }
+        self._run.summary = Summary(
+            wraps=tuple(sorted({item.wrap for item in planned if item.wrap})),
+            seed=self._run.seed,
+            alpha=found or (alphas.pop() if len(alphas) == 1 else None),
+            containers={
+                name: [sorted(blocks[index]) for index in sorted(blocks)]
+                for name, blocks in sorted(containers.items(), key=lambda i: natural_key(i[0]))
+            },
+            outside=outside,
+        )
+        if self._run.on_summary:
+            self._run.on_summary(self._run.summary)
+
+    def plan_to_disk(self, out_path: str) -> list[Task]:
+        """Plan the merge to disk, reading weights first where ``alpha: auto`` needs them.
+
+        The engine stores the tensors: mergekit's own writer is not used.
+        """
+        if not self._lines:
+            return super().plan_to_disk(out_path)
+        self.finish()
+        engine = self._run.engine
+        tasks: list[Task] = [
+            engine_task(
+                item.task,
+                WriteTask,
+                {
+                    "engine": engine,
+                    "number": number,
+                    "coefficient": self._coefficients[item.weight.name],
+                    "seed": self._run.seed,
+                },
+            )
+            for number, item in enumerate(self.planned())
+            if engine.wants(item.weight.name)
+        ]
+        engine.order(tasks)
+        if self._tokenizer_task:
+            tasks.append(self._tokenizer_task)
+        return tasks
+
+
+# Here and not in the plugin: whoever imports this module, mergekit's own name leads to it.
+plan.MergePlanner = LinesPlanner

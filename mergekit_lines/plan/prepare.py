@@ -1,0 +1,140 @@
+"""From a recipe to a plan by indexes and headers alone: no weight is read or downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mergekit import merge as mergekit_merge
+from mergekit.architecture import get_architecture_info
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.io import LazyTensorLoader, ShardedTensorIndex
+from mergekit.io.tasks import LoaderCache
+from mergekit.options import MergeOptions
+
+from mergekit_lines.checkpoint.headers import Headers, read_headers
+from mergekit_lines.checkpoint.remote.headers import remote_headers
+from mergekit_lines.engine.engine import kernel_of
+from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.host.state import names_from_indexes
+from mergekit_lines.plan.fit import check_layers, check_plan
+from mergekit_lines.plan.opening import adapter_of, open_model
+from mergekit_lines.plan.planned import PlannedTensor
+from mergekit_lines.plan.planner import LinesPlanner
+from mergekit_lines.plan.run import ACTIVE, MergeRun
+from mergekit_lines.recipe.models import models_in_order
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan that fits its models, and what their headers say."""
+
+    planned: list[PlannedTensor]
+    arch_info: Any
+    headers: dict[ModelReference, Headers]
+    copied: set[ModelReference]  # adapted models that peft has to merge into a copy
+
+
+def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) -> Prepared:
+    """Plan the recipe, and check the plan against the models' headers.
+
+    mergekit's loader cache is fed with loaders that know an index only, so that neither a
+    download nor the merging of an adapter begins before the plan is known to fit. The caller
+    empties the cache afterwards.
+
+    Raises:
+        LinesError: with every problem that indexes and headers show.
+    """
+    LoaderCache().setup(options=options)
+    cache = options.transformers_cache
+    headers = {model: _feed(model, cache) for model in models_in_order(config)}
+    problems = [problem for found in headers.values() for problem in found.problems]
+    copied = set() if problems else _check_adapters(headers, options, problems)
+    if problems:
+        raise LinesError(list(dict.fromkeys(problems)))
+    try:
+        with names_from_indexes():
+            arch_info = get_architecture_info(config, options)
+    except Exception as error:
+        raise LinesError(
+            f"mergekit cannot tell the models' architecture ({reason(error)}). Is it one that "
+            f"mergekit merges?"
+        ) from error
+    problems = list(check_layers(config, arch_info, options))
+    if problems:
+        raise LinesError(problems)
+    copy = config.model_copy(deep=True)  # mergekit's planner rewrites it
+    out_config = mergekit_merge._model_out_config(copy, arch_info, options.trust_remote_code)
+    token = ACTIVE.set(run)
+    try:
+        planned = LinesPlanner(copy, arch_info, options, out_config).planned()
+    finally:
+        ACTIVE.reset(token)
+    problems = check_plan(planned, headers, config, arch_info, options)
+    problems += refused_values(planned)[:1]
+    if problems:
+        raise LinesError(problems)
+    return Prepared(planned, arch_info, headers, copied)
+
+
+def refused_values(planned: list[PlannedTensor]) -> list[str]:
+    """Return which tensors' parameters our own kernel refuses."""
+    problems: list[str] = []
+    for item in planned:
+        try:
+            with item.task.failures({}):
+                kernel_of(item.task, dict.fromkeys(item.task.model_order, torch.float32))
+        except LinesError as error:
+            problems += error.problems
+    return problems
+
+
+def _check_adapters(
+    headers: Mapping[ModelReference, Headers], options: MergeOptions, problems: list[str]
+) -> set[ModelReference]:
+    """Collect what is wrong with adapters on this machine; return those that peft merges."""
+    copied = set()
+    for model, found in headers.items():
+        if model.lora is None or not Path(model.lora.path).is_dir():
+            continue
+        try:
+            adapter = adapter_of(model, found.tensors, options)
+        except LinesError as error:
+            problems += error.problems
+            continue
+        if adapter is None:
+            copied.add(model)
+        else:
+            adapter.close()
+    return copied
+
+
+def _feed(model: ModelReference, cache: str | None) -> Headers:
+    """Read a model's headers, and give mergekit a loader of its index.
+
+    An adapter changes values and no names: its base's index stands for both.
+    """
+    folder = Path(model.model.path)
+    if not folder.is_dir():
+        headers = remote_headers(model.model.path, model.model.revision, cache)
+    else:
+        headers = read_headers(folder)
+    if headers.tensors is None and not headers.problems:
+        _feed_pickle(model)
+    elif headers.tensors is not None:
+        paths = {name: header.file for name, header in headers.tensors.items()}
+        index = ShardedTensorIndex(
+            base_path=str(folder), is_safetensors=True, tensor_paths=paths, shards=[]
+        )
+        LoaderCache().loaders[model] = LazyTensorLoader(index)
+    return headers
+
+
+def _feed_pickle(model: ModelReference) -> None:
+    """Let mergekit list a pickled checkpoint's names itself: there is no header to read."""
+    plain = ModelReference(model=model.model)
+    LoaderCache().loaders[model] = open_model(plain)

@@ -1,0 +1,132 @@
+"""mergekit's output tokenizer, built once and the same in every process.
+
+mergekit walks vocabularies in the order of a Rust hash map, which differs from process to
+process, so `tokenizer: union` numbers new tokens differently each time. Here the walk is
+in the order of the token ids, and of the models in the recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.io.tasks import LoaderCache
+from mergekit.options import MergeOptions
+from mergekit.tokenizer.build import BuildTokenizer, TokenizerInfo
+from pydantic import PrivateAttr
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.recipe.models import models_in_order
+
+_LOCK = threading.RLock()
+
+
+class OrderedTokenizer(BuildTokenizer):
+    """mergekit's task with ordered vocabularies; calibration and merge share its result."""
+
+    _built: TokenizerInfo | None = PrivateAttr(default=None)
+
+    def execute(self, **_kwargs: Any) -> TokenizerInfo:
+        """Return the output tokenizer and each model's token permutation."""
+        if self._built is None:
+            with _ordered_vocabularies():
+                self._built = super().execute()
+        return self._built
+
+    def digest(self) -> str:
+        """Return a SHA-256 of the output's tokens and of where each model has them."""
+        built = self.execute()
+        tokens = sorted(built.tokenizer.get_vocab().items())
+        places = {str(model): sorted(found.items()) for model, found in built.permutations.items()}
+        return hashlib.sha256(json.dumps([tokens, places]).encode()).hexdigest()
+
+
+@contextmanager
+def _ordered_vocabularies() -> Iterator[None]:
+    tokenizer: Any = PreTrainedTokenizerFast
+    get_vocab, added = tokenizer.get_vocab, tokenizer.added_tokens_decoder
+
+    def ordered_vocab(self: Any) -> dict[str, int]:
+        return dict(sorted(get_vocab(self).items(), key=lambda item: (item[1], item[0])))
+
+    def ordered_added(self: Any) -> dict[int, Any]:
+        return dict(sorted(added.fget(self).items()))
+
+    with _LOCK:
+        tokenizer.get_vocab = ordered_vocab
+        tokenizer.added_tokens_decoder = property(ordered_added)
+        try:
+            yield
+        finally:
+            tokenizer.get_vocab = get_vocab
+            tokenizer.added_tokens_decoder = added
+
+
+def check_tokenizers(
+    config: MergeConfiguration, options: MergeOptions, tokenizer: OrderedTokenizer | None
+) -> None:
+    """Build the output tokenizer now, or see that the base's can be copied.
+
+    Args:
+        config: the recipe.
+        options: mergekit's flags.
+        tokenizer: the task that builds the output's, where the recipe says `tokenizer`.
+
+    Raises:
+        LinesError: it cannot be built, loaded or copied.
+    """
+    if tokenizer is not None:
+        _build_tokenizer(tokenizer)
+        return
+    folder = Path(LoaderCache().get(models_in_order(config)[0]).index.base_path)
+    copied = (folder / "tokenizer_config.json").exists() and any(
+        (folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")
+    )
+    if options.copy_tokenizer and (config.chat_template or not copied):
+        # mergekit loads and saves it; a failure there is only logged, and no tokenizer written.
+        model = models_in_order(config)[0]
+        _load_tokenizer(model, options, "Give --no-copy-tokenizer to merge without it")
+
+
+def _load_tokenizer(model: ModelReference, options: Any, remedy: str) -> None:
+    try:
+        AutoTokenizer.from_pretrained(
+            model.model.path,
+            revision=model.model.revision,
+            trust_remote_code=options.trust_remote_code,
+        )
+    except Exception as error:
+        raise LinesError(
+            f"tokenizer: found none that loads in model {model} ({reason(error)}), wanted a whole "
+            f"one. {remedy}, or save it there again."
+        ) from error
+
+
+def _build_tokenizer(tokenizer: OrderedTokenizer) -> None:
+    # mergekit takes a model's tokenizer that it cannot load for the same as the base's.
+    for model in tokenizer.referenced_models:
+        _load_tokenizer(model, tokenizer, "Leave `tokenizer` out of the recipe")
+    try:
+        tokenizer.execute()
+    except Exception as error:
+        raise LinesError(
+            f"tokenizer.source {tokenizer.tokenizer_source}: the output tokenizer cannot be built "
+            f"({reason(error)}). Check the source, or leave `tokenizer` out."
+        ) from error
+
+
+def vocabulary(config: MergeConfiguration, tokenizer: OrderedTokenizer | None) -> int | None:
+    """Return the number of rows of the output's embeddings, where they are aligned."""
+    if tokenizer is None:
+        return None
+    size = len(tokenizer.execute().tokenizer.get_vocab())
+    multiple = (config.tokenizer.pad_to_multiple_of if config.tokenizer else None) or 1
+    return -(-size // multiple) * multiple

@@ -1,0 +1,222 @@
+"""The ``parameters`` of a recipe: names, places and values, checked without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from mergekit.config import ConditionalParameter, MergeConfiguration
+from mergekit.merge_methods.base import ParameterScope, ParameterSpec
+
+from mergekit_lines.errors import LinesError, nearest
+from mergekit_lines.methods.registry import check_wrap, method_for, postprocess_method
+from mergekit_lines.methods.words import (
+    LINES_WORDS,
+    MISSING_GAMMA,
+    POSTPROCESS_WORDS,
+    missing_beta,
+)
+from mergekit_lines.recipe.models import sections
+
+
+def check_parameters(config: MergeConfiguration, *, names_known: bool = True) -> list[str]:
+    """Return every problem of the recipe's parameters, and of the number of models for them.
+
+    Where a name is wrong (``names_known``: not even elsewhere in the recipe), what is missing
+    is not told: it is most often the very thing that was misspelt.
+    """
+    postprocess = config.merge_method == "lines_postprocess"
+    problems: list[str] = []
+    wraps = [] if postprocess else _wraps(config, problems)
+    found = list(_check_sections(config, wraps, postprocess))
+    problems += found
+    if names_known and not found:
+        problems += _check_required(config, wraps, postprocess)
+    problems += _check_counts(config, wraps, postprocess)
+    return problems
+
+
+def check_filters(config: MergeConfiguration, names: Iterable[str]) -> Iterator[str]:
+    """Yield the filters that match none of the tensors' names."""
+    known = sorted(names)
+    for section in sections(config):
+        for key, setting in section.parameters.items():
+            for entry in setting if isinstance(setting, list) else [setting]:
+                if not isinstance(entry, ConditionalParameter) or entry.filter in (None, "*"):
+                    continue
+                if not any(entry.filter in name for name in known):
+                    yield (
+                        f"{section.place}.{key}: the filter {entry.filter!r} matches no tensor, "
+                        f"wanted a part of a name such as {next(iter(known), '')}."
+                    )
+
+
+def _parts(setting: Any) -> Iterator[Any]:
+    """Yield a setting's values: one, or one per filter; a gradient is one value."""
+    conditions = isinstance(setting, list) and any(
+        isinstance(entry, ConditionalParameter) for entry in setting
+    )
+    for entry in setting if conditions else [setting]:
+        yield entry.value if isinstance(entry, ConditionalParameter) else entry
+
+
+def _is_word_gradient(value: Any) -> bool:
+    def is_word(entry: Any) -> bool:
+        try:
+            float(entry)
+        except (TypeError, ValueError, OverflowError):
+            return True
+        return isinstance(entry, bool)
+
+    return isinstance(value, list) and any(is_word(entry) for entry in value)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield the scalars of a parameter setting, through filters and gradients."""
+    if isinstance(value, ConditionalParameter):
+        yield from _leaves(value.value)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _leaves(entry)
+    else:
+        yield value
+
+
+def _wraps(config: MergeConfiguration, problems: list[str]) -> list[str]:
+    wraps = []
+    for section in sections(config):
+        if "wrap" in section.parameters and section.model is None:
+            wraps += list(_leaves(section.parameters["wrap"]))
+    whole = (config.parameters or {}).get("wrap")
+    filters = whole if isinstance(whole, list) else [whole]
+    if whole is None or all(
+        isinstance(entry, ConditionalParameter) and entry.filter not in (None, "*")
+        for entry in filters
+    ):
+        wraps.append("task_arithmetic")
+    found = []
+    # What is no name at all is told by the word's own check.
+    for wrap in dict.fromkeys(w for w in wraps if isinstance(w, str) and w.strip()):
+        problem = check_wrap(wrap)
+        if problem:
+            problems.append(problem)
+        else:
+            found.append(wrap)
+    return found
+
+
+def _check_sections(
+    config: MergeConfiguration, wraps: list[str], postprocess: bool
+) -> Iterator[str]:
+    methods = [postprocess_method()] if postprocess else [method_for(wrap) for wrap in wraps]
+    ours = {word.name: word for word in (POSTPROCESS_WORDS if postprocess else LINES_WORDS)}
+    known: dict[str, list[ParameterSpec]] = {name: [word] for name, word in ours.items()}
+    for method in methods:
+        for parameter in method.spec.parameters:
+            if parameter.name not in ours:
+                known.setdefault(parameter.name, []).append(parameter)
+    for section in sections(config):
+        for name, setting in section.parameters.items():
+            place = f"{section.place}.{name}"
+            if name not in known:
+                yield f"{place}: nobody declares this name.{hint(name, known)}"
+                continue
+            shared = all(spec.scope == ParameterScope.SHARED for spec in known[name])
+            if section.model is not None and shared:
+                yield (
+                    f"{place}: found under one model, where it has no effect, wanted under the "
+                    f"recipe's own parameters. Move it there."
+                )
+                continue
+            yield from _check_values(place, setting, known[name], name)
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """Return what an unknown name may have meant, where ``known`` are those of one method."""
+    postprocess = "wrap" not in known
+    if not postprocess and name == "gamma":
+        return " It belongs to merge_method: lines_postprocess; here write alpha and beta."
+    if postprocess and name in {word.name for word in LINES_WORDS}:
+        return " It belongs to merge_method: lines; lines_postprocess edits one model."
+    return nearest(name, known) or f" (known: {', '.join(sorted(known))})"
+
+
+def _check_values(place: str, setting: Any, specs: list[ParameterSpec], name: str) -> Iterator[str]:
+    values = list(_leaves(setting))
+    if not values:
+        yield f"{place}: found an empty list, wanted a value."
+    if name == "blocks" and isinstance(setting, list):
+        yield (
+            f"{place}: found a list, which mergekit reads as a gradient or filter, wanted ONE text "
+            f"of container names separated by commas, e.g. `decoder.block`."
+        )
+        return
+    ours = any(name == word.name for word in (*LINES_WORDS, *POSTPROCESS_WORDS))
+    if ours and any(_is_word_gradient(part) for part in _parts(setting)):
+        yield (
+            f"{place}: found {setting!r}, a list of which mergekit would take one word by the "
+            f"place in the slice; wanted one value, filters, or a gradient of numbers."
+        )
+        return
+    for value in values:
+        failures: list[str] = []
+        for spec in specs:
+            try:
+                spec.validate(value)
+            except LinesError as error:
+                failures += error.problems
+        if len(failures) == len(specs):
+            yield failures[0].replace(f"parameters.{name}", place, 1)
+
+
+def _check_required(
+    config: MergeConfiguration, wraps: list[str], postprocess: bool
+) -> Iterator[str]:
+    given = {name for section in sections(config) for name in section.parameters}
+    if postprocess and "gamma" not in given and not {"alpha", "beta"} <= given:
+        yield MISSING_GAMMA
+    if not postprocess and "beta" not in given:
+        yield missing_beta(wraps[0] if wraps else "task_arithmetic")
+    sliced = config.slices or any(module.slices for module in (config.modules or {}).values())
+    for wrap in wraps:
+        if sliced and method_for(wrap).ignores_base:
+            yield (
+                f"parameters.wrap: {wrap} ignores the base, and slices list the base among their "
+                f"sources to measure from it, so it cannot be told whether it is one of the models "
+                f"too. Use `models:`, or a wrap that knows the base."
+            )
+    for wrap in wraps:
+        for parameter in method_for(wrap).spec.parameters:
+            if parameter.required and parameter.name not in given:
+                yield (
+                    f"parameters.{parameter.name}: found nothing, wanted a value: wrap {wrap} "
+                    f"has no default for it. Add {parameter.name} under parameters."
+                )
+
+
+def _check_counts(config: MergeConfiguration, wraps: list[str], postprocess: bool) -> Iterator[str]:
+    """Check how many models the method takes, for recipes that list them in one place."""
+    if config.models is None or config.base_model is None:
+        return
+    others = [entry.model for entry in config.models if entry.model != config.base_model]
+    count = len(dict.fromkeys(others))
+    if postprocess:
+        if count > 1:
+            yield (
+                f"models: found {count} models besides base_model, wanted one: lines_postprocess "
+                f"edits one model. Merge first, or write merge_method: lines."
+            )
+        return
+    for wrap in wraps:
+        contract = method_for(wrap).spec.contract
+        # The base is one of the inputs.
+        least = max(contract.min_inputs - 1, contract.min_non_base or 0)
+        limits = [contract.max_inputs and contract.max_inputs - 1, contract.max_non_base]
+        most = min((limit for limit in limits if limit is not None), default=None)
+        if count and (count < least or (most is not None and count > most)):
+            wanted = f"{least}" if least == most else f"at least {least}"
+            wanted = wanted if most is None or least == most else f"{least} to {most}"
+            yield (
+                f"models: found {count} besides base_model, wanted {wanted}: that is what wrap "
+                f"{wrap} takes. Change the models or the wrap."
+            )

@@ -1,0 +1,180 @@
+"""``lines_report.json``: what a merge did, for people, for the card and for later tools."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from mergekit_lines._version import __version__
+from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.lines.alpha import Calibration
+from mergekit_lines.lines.summary import Summary
+
+FILE = "lines_report.json"
+
+_KEYS = {
+    "merge_method": str,
+    "wrap": list,
+    "seed": int,
+    "alpha": dict,
+    "containers": list,
+    "outside": dict,
+    "recipe": str,
+}
+
+FORMAT = 1
+PACKAGES = ("mergekit", "torch", "transformers", "safetensors", "peft")
+
+
+def _one_or_all(values: list[float]) -> float | list[float]:
+    return values[0] if len(values) == 1 else values
+
+
+def report(summary: Summary, method: str, recipe: str) -> dict[str, Any]:
+    """Return the report of a merge; equal recipes and versions give equal reports."""
+    alpha: dict[str, Any] = {"value": summary.alpha, "source": "recipe"}
+    if isinstance(summary.alpha, Calibration):
+        found = summary.alpha
+        closed = found.tau_sum is None
+        alpha = {
+            "value": found.alpha,
+            "source": "Eq. 2, closed form 1/(N·|w|·|λ|)" if closed else "Eq. 2",
+            "models": found.models,
+            "norm": found.norm,
+            "tau_sum": found.tau_sum,
+            "tau_mtl": found.tau_mtl,
+        }
+    return {
+        "format": FORMAT,
+        "mergekit_lines": __version__,
+        "versions": versions(),
+        "merge_method": method,
+        "wrap": list(summary.wraps),
+        "seed": summary.seed,
+        "alpha": alpha,
+        # Per block from the first to the last; a list where filters gave it several.
+        "containers": [
+            {"name": name, "coefficients": [_one_or_all(values) for values in blocks]}
+            for name, blocks in summary.containers.items()
+        ],
+        "outside": summary.outside,
+        "recipe": recipe,
+    }
+
+
+def run_figures(
+    *,
+    seconds: float,
+    bytes_read: int,
+    bytes_written: int,
+    threads: int,
+    device: str,
+    resumed: bool,
+) -> dict[str, Any]:
+    """Return the part of a report that differs from run to run of the same merge.
+
+    Args:
+        seconds: from the first check to the last shard.
+        bytes_read: of the inputs' tensors.
+        bytes_written: of the output's shards; fewer than it has where the run went on behind
+            an interrupted one.
+        threads: that shared the arithmetic.
+        device: where it was done.
+        resumed: whether shards of an interrupted run were kept.
+    """
+    return {
+        "seconds": round(seconds, 3),
+        "bytes_read": bytes_read,
+        "bytes_written": bytes_written,
+        "peak_rss": peak_rss(),
+        "threads": threads,
+        "device": device,
+        "resumed": resumed,
+    }
+
+
+def peak_rss() -> int | None:
+    """Return the peak of this process's resident memory in bytes, if the system tells it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a merge's bytes may hang on."""
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def to_json(content: dict[str, Any]) -> str:
+    """Return a report as the text of its file."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def describe(summary: Summary) -> list[str]:
+    """Return what the user is told before the merge: α, λ per container, what lies outside."""
+    lines = []
+    if isinstance(summary.alpha, Calibration):
+        found = summary.alpha
+        how = "closed form" if found.tau_sum is None else f"{found.norm.upper()} norms"
+        lines.append(f"alpha = {found.alpha!r} (auto: Eq. 2, {found.models} models, {how})")
+    for name, blocks in summary.containers.items():
+        first, last = _range(blocks[0]), _range(blocks[-1])
+        lines.append(f"{name}: {len(blocks)} blocks, coefficient {first} to {last}")
+    if not summary.containers:
+        lines.append(
+            "no residual blocks found in the tensor names: every tensor gets the coefficient "
+            "for outside, and beta has no effect"
+        )
+    if summary.outside:
+        values = sorted(set(summary.outside.values()))
+        lines.append(f"outside: {len(summary.outside)} tensors, coefficient {_range(values)}")
+    return lines
+
+
+def _range(values: list[float]) -> str:
+    low, high = f"{values[0]:.4g}", f"{values[-1]:.4g}"
+    return low if low == high else f"{low}…{high}"
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """Return the report of a merged model.
+
+    Raises:
+        LinesError: there is none, or it is not one of ours.
+    """
+    path = folder / FILE
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LinesError(
+            f"{folder}: found no {FILE}, wanted the OUT of a merge with merge_method: lines or "
+            f"lines_postprocess. Check the path."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise LinesError(
+            f"{path}: cannot be read ({reason(error)}), wanted the JSON object that the merge "
+            f"wrote. Restore the file."
+        ) from error
+    kind = report.get("format") if isinstance(report, dict) else None
+    if kind != FORMAT:
+        raise LinesError(
+            f"{path}: found format {kind!r}, wanted {FORMAT}: another version of mergekit-lines "
+            f"wrote this report. Use that version, or merge again."
+        )
+    wrong = [key for key, kind in _KEYS.items() if not isinstance(report.get(key), kind)]
+    if wrong:
+        raise LinesError(
+            f"{path}: found no {', '.join(wrong)} as the merge writes them. The report was edited; "
+            f"restore it."
+        )
+    return dict(report)

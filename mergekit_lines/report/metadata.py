@@ -1,0 +1,242 @@
+"""A card's front matter: what a merge inherits from its inputs, and what is asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, ModelCard, ModelCardData, try_to_load_from_cache
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from mergekit_lines.checkpoint.remote.failures import PUBLIC
+from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.report.origins import Origin, Origins
+
+TAGS = ("mergekit", "merge", "lines")
+RESULTS = "results.json"
+RESULTS_FORMAT = 1
+# Licences that say nothing without a name: two inputs may mean two different ones.
+UNNAMED = ("other", "unknown")
+# The end of an architecture's name, the class that loads it, and the Hub's name for its task.
+KINDS = (
+    ("ForCausalLM", "AutoModelForCausalLM", "text-generation"),
+    ("LMHeadModel", "AutoModelForCausalLM", "text-generation"),
+    ("ForMaskedLM", "AutoModelForMaskedLM", "fill-mask"),
+    ("ForSequenceClassification", "AutoModelForSequenceClassification", "text-classification"),
+    ("ForTokenClassification", "AutoModelForTokenClassification", "token-classification"),
+    ("ForQuestionAnswering", "AutoModelForQuestionAnswering", "question-answering"),
+    ("ForImageClassification", "AutoModelForImageClassification", "image-classification"),
+    (
+        "WhisperForConditionalGeneration",
+        "AutoModelForSpeechSeq2Seq",
+        "automatic-speech-recognition",
+    ),
+    ("T5ForConditionalGeneration", "AutoModelForSeq2SeqLM", None),
+    ("BartForConditionalGeneration", "AutoModelForSeq2SeqLM", None),
+)
+
+
+@dataclass(frozen=True)
+class Licence:
+    """A licence as front matter has it: the id, and for ``other`` its name and its text."""
+
+    license: str
+    license_name: str | None = None
+    license_link: str | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an input's own card says."""
+
+    origin: Origin
+    licence: Licence | None = None
+    language: tuple[str, ...] = ()
+    pipeline_tag: str | None = None
+
+
+def facts(origins: Origins, api: HfApi | None = None) -> list[Facts]:
+    """Return what the inputs' cards say.
+
+    Args:
+        origins: the inputs.
+        api: asked for models on the Hub; without it only what is on this machine is read.
+    """
+    parts = {origin.name: origin for origin in origins.parts.values()}
+    return [_facts(origin, api) for origin in parts.values()]
+
+
+def _facts(origin: Origin, api: HfApi | None) -> Facts:
+    data: Any = None
+    if origin.on_hub and api is not None:
+        try:
+            info = api.model_info(origin.name, revision=origin.commit or origin.revision)
+            data = info.card_data
+        except Exception:  # noqa: BLE001 - gone, private or unreachable: it says nothing
+            data = None
+    data = data or _read(origin)
+    if data is None:
+        return Facts(origin)
+    licence, language, task = (data.get(key) for key in ("license", "language", "pipeline_tag"))
+    name, link = (data.get(key) for key in ("license_name", "license_link"))
+    listed = [language] if isinstance(language, str) else language
+    if isinstance(link, str) and "://" not in link:  # a file beside the input's card
+        link = f"{PUBLIC}/{origin.name}/blob/main/{link}" if origin.on_hub else None
+    return Facts(
+        origin,
+        Licence(licence, _text(name), _text(link)) if isinstance(licence, str) else None,
+        tuple(map(str, listed)) if isinstance(listed, list) else (),
+        _text(task),
+    )
+
+
+def _text(value: Any) -> str | None:
+    """Return a text; whatever else stands in somebody's card is left out."""
+    return value if isinstance(value, str) else None
+
+
+def _read(origin: Origin) -> Any:
+    """Return the front matter of a card on this machine, or None."""
+    path: Any = Path(origin.given, "README.md")
+    if origin.on_hub and not path.exists():
+        path = try_to_load_from_cache(origin.name, "README.md", revision=origin.commit)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        return ModelCard(text, ignore_metadata_errors=True).data if text[:3] == "---" else None
+    except Exception:  # noqa: BLE001 - a card that cannot be read says nothing
+        return None
+
+
+def inherited(found: Sequence[Facts]) -> Licence | None:
+    """Return the licence that every input has, if there is one.
+
+    ``other`` is one only with its name. Of the links to its text the base's is taken.
+    """
+    licences = [fact.licence for fact in found]
+    first = licences[0] if licences else None
+    if first is None or (first.license in UNNAMED and not first.license_name):
+        return None
+    same = {licence and (licence.license, licence.license_name) for licence in licences}
+    return first if len(same) == 1 else None
+
+
+def disagreement(found: Sequence[Facts]) -> str:
+    """Say what each input's licence is."""
+    return ", ".join(
+        f"{fact.origin.name}: {_called(fact.licence) if fact.licence else 'not known'}"
+        for fact in found
+    )
+
+
+def _called(licence: Licence) -> str:
+    if licence.license not in UNNAMED:
+        return licence.license
+    return f"{licence.license} ({licence.license_name or 'without a name'})"
+
+
+def kind(folder: Path) -> tuple[str | None, str, str | None]:
+    """Return a model's architecture, the class that loads it, and its task on the Hub."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architecture = str(config["architectures"][0])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None, "AutoModel", None
+    for end, loader, task in KINDS:
+        if architecture.endswith(end):
+            return architecture, loader, task
+    return architecture, "AutoModel", None
+
+
+def front_matter(
+    folder: Path,
+    origins: Origins,
+    found: Sequence[Facts],
+    licence: Licence | None,
+    name: str,
+) -> ModelCardData:
+    """Return the front matter of a merge.
+
+    Args:
+        folder: the merged model.
+        origins: its inputs.
+        found: what their cards say.
+        licence: the merge's, if it is known.
+        name: the merged model's, for its results.
+
+    Raises:
+        LinesError: the results file cannot be read.
+    """
+    hub_ids = list(dict.fromkeys(origin.name for origin in origins.hub))
+    tasks = {fact.pipeline_tag for fact in found if fact.pipeline_tag}
+    task = kind(folder)[2] or (tasks.pop() if len(tasks) == 1 else None)
+    languages = list(found[0].language) if found else []  # the base's: tuning seldom adds one
+    more: dict[str, Any] = {"base_model_relation": "merge"} if hub_ids else {}
+    if licence is not None:
+        more |= {key: value for key, value in vars(licence).items() if value is not None}
+    results = read_results(folder, name)
+    if results is not None:
+        more |= {"model_name": name, "eval_results": results}
+    return ModelCardData(
+        base_model=hub_ids or None,
+        library_name="transformers",
+        tags=list(TAGS),
+        language=languages or None,
+        pipeline_tag=task,
+        **more,
+    )
+
+
+def read_results(folder: Path, name: str) -> list[Any] | None:
+    """Return the results in a model's folder, if there are any.
+
+    ``results.json`` holds ``{"format": 1, "results": [...]}``, the list as the Hub's
+    ``model-index`` has it: for each task and dataset ``{"task": {"type"}, "dataset": {"type",
+    "name"}, "metrics": [{"type", "value"}]}``.
+
+    Raises:
+        LinesError: it is something else.
+    """
+    path = folder / RESULTS
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        if content.get("format") != RESULTS_FORMAT:
+            raise ValueError(f"format {content.get('format')!r}")  # noqa: TRY301
+        _, results = model_index_to_eval_results([{"name": name, "results": content["results"]}])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LinesError(
+            f"{RESULTS}: cannot be read ({reason(error)}), wanted format {RESULTS_FORMAT}, with "
+            f"results as the Hub's model-index has them. Mend the file or remove it."
+        ) from error
+    return results or None
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no result")
+
+
+def checked(text: str) -> str:
+    """Return a card as huggingface_hub's classes read and write it.
+
+    Raises:
+        LinesError: its front matter does not survive that.
+    """
+    try:
+        card = ModelCard(text)
+        again = ModelCard(card.content)
+    except Exception as error:
+        raise LinesError(
+            f"README.md: its front matter cannot be read ({reason(error)}). Mend what stands "
+            f"between the first two lines of ---."
+        ) from error
+    if vars(card.data) != vars(again.data) or not re.match(r"---\r?\n", text):
+        raise LinesError(
+            "README.md: its front matter is lost when it is read and written, wanted YAML between "
+            "two lines of ---. Mend it."
+        )
+    return str(card.content)

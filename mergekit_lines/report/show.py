@@ -1,0 +1,83 @@
+"""A merged model as text: what its report says, and the verdict on it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from mergekit_lines.console import new_table, open_console, print_line, print_table, short
+
+MANY = 20  # tensors outside the blocks that are listed by name
+
+
+def show_report(report: Mapping[str, Any], title: str) -> None:
+    """Print what a merge did, by its report."""
+    console = open_console()
+    print_line(console, title, "bold")
+    for text in _facts(report):
+        print_line(console, text)
+    for container in report["containers"]:
+        table = new_table(container["name"], "block", "λ")
+        for number, value in enumerate(container["coefficients"], 1):
+            table.add_row("", str(number), _lambdas(value if isinstance(value, list) else [value]))
+        print_table(console, table)
+    if report["outside"]:
+        print_table(console, _outside(report["outside"]))
+    if report.get("inputs"):
+        print_table(console, _inputs(report["inputs"]))
+    for text in _figures(report):
+        print_line(console, text)
+
+
+def _facts(report: Mapping[str, Any]) -> Iterator[str]:
+    wraps = f" around {', '.join(report['wrap'])}" if report["wrap"] else ""
+    yield f"merge_method {report['merge_method']}{wraps}, seed {report['seed']}"
+    alpha = report["alpha"]
+    value = "differs between tensors" if alpha["value"] is None else f"= {alpha['value']:.6g}"
+    yield f"α {value}: {'the recipe' if alpha['source'] == 'recipe' else alpha['source']}"
+    made = {"mergekit-lines": report["mergekit_lines"], **report["versions"]}
+    yield f"made with {', '.join(f'{name} {version}' for name, version in made.items())}"
+
+
+def _lambdas(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def _outside(outside: Mapping[str, float]) -> Table:
+    """Return the tensors outside the blocks; where they are many, only how many of each λ."""
+    table = new_table("outside the blocks", "λ")
+    names: dict[float, list[str]] = defaultdict(list)
+    for name, value in outside.items():
+        names[value].append(name)
+    for value, found in names.items():
+        for name in found if len(found) <= MANY else [f"{len(found):,} tensors"]:
+            table.add_row(name, _lambdas([value]))
+    return table
+
+
+def _inputs(inputs: Mapping[str, Any]) -> Table:
+    table = new_table("model", "revision", "files", "bytes")
+    for model, found in inputs.items():
+        files = [*found["files"].values(), *found.get("adapter", {}).get("files", {}).values()]
+        size = sum(facts["bytes"] for facts in files)
+        table.add_row(model, found.get("revision", "")[:12], str(len(files)), short(size))
+    return table
+
+
+def _figures(report: Mapping[str, Any]) -> Iterator[str]:
+    output, run = report.get("output"), report.get("run")
+    if output:
+        shards = len(output["shards"])
+        count = f"{shards} shard{'s' if shards != 1 else ''}"
+        yield f"output   {output['tensors']:,} tensors, {short(output['bytes'])} in {count}"
+    if run:
+        went_on = ", behind an interrupted run" if run["resumed"] else ""
+        threads = f"{run['threads']} thread{'s' if run['threads'] != 1 else ''}"
+        yield f"run      {run['seconds']:,.1f} s on {run['device']}, {threads}{went_on}"
+        yield f"read     {short(run['bytes_read'])}"
+        yield f"written  {short(run['bytes_written'])}"
+        if run["peak_rss"] is not None:
+            yield f"memory   {short(run['peak_rss'])} at its peak, mapped files included"

@@ -1,0 +1,217 @@
+"""One tensor merged a second time, and held against the stored one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from mergekit.common import ModelReference, dtype_from_name
+from mergekit.graph import Executor
+from mergekit.io.tasks import GatherTensors
+from safetensors import safe_open
+
+from mergekit_lines.checkpoint.headers import read_headers
+from mergekit_lines.engine.tasks import EngineGather, LinesTask
+from mergekit_lines.engine.workers import Workers
+from mergekit_lines.errors import LinesError, some
+from mergekit_lines.methods.registry import registered
+from mergekit_lines.plan.planned import PlannedTensor
+from mergekit_lines.verify.comparison import (
+    Comparison,
+    Merged,
+    compare,
+    compare_equal,
+    compare_whole,
+    uses_draws,
+)
+from mergekit_lines.verify.exact import Exact, ExactInputs
+from mergekit_lines.verify.restatement import METHODS, Parameters
+from mergekit_lines.verify.sample import SHARE
+from mergekit_lines.verify.verdict import Checked, Verdict
+
+
+class _Stored:
+    """The tensors of the merged model."""
+
+    def __init__(self, out: Path, stack: ExitStack) -> None:
+        self._folder, self._stack = out, stack
+        self.files = {
+            name: header.file for name, header in (read_headers(out).tensors or {}).items()
+        }
+        self._open: dict[str, Any] = {}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a tensor, mapped from its shard."""
+        file = self.files[name]
+        if file not in self._open:
+            shard = safe_open(self._folder / file, framework="pt")
+            self._open[file] = self._stack.enter_context(shard)
+        tensor: torch.Tensor = self._open[file].get_tensor(name)
+        return tensor
+
+
+class _Checker:
+    """Recomputes one tensor after the other, and remembers how."""
+
+    def __init__(self, inputs: ExactInputs, seed: int, verdict: Verdict, workers: Workers) -> None:
+        self._inputs, self._seed, self._verdict, self._workers = inputs, seed, verdict, workers
+        self._own: set[str] = set()
+        self._drawn = self._aligned = False
+
+    def notes(self) -> Iterator[str]:
+        """Yield what was not recomputed by formulas of our own."""
+        if self._drawn:
+            yield "random draws are taken from the same generator; all else is recomputed"
+        if self._inputs.adapted:
+            yield (
+                "adapters are added in float64; which tensors they change is taken from the "
+                "merge's reader"
+            )
+        if self._aligned:
+            yield "vocabularies are aligned by mergekit itself, as for the merge"
+        if self._own:
+            yield (
+                f"{some(self._own)}: recomputed by mergekit's own method in float64, seeded as in "
+                f"the merge; entries that it selects otherwise in fp32 are threshold flips, and "
+                f"one in {SHARE:,} may differ"
+            )
+        if self._verdict.skipped:
+            yield "tensors with NaN or infinity in an input were left out"
+
+    def check(self, item: PlannedTensor, coefficient: float, stored: torch.Tensor) -> None:
+        """Recompute a tensor, and add what came of it to the verdict."""
+        task, name = item.task, item.weight.name
+        inputs = {model: one.cast(task.input_dtype()) for model, one in self._read(task).items()}
+        if not all(bool(torch.isfinite(one.tensor).all()) for one in inputs.values()):
+            self._verdict.skipped.append(name)
+            return
+        found, allowed = self._compare(task, coefficient, inputs, stored), 0
+        if registered(task.method_name).wrapped.spec.name not in METHODS:
+            allowed = stored.numel() // SHARE
+        dtype = str(stored.dtype).removeprefix("torch.")
+        self._verdict.checked.append(Checked(name, dtype, coefficient, found, allowed))
+
+    def _read(self, task: LinesTask) -> dict[ModelReference, Exact]:
+        gather: Any = task.gather_tensors
+        if isinstance(gather, GatherTensors):
+            found = {m: self._inputs.read(m, weight) for m, weight in gather.weight_info.items()}
+            return {model: one for model, one in found.items() if one is not None}
+        # The same for aligned vocabularies: mergekit's own task, on tensors that we read.
+        self._aligned = True
+        own = EngineGather(weight_info=gather.gather_tensors.weight_info, engine=self)
+        aligned = gather.model_copy(update={"gather_tensors": own})
+        ((_, tensors),) = Executor([aligned]).run(quiet=True)
+        return {model: Exact(tensor) for model, tensor in tensors.items()}
+
+    def gather(self, task: GatherTensors) -> dict[ModelReference, torch.Tensor]:
+        """Return a tensor of every model, as the merge's engine does for the alignment."""
+        found = {m: self._inputs.read(m, weight) for m, weight in task.weight_info.items()}
+        return {
+            model: one.tensor if one.error is None or one.doubled else one.tensor.float()
+            for model, one in found.items()
+            if one is not None
+        }
+
+    # Tasks are hashed with their values.
+    __hash__ = object.__hash__
+
+    def _compare(
+        self,
+        task: LinesTask,
+        coefficient: float,
+        inputs: Mapping[ModelReference, Exact],
+        stored: torch.Tensor,
+    ) -> Comparison:
+        base = inputs.get(task.base_model)
+        first = (base or next(iter(inputs.values()))).tensor
+        if stored.shape != first.shape:
+            raise LinesError(
+                f"tensor {task.output_weight.name}: has the shape {tuple(stored.shape)}, by its "
+                f"inputs {tuple(first.shape)}. Merge again."
+            )
+        if not all(one.tensor.is_floating_point() for one in inputs.values()):
+            return compare_equal(first, stored)
+        dtype = dtype_from_name(task.out_dtype) or dtype_from_name(task.dtype)
+        if dtype not in (None, stored.dtype):
+            raise LinesError(
+                f"tensor {task.output_weight.name}: stored in {stored.dtype}, by its recipe "
+                f"{dtype}. Merge again."
+            )
+        method = registered(task.method_name).wrapped.spec.name
+        if method not in METHODS or base is None:
+            self._own.add(method)
+            return self._by_mergekit(task, coefficient, inputs, stored)
+        tuned = [m for m in task.model_order if m in inputs and m != task.base_model]
+        cast = task.input_dtype()
+        doubled = cast == torch.float64 if cast else any(one.doubled for one in inputs.values())
+        parameters = _parameters(task, method, tuned, coefficient)
+        self._drawn |= uses_draws(method, dict(enumerate(parameters.densities)))
+        merged = Merged(
+            task.output_weight.name,
+            self._seed,
+            parameters,
+            base,
+            [inputs[model] for model in tuned],
+            torch.float64 if doubled else torch.float32,
+        )
+        return compare(merged, stored, self._workers)
+
+    def _by_mergekit(
+        self,
+        task: LinesTask,
+        coefficient: float,
+        inputs: Mapping[ModelReference, Exact],
+        stored: torch.Tensor,
+    ) -> Comparison:
+        values = {"coefficient": coefficient, "seed": self._seed}
+        own = task.with_values(values).model_copy(update={"dtype": None})
+
+        def merged(dtype: torch.dtype) -> torch.Tensor:
+            name = str(dtype).removeprefix("torch.")
+            result = own.model_copy(update={"out_dtype": name}).execute(
+                {model: one.tensor.to(dtype) for model, one in inputs.items()}
+            )
+            if result is None:
+                raise LinesError(
+                    f"tensor {task.output_weight.name}: {task.method_name} gives none, and one is "
+                    f"stored. Merge again."
+                )
+            return result
+
+        return compare_whole(
+            merged(torch.float64),
+            lambda: merged(torch.float32),
+            list(inputs.values()),
+            stored,
+            coefficient,
+        )
+
+
+def _parameters(
+    task: LinesTask, method: str, models: Sequence[ModelReference], coefficient: float
+) -> Parameters:
+    """Return what the recipe gives a method that is restated here."""
+    if method == "passthrough":
+        return Parameters(method, [1.0], [1.0], [0.0], [0.0], False, False, 1.0, coefficient)
+    words = registered(task.method_name).names  # some are ours too, and have another name
+    shared = dict(task.parameters.items())
+    own = task.input_values(models)
+
+    def each(name: str) -> list[float]:
+        values = own.get(words.get(name, ""), {})
+        return [float(values.get(model, 0.0)) for model in models]
+
+    return Parameters(
+        method=method,
+        weights=each("weight"),
+        densities=each("density"),
+        gammas=each("gamma"),
+        epsilons=each("epsilon"),
+        rescale=shared[words["rescale"]],
+        normalize=shared[words["normalize"]],
+        scale=shared[words["lambda"]],
+        coefficient=coefficient,
+    )

@@ -1,0 +1,263 @@
+"""A merged model's tensors, recomputed in float64 from its report and the merge's inputs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.io.tasks import LoaderCache
+from mergekit.options import MergeOptions
+from tqdm import tqdm
+
+from mergekit_lines.checkpoint.headers import read_headers
+from mergekit_lines.checkpoint.remote.downloads import files_from_hub, wanted_of
+from mergekit_lines.engine.workers import Workers
+from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.host.process import one_thread
+from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
+from mergekit_lines.plan.inputs import check_models
+from mergekit_lines.plan.opening import open_model, open_models
+from mergekit_lines.plan.planned import PlannedTensor
+from mergekit_lines.plan.prepare import prepare
+from mergekit_lines.plan.run import MergeRun
+from mergekit_lines.recipe.checks import check_recipe
+from mergekit_lines.recipe.models import base_listed, models_in_order
+from mergekit_lines.report.file import FILE, read_report
+from mergekit_lines.report.fingerprints import changed_files, changed_input
+from mergekit_lines.verify.checker import _Checker, _Stored
+from mergekit_lines.verify.exact import ExactInputs
+from mergekit_lines.verify.sample import Choice, choose
+from mergekit_lines.verify.verdict import Verdict
+
+# Keys of a recipe whose values name models.
+_MODEL_KEYS = {"base_model", "model", "source", "tokenizer_source"}
+
+
+def verify(out: Path, choice: Choice) -> Verdict:
+    """Recompute tensors of the merged model in ``out``; nothing is written.
+
+    Raises:
+        LinesError: the report, a shard or an input is not what it was when the model was merged.
+    """
+    report = read_report(out)
+    _check_output(out, report, strict=choice.strict)
+    config, names = _recipe(report, choice.moved)
+    # Architectures were compared before the merge; the digests tell whether these are they.
+    options = MergeOptions(
+        quiet=True,
+        allow_crimes=True,
+        trust_remote_code=choice.trust_remote_code,
+        lora_merge_dtype=report.get("lora_merge_dtype"),
+    )
+    problems = check_recipe(config, None, options, report["recipe"]) + check_models(config, options)
+    if problems:
+        raise LinesError(list(dict.fromkeys(problems)))
+    run = MergeRun(seed=report["seed"], base_listed=base_listed(config))
+    with ONE_AT_A_TIME, one_thread(), ExitStack() as stack:
+        # Before the plan, which would say of a changed model only that it does not fit.
+        here = {model: name for model, name in names.items() if Path(model.model.path).is_dir()}
+        with fresh_caches():
+            _check_inputs(report, here, options, strict=choice.strict)
+        with fresh_caches():
+            prepared = prepare(config, options, run)
+        planned = prepared.planned
+        stack.enter_context(fresh_caches())
+        stack.enter_context(files_from_hub(wanted_of(prepared.headers)))
+        _check_inputs(
+            report,
+            {model: name for model, name in names.items() if model not in here},
+            options,
+            strict=choice.strict,
+        )
+        copies = stack.enter_context(tempfile.TemporaryDirectory(prefix="mergekit-lines-"))
+        models = open_models(config, options, Path(copies), stack)
+        stored = _Stored(out, stack)
+        coefficients = _coefficients(report, planned, run, stored)
+        chosen = choose([item for item in planned if item.weight.name in stored.files], choice)
+        verdict = Verdict(len(stored.files))
+        inputs = ExactInputs(models, stack)
+        workers = Workers()
+        stack.callback(workers.close)
+        checker = _Checker(inputs, run.seed, verdict, workers)
+        for item in tqdm(chosen, desc="Verifying", unit="tensor", delay=2, disable=None):
+            name = item.weight.name
+            checker.check(item, coefficients[name], stored.tensor(name))
+    verdict.notes += checker.notes()
+    return verdict
+
+
+def _check_output(out: Path, report: Mapping[str, Any], *, strict: bool) -> None:
+    """Refuse a folder whose shards are not those of the report.
+
+    Raises:
+        LinesError: names the shards.
+    """
+    if not isinstance(report.get("output"), dict) or not isinstance(report.get("inputs"), dict):
+        raise LinesError(
+            f"{out / FILE}: says nothing of files and inputs, wanted a report of mergekit-yaml or "
+            f"of `mergekit-lines edit` on folders, of this version. Merge again to have one."
+        )
+    try:
+        shards = report["output"]["shards"]
+        changed = changed_files(out, shards, contents=strict)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _edited(out, error) from error
+    if changed:
+        raise LinesError(
+            f"{out}: not the files that the merge wrote: {'; '.join(changed)}. Copy or download "
+            f"the model again."
+        )
+    more = {path.name for path in out.glob("*.safetensors")} - set(shards)
+    if more:
+        raise LinesError(
+            f"{out}: holds {some(more)} beside the shards of the merge, and a loader may take "
+            f"them for part of the model. Remove what is not of this merge."
+        )
+    if problems := read_headers(out).problems:
+        raise LinesError(problems)
+
+
+def _edited(out: Path, error: BaseException) -> LinesError:
+    return LinesError(
+        f"{out / FILE}: not as the merge wrote it ({reason(error)}). The report was edited; "
+        f"restore it."
+    )
+
+
+def _recipe(
+    report: Mapping[str, Any], moved: Mapping[str, str]
+) -> tuple[MergeConfiguration, dict[ModelReference, str]]:
+    """Return the report's recipe with its models where they are now, and the report's names."""
+    document, original = _parsed(report["recipe"])
+    known = {path for model in original for path in _paths(model)}
+    if unknown := set(moved) - known:
+        raise LinesError(
+            f"--model {some(unknown)}: the recipe has no such model, wanted one of "
+            f"{some(known, 10)}."
+        )
+    places = {**_pinned(report, original), **moved}
+    config = MergeConfiguration.model_validate(_replaced(document, places))
+    models = models_in_order(config)
+    if len(models) != len(original):
+        raise LinesError("--model: gives one folder to two models, wanted one for each.")
+    return config, {model: str(old) for model, old in zip(models, original, strict=True)}
+
+
+def _parsed(recipe: str) -> tuple[dict[str, Any], list[ModelReference]]:
+    """Return a recipe as it stands, and its models."""
+    try:
+        document = yaml.safe_load(recipe)
+        document.pop("name", None)
+        return document, models_in_order(MergeConfiguration.model_validate(document))
+    except Exception as error:
+        raise LinesError(
+            f"{FILE}: its recipe cannot be read ({reason(error)}). The report was edited; "
+            f"restore it."
+        ) from error
+
+
+def _paths(model: ModelReference) -> list[str]:
+    return [part.path for part in (model.model, model.lora) if part is not None]
+
+
+def _pinned(report: Mapping[str, Any], models: Sequence[ModelReference]) -> dict[str, str]:
+    """Return the models of the Hub with the commits that were merged."""
+    places = {}
+    for model in models:
+        entry = report["inputs"].get(str(model), {})
+        for part, facts in ((model.model, entry), (model.lora, entry.get("adapter", {}))):
+            if part is not None and facts.get("revision"):
+                places[part.path] = f"{part.path}@{facts['revision']}"
+    return places
+
+
+def _replaced(value: Any, places: Mapping[str, str], key: str = "") -> Any:
+    """Return a recipe with other paths in the place of its models'."""
+    if isinstance(value, dict):
+        return {name: _replaced(entry, places, str(name)) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_replaced(entry, places, key) for entry in value]
+    if not isinstance(value, str) or key not in _MODEL_KEYS:
+        return value
+    parts = [places.get(part.partition("@")[0], part) for part in value.split("+")]
+    return "+".join(parts)
+
+
+def _check_inputs(
+    report: Mapping[str, Any],
+    names: Mapping[ModelReference, str],
+    options: MergeOptions,
+    *,
+    strict: bool,
+) -> None:
+    """Refuse inputs that are not those of the merge.
+
+    Raises:
+        LinesError: names models and files.
+    """
+    LoaderCache().setup(options=options)
+    problems = []
+    for model, name in names.items():
+        open_model(ModelReference(model=model.model))
+        if name not in report["inputs"]:
+            problems.append(f"{FILE}: its inputs lack {name}. The report was edited; restore it.")
+            continue
+        changed = changed_input(model, report["inputs"][name], contents=strict)
+        if changed:
+            problems.append(
+                f"model {name}: not what was merged: {'; '.join(changed)}. Verify with the files "
+                f"of the merge, or merge again."
+            )
+    if problems:
+        raise LinesError(problems)
+
+
+def _coefficients(
+    report: Mapping[str, Any], planned: Sequence[PlannedTensor], run: MergeRun, stored: _Stored
+) -> dict[str, float]:
+    """Return λ of every tensor; α is the report's, and nothing else of it.
+
+    Raises:
+        LinesError: the report's recipe does not give what else the report says.
+    """
+    known = {item.weight.name: item for item in planned}
+    strange = [name for name in stored.files if name not in known]
+    lost = [n for n, item in known.items() if n not in stored.files and not item.weight.optional]
+    if strange or lost:
+        raise LinesError(
+            f"the merged model's tensors are not those of its recipe: {some(strange + lost, 3)} "
+            f"should {'not ' if strange else ''}be there. Restore the report and the shards."
+        )
+    said = []
+    if run.seed != report["seed"]:
+        said.append("seed")
+    if sorted({item.wrap for item in planned if item.wrap}) != report["wrap"]:
+        said.append("wrap")
+    try:
+        alpha = report["alpha"]["value"]
+        found = {name: item.coefficient(alpha) for name, item in known.items()}
+        blocks = {one["name"]: one["coefficients"] for one in report["containers"]}
+        for name, item in known.items():
+            place = item.depth
+            given = report["outside"][name] if place is None else None
+            if place is not None:
+                given = blocks[place.container][place.index]
+            if found[name] not in (given if isinstance(given, list) else [given]):
+                said.append(f"the coefficient of {name}")
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise LinesError(
+            f"{FILE}: its coefficients are not those of its recipe ({reason(error)}). The report "
+            f"was edited; restore it."
+        ) from error
+    if said:
+        raise LinesError(
+            f"{FILE}: its recipe does not give {some(said, 3)} that it says. The report was "
+            f"edited; restore it."
+        )
+    return found
