@@ -259,3 +259,10 @@ def test_flags_exist(page: str) -> None:
         assert command is not None, name
         options = {flag for parameter in command.params for flag in parameter.opts}
         assert set(re.findall(r"(?<=\s)--[\w-]+", rest)) <= options, rest
+
+
+@pytest.mark.parametrize("page", ["mergekit_lines/README.md", "CONTRIBUTING.md"])
+def test_files_named_are_there(page: str) -> None:
+    """Every file or folder of the package that a page names, as `plan/fit.py`, is one."""
+    for name in re.findall(r"`([a-z_]+/[\w/.]*)`", PAGES[page]):
+        assert file(name).exists() or file(f"mergekit_lines/{name}").exists(), name
