@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
+from mergekit.common import ModelReference
 from mergekit.io.tasks import GatherTensors
 from mergekit.options import MergeOptions
 
@@ -20,17 +21,13 @@ from mergekit_lines.engine.pieces import (
     rescale_tensor,
     tensor_norms,
 )
+from mergekit_lines.engine.tasks import LinesTask
+from mergekit_lines.engine.vectors import TaskVectors
 from mergekit_lines.engine.workers import Workers
 from mergekit_lines.errors import LinesError
 from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.sparsity import Sparsity
-from mergekit_lines.methods import registry as methods
-
-if TYPE_CHECKING:
-    from mergekit.common import ModelReference
-
-    from mergekit_lines.engine.tasks import LinesTask
-    from mergekit_lines.engine.vectors import TaskVectors
+from mergekit_lines.methods.registry import registered
 
 # A GPU wants one piece read while another is computed, and holds each of them.
 DEVICE_THREADS = 2
@@ -90,9 +87,6 @@ class Engine:
         self.workers = Workers(options.num_threads if on_cpu else DEVICE_THREADS)
         self._following: dict[str, LinesTask] = {}
 
-    # Tasks are hashed with their values; two engines are never the same one.
-    __hash__ = object.__hash__
-
     def wants(self, name: str) -> bool:
         """Tell whether the output has this tensor and an interrupted run left it undone."""
         return self.writer.wants(name)
@@ -112,7 +106,7 @@ class Engine:
         """Merge one tensor into its place in the output.
 
         Args:
-            task: the tensor's task, its coefficient among its parameters.
+            task: the tensor's task, with its coefficient.
             tensors: the inputs, where they are not read from the models as they are.
 
         Raises:
@@ -175,11 +169,9 @@ class Engine:
             merge_tensor(*found, slot.dtype, sink, vector)
             return
         held = {model: whole(source).to(self.device) for model, source in sources.items()}
-        if vector is not None:
-            task = task.with_values({"vector": vector})
         # An adapted tensor is fp32, and its model is not.
         dtype = str(slot.dtype).removeprefix("torch.")
-        result = task.model_copy(update={"out_dtype": dtype}).execute(held)
+        result = task.model_copy(update={"out_dtype": dtype}).merge_whole(held, vector)
         if result is None or (tuple(result.shape), result.dtype) != (slot.shape, slot.dtype):
             given = "nothing" if result is None else f"{result.dtype} {tuple(result.shape)}"
             raise LinesError(
@@ -207,7 +199,7 @@ class Engine:
                 collector.terms[task.output_weight.name] = tensor_norms(*found, collector.power)
             else:
                 held = {model: whole(source).to(self.device) for model, source in sources.items()}
-                task.execute(held)
+                task.merge_whole(held, collector=collector)
 
     def _sources(self, gather: Any) -> dict[ModelReference, Source]:
         found = {
@@ -224,7 +216,7 @@ class Engine:
 
     def _streamed(self, task: LinesTask, sources: dict[ModelReference, Source]) -> Streamed | None:
         """Return how to merge the tensor in pieces, or None where it has to be whole."""
-        merge = kernel_of(task, {model: source.dtype for model, source in sources.items()})
+        merge = task.kernel({model: source.dtype for model, source in sources.items()})
         return None if merge is None else self._in_pieces(task, sources, merge)
 
     def _rescalable(
@@ -245,15 +237,14 @@ class Engine:
             return None
         if any(source.shape != first.shape for source in sources.values()):
             return None
-        values = dict(task.parameters.items())
         job = Job(
             name=task.output_weight.name,
             models=[base, *tuned],
-            wrap=methods.registered(task.method_name).wrapped.spec.name,
+            wrap=registered(task.method_name).wrapped.spec.name,
             merge=merge,
-            coefficient=values["coefficient"],
-            seed=values["seed"],
-            allow_nonfinite=values["allow_nonfinite"],
+            coefficient=task.coefficient,
+            seed=task.seed,
+            allow_nonfinite=task.parameters["allow_nonfinite"],
         )
         pieces = TensorPieces(
             first,
@@ -303,19 +294,3 @@ class Engine:
         """
         self.workers.close()
         self.writer.close()
-
-
-def kernel_of(task: LinesTask, inputs: Mapping[ModelReference, torch.dtype]) -> Merge | None:
-    """Return the kernel that merges a tensor in pieces, or None where it has to be whole.
-
-    Args:
-        task: the tensor's task.
-        inputs: the dtypes of the models that have the tensor.
-    """
-    tuned = [model for model in task.model_order if model != task.base_model]
-    if set(inputs) != set(task.model_order) or task.base_model not in inputs or not tuned:
-        return None
-    if not all(dtype.is_floating_point for dtype in inputs.values()):
-        return None
-    values = {**dict(task.parameters.items()), **task.input_values(tuned)}
-    return methods.registered(task.method_name).kernel(values, tuned)

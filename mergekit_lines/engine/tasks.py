@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mergekit.common import ModelReference, dtype_from_name
+from mergekit.common import ImmutableMap, ModelReference, dtype_from_name
 from mergekit.graph import Task
 from mergekit.io.tasks import GatherTensors
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
@@ -15,19 +15,27 @@ from mergekit.tokenizer import PermutedVocabulary
 from safetensors import SafetensorError
 
 from mergekit_lines.errors import LinesError, ResumableError, reason
-from mergekit_lines.methods import registry as methods
+from mergekit_lines.kernels.merge import Merge
+from mergekit_lines.methods import registry
+from mergekit_lines.methods.wrapped import SCALING, Scaling
 
 
 class LinesTask(ExecuteMergeMethodTask):
-    """mergekit's task, whose failures name the tensor."""
+    """mergekit's task, whose failures name the tensor.
 
-    def with_values(
-        self, values: Mapping[str, Any], kind: type[LinesTask] | None = None
-    ) -> LinesTask:
-        """Return the same task, or one of another kind, with more values for the method."""
-        fields = {name: getattr(self, name) for name in type(self).model_fields}
-        fields["parameters"] = {**dict(self.parameters.items()), **values}
-        return (kind or type(self))(**fields)
+    Attributes:
+        coefficient: λ, dimensionless; a plan is made before it is known.
+        seed: of the draws, for the whole recipe.
+        base_listed: whether the recipe lists the base among the models.
+    """
+
+    coefficient: float = 1.0
+    seed: int = 0
+    base_listed: bool = True
+
+    def plain(self) -> LinesTask:
+        """Return the task that merges the same tensor without the engine."""
+        return LinesTask(**{name: getattr(self, name) for name in LinesTask.model_fields})
 
     def input_dtype(self) -> torch.dtype | None:
         """Return the dtype to which inputs are rounded first, where the recipe gives one."""
@@ -43,16 +51,57 @@ class LinesTask(ExecuteMergeMethodTask):
                 result.setdefault(name, {})[model] = value
         return result
 
+    def kernel(self, inputs: Mapping[ModelReference, torch.dtype]) -> Merge | None:
+        """Return the kernel that merges the tensor in pieces, or None where it has to be whole.
+
+        Args:
+            inputs: the dtypes of the models that have the tensor.
+        """
+        present = [model for model in self.model_order if model in inputs]
+        tuned = [model for model in present if model != self.base_model]
+        if self.base_model not in inputs or not tuned:
+            return None
+        if not all(dtype.is_floating_point for dtype in inputs.values()):
+            return None
+        method = registry.registered(self.method_name)
+        if len(present) < len(self.model_order):
+            try:
+                method.validate_inputs(present, self.base_model)
+            except ValueError:  # mergekit's rules for optional tensors apply, or its refusal
+                return None
+        values = {**dict(self.parameters.items()), **self.input_values(tuned)}
+        return method.kernel(values, tuned)
+
     def execute(
         self, tensors: dict[ModelReference, torch.Tensor], **_kwargs: Any
     ) -> torch.Tensor | None:
-        """Merge one tensor.
+        """Merge one tensor by the wrapped method itself; see :meth:`merge_whole`."""
+        return self.merge_whole(tensors)
+
+    def merge_whole(
+        self,
+        tensors: dict[ModelReference, torch.Tensor],
+        vector: Any = None,
+        collector: Any = None,
+    ) -> torch.Tensor | None:
+        """Merge one tensor by the wrapped method itself.
+
+        Args:
+            tensors: the inputs, whole.
+            vector: a sink that takes M(θ…) − θ_0, where it is wanted too.
+            collector: takes the terms of Eq. 2 instead; what is returned is then of no use.
 
         Raises:
             LinesError: the wrapped method or a check of mergekit refused this tensor.
         """
+        # A method is reached through mergekit's execute alone, which hands on parameters.
+        handed_on = {
+            **dict(self.parameters.items()),
+            SCALING: Scaling(self.coefficient, self.seed, self.base_listed, vector, collector),
+        }
+        task = self.model_copy(update={"parameters": ImmutableMap(handed_on)})
         with self.failures(tensors):
-            result: torch.Tensor | None = super().execute(tensors)
+            result: torch.Tensor | None = ExecuteMergeMethodTask.execute(task, tensors)
         return result
 
     @contextmanager
@@ -83,25 +132,32 @@ class LinesTask(ExecuteMergeMethodTask):
         given = {**dict(self.parameters.items())}
         for values in self.input_parameters.values():
             given |= dict(values.items())
-        known = {word.name for word in methods.registered(self.method_name).spec.parameters}
+        known = {word.name for word in registry.registered(self.method_name).spec.parameters}
         numbers = {k: v for k, v in given.items() if isinstance(v, (int, float)) and k in known}
         return ", ".join(f"{key} {value:g}" for key, value in sorted(numbers.items()))
 
 
 class EngineTask(LinesTask):
-    """One tensor's merge as the engine does it, which is among its parameters.
+    """One tensor's merge as the engine does it.
 
     It has arguments only where mergekit prepares the inputs: aligned vocabularies.
+
+    Attributes:
+        engine: does it.
+        number: of the tensor in the plan.
     """
+
+    engine: Any
+    number: int
 
     def arguments(self) -> dict[str, Task[Any]]:
         """Return the tasks that prepare the inputs."""
-        plain = isinstance(self.gather_tensors, GatherTensors)
-        return {} if plain else {"tensors": self.gather_tensors}
+        reads_itself = isinstance(self.gather_tensors, GatherTensors)
+        return {} if reads_itself else {"tensors": self.gather_tensors}
 
     def group_label(self) -> str:
         """Keep mergekit's executor to the order of the plan, which the engine reads ahead."""
-        return f"{self.parameters['number']:08d}"
+        return f"{self.number:08d}"
 
 
 class WriteTask(EngineTask):
@@ -111,19 +167,19 @@ class WriteTask(EngineTask):
         self, tensors: dict[ModelReference, torch.Tensor] | None = None, **_kwargs: Any
     ) -> None:
         """Merge and store the tensor."""
-        plain = self.with_values({}, LinesTask)
-        self.parameters["engine"].merge(plain, tensors)
+        self.engine.merge(self.plain(), tensors)
 
 
 class NormTask(EngineTask):
     """The same tensor's terms in Eq. 2 instead of the tensor; they go to a collector."""
 
+    collector: Any
+
     def execute(
         self, tensors: dict[ModelReference, torch.Tensor] | None = None, **_kwargs: Any
     ) -> None:
-        """Add this tensor's norm terms to the collector among its values."""
-        plain = self.with_values({}, LinesTask)
-        self.parameters["engine"].norms(plain, self.parameters["collector"], tensors)
+        """Add this tensor's norm terms to the collector."""
+        self.engine.norms(self.plain(), self.collector, tensors)
 
 
 class EngineGather(GatherTensors):
@@ -173,21 +229,22 @@ class NumberedVocabulary(PermutedVocabulary):
         return self.label
 
 
-def engine_task(task: LinesTask, kind: type[EngineTask], values: Mapping[str, Any]) -> LinesTask:
+def engine_task(task: LinesTask, kind: type[EngineTask], **fields: Any) -> EngineTask:
     """Return a task of the engine for the same tensor.
 
     Args:
         task: the tensor's task.
         kind: what the engine shall do.
-        values: for the method; the ``engine`` and the ``number`` in the plan among them.
+        **fields: of that kind; the ``engine`` and the ``number`` in the plan among them.
     """
-    result = task.with_values(values, kind)
+    shared = {name: getattr(task, name) for name in LinesTask.model_fields}
+    result = kind(**{**shared, **fields})
     gather: Any = result.gather_tensors
     if isinstance(gather, GatherTensors):
         return result
     inner = gather.gather_tensors
     label = result.group_label()
-    reading = EngineGather(weight_info=inner.weight_info, engine=values["engine"], label=label)
+    reading = EngineGather(weight_info=inner.weight_info, engine=result.engine, label=label)
     fields = {name: getattr(gather, name) for name in type(gather).model_fields}
     aligning = NumberedVocabulary(**{**fields, "gather_tensors": reading, "label": label})
     return result.model_copy(update={"gather_tensors": aligning})

@@ -14,25 +14,17 @@ import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from mergekit_lines.checkpoint.sources import MOST, HeldTensor, Source
+from mergekit_lines.engine.tasks import LinesTask
 from mergekit_lines.errors import LinesError
 from mergekit_lines.methods.words import LINES_WORDS
 
-if TYPE_CHECKING:
-    from mergekit_lines.engine.tasks import LinesTask
-
 # What scales a task vector, tells where, or does not touch it; all else may change M.
 _OTHERS = ("wrap", "seed", "allow_nonfinite")
-_SCALING = {word.name for word in LINES_WORDS if word.name not in _OTHERS} | {
-    "coefficient",
-    "engine",
-    "number",
-    "vector",
-}
+_SCALING = {word.name for word in LINES_WORDS if word.name not in _OTHERS}
 
 
 def wrapped_key(task: LinesTask) -> str:
@@ -40,7 +32,9 @@ def wrapped_key(task: LinesTask) -> str:
     values = {name: v for name, v in task.parameters.items() if name not in _SCALING}
     own = {str(m): sorted(dict(v.items()).items()) for m, v in task.input_parameters.items()}
     models = [str(model) for model in task.model_order]
-    return repr((task.method_name, task.dtype, models, sorted(values.items()), sorted(own.items())))
+    drawn = task.seed, task.base_listed
+    parameters = sorted(values.items()), sorted(own.items())
+    return repr((task.method_name, task.dtype, models, drawn, parameters))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from mergekit_lines.checkpoint.ties import tied_names
 from mergekit_lines.inspection.findings import Block, Coefficient, Container, Inspection, Outside
 from mergekit_lines.lines.alpha import Calibration, NormCollector, find_alpha
 from mergekit_lines.lines.depth import natural_key
+from mergekit_lines.lines.placed import AUTO
 from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.plan.prepare import Prepared
 from mergekit_lines.plan.sizes import Sized, Sizes
@@ -40,7 +41,7 @@ def with_coefficients(
     planned = prepared.planned
     found, calibrated = None, set()
     try:
-        found = find_alpha(planned, _needs_weights)
+        found = _find_alpha(planned)
     except _WeightsNeededError:
         out = _model_out_config(
             config.model_copy(deep=True), prepared.arch_info, options.trust_remote_code
@@ -62,7 +63,7 @@ def with_blocks(
     blocks: dict[str, dict[int, list[Sized]]] = defaultdict(lambda: defaultdict(list))
     outside = []
     for sized in sizes.tensors:
-        depth = sized.item.depth
+        depth = sized.item.placed.depth
         if depth is not None:
             blocks[depth.container][depth.index].append(sized)
         else:
@@ -91,34 +92,38 @@ def _block(
     )
 
 
+def _find_alpha(planned: list[PlannedTensor]) -> Calibration | None:
+    if not any(item.placed.words.alpha == AUTO for item in planned):
+        return None
+    contributions = [item.contribution() for item in planned]
+    return find_alpha(contributions, planned[0].norm, _needs_weights)
+
+
 def _needs_weights(_collector: NormCollector) -> None:
     raise _WeightsNeededError
 
 
-def _alpha(planned: list[PlannedTensor], found: Calibration | None) -> tuple[float | None, str]:
+def _alpha(
+    planned: list[PlannedTensor], calibration: Calibration | None
+) -> tuple[float | None, str]:
     """Return α and where it comes from; gamma is an α too."""
-    if found is not None:
-        models = f"{found.models} model{'s' if found.models != 1 else ''}"
-        return found.alpha, f"Eq. 2 in closed form, {models}"
-    given = {_given_alpha(item) for item in planned}
-    if "auto" in given:
+    if calibration is not None:
+        models = f"{calibration.models} model{'s' if calibration.models != 1 else ''}"
+        return calibration.alpha, f"Eq. 2 in closed form, {models}"
+    alphas = {item.placed.words.alpha for item in planned}
+    if AUTO in alphas:
         return None, WEIGHTS
-    if len(given) > 1:
+    if len(alphas) > 1:
         return None, "the recipe: it differs between tensors"
-    return float(given.pop()), "the recipe"
+    return float(alphas.pop()), "the recipe"
 
 
-def _given_alpha(item: PlannedTensor) -> float | str:
-    gamma = item.values.get("gamma")
-    value: float | str = item.values["alpha"] if gamma is None else gamma
-    return value
-
-
-def _coefficient(item: PlannedTensor, found: Calibration | None) -> Coefficient:
+def _coefficient(item: PlannedTensor, calibration: Calibration | None) -> Coefficient:
     """Return λ; with ``alpha: auto`` and no closed form what comes on top of α."""
-    if found is not None:
-        return Coefficient(item.coefficient(found.alpha))
-    absolute = item.depth is None and item.values["outside"] != "alpha"
-    if _given_alpha(item) != "auto" or absolute:
-        return Coefficient(item.coefficient(None))
-    return Coefficient(item.coefficient(0.0), plus_alpha=True)
+    placed = item.placed
+    if calibration is not None:
+        return Coefficient(placed.coefficient(calibration.alpha))
+    absolute = placed.depth is None and placed.words.outside != "alpha"
+    if placed.words.alpha != AUTO or absolute:
+        return Coefficient(placed.coefficient())
+    return Coefficient(placed.coefficient(0.0), plus_alpha=True)

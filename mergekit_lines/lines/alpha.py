@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 from mergekit_lines.errors import LinesError, some
-
-if TYPE_CHECKING:
-    from mergekit_lines.plan.planned import PlannedTensor
+from mergekit_lines.lines.placed import AUTO, Placed
 
 
 @dataclass(frozen=True)
@@ -28,15 +25,12 @@ class Calibration:
     tau_mtl: float | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class NormCollector:
     """Σ|x|^power of τ_sum and τ_MTL, tensor by tensor."""
 
     power: int
     terms: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-    # Tasks are hashed with their values; two collectors are never the same one.
-    __hash__ = object.__hash__
 
     def total(self, which: int) -> float:
         """Return the norm; fsum makes it independent of the order of the tensors."""
@@ -44,15 +38,31 @@ class NormCollector:
         return total if self.power == 1 else math.sqrt(total)
 
 
+@dataclass(frozen=True)
+class Contribution:
+    """One output tensor as Eq. 2 sees it.
+
+    Attributes:
+        placed: the tensor.
+        models: those that are merged into it, without the base.
+        factors: of their task vectors, where the merge is nothing but Σ factor·τ; else None.
+    """
+
+    placed: Placed
+    models: frozenset[Hashable]
+    factors: frozenset[float] | None
+
+
 def find_alpha(
-    planned: Sequence[PlannedTensor], collect: Callable[[NormCollector], None]
+    tensors: Sequence[Contribution], norm: str, collect: Callable[[NormCollector], None]
 ) -> Calibration | None:
     """Return α = (1/N)·‖τ_sum‖/‖τ_MTL‖ (Eq. 2), or None where no tensor asks for it.
 
     N counts the models that are not the base.
 
     Args:
-        planned: every output tensor.
+        tensors: every output tensor.
+        norm: ``l1`` or ``l2``; over the whole model.
         collect: puts the terms of every output tensor into the collector, a tied one once;
             called only where the closed form does not hold.
 
@@ -61,13 +71,12 @@ def find_alpha(
 
     Source: arXiv 2410.17146, Eq. 2.
     """
-    if not any(item.values["alpha"] == "auto" for item in planned):
+    if not any(tensor.placed.words.alpha == AUTO for tensor in tensors):
         return None
-    count = _count_models(planned)
-    norm = planned[0].values["norm"]
-    closed = _closed_form(planned)
-    if closed is not None:
-        return Calibration(alpha=1 / (count * closed), models=count, norm=norm)
+    count = _count_models(tensors)
+    factor = _common_factor(tensors)
+    if factor is not None:
+        return Calibration(alpha=1 / (count * factor), models=count, norm=norm)
     collector = NormCollector(power=1 if norm == "l1" else 2)
     collect(collector)
     tau_sum, tau_mtl = collector.total(0), collector.total(1)
@@ -88,34 +97,26 @@ def find_alpha(
     return Calibration(tau_sum / tau_mtl / count, count, norm, tau_sum, tau_mtl)
 
 
-def _count_models(planned: Sequence[PlannedTensor]) -> int:
-    groups: dict[frozenset[Any], str] = {}
-    for item in planned:
-        models = frozenset(item.task.model_order) - {item.task.base_model}
-        groups.setdefault(models, item.weight.name)
-    if len(groups) > 1:
+def _count_models(tensors: Sequence[Contribution]) -> int:
+    first_tensors: dict[frozenset[Hashable], str] = {}
+    for tensor in tensors:
+        first_tensors.setdefault(tensor.models, tensor.placed.name)
+    if len(first_tensors) > 1:
         raise LinesError(
             f"parameters.alpha: auto needs every tensor to be merged from the same models, and "
-            f"{some(groups.values(), 2)} are not. Give alpha as a number."
+            f"{some(first_tensors.values(), 2)} are not. Give alpha as a number."
         )
-    return len(next(iter(groups)))
+    return len(next(iter(first_tensors)))
 
 
-def _closed_form(planned: Sequence[PlannedTensor]) -> float | None:
-    """Return |w|·|λ| where τ_MTL is exactly w·λ·τ_sum, else None.
+def _common_factor(tensors: Sequence[Contribution]) -> float | None:
+    """Return |w|·|λ| where τ_MTL is exactly w·λ·τ_sum with one constant factor, else None.
 
-    That is task_arithmetic with one constant non-zero weight, ``normalize: false`` and one
-    constant non-zero ``lambda``: then Eq. 2 is 1/(N·|w|·|λ|).
+    Then Eq. 2 is 1/(N·|w|·|λ|).
     """
-    factors = set()
-    for item in planned:
-        if item.wrap != "task_arithmetic" or item.values["normalize"]:
+    factors: set[float] = set()
+    for tensor in tensors:
+        if tensor.factors is None:
             return None
-        for model in item.task.model_order:
-            if model != item.task.base_model:
-                weight = item.task.input_parameters[model]["weight"]
-                factors.add((weight, item.values["lambda"]))
-    if len(factors) != 1:
-        return None
-    weight, scale = factors.pop()
-    return abs(weight) * abs(scale) or None
+        factors |= tensor.factors
+    return abs(factors.pop()) or None if len(factors) == 1 else None

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from mergekit_lines.lines.depth import natural_key
+from mergekit_lines.lines.placed import Placed
 
 
 @dataclass(frozen=True)
@@ -15,3 +20,40 @@ class Summary:
     alpha: Any  # a Calibration, a number, or None where it differs between tensors
     containers: dict[str, list[list[float]]]  # container -> per block, its distinct coefficients
     outside: dict[str, float]
+
+
+def summarise(
+    placed: Iterable[Placed],
+    coefficients: Mapping[str, float],
+    alpha: Any,
+    *,
+    wraps: Iterable[str] = (),
+    seed: int = 0,
+) -> Summary:
+    """Return the summary of a plan.
+
+    Args:
+        placed: every output tensor.
+        coefficients: λ by tensor name.
+        alpha: the calibration of Eq. 2; None where α is the recipe's.
+        wraps: names of the wrapped methods.
+        seed: of the draws.
+    """
+    containers: dict[str, dict[int, set[float]]] = defaultdict(lambda: defaultdict(set))
+    outside, alphas = {}, set()
+    for item in placed:
+        alphas.add(item.words.alpha)
+        if item.depth is None:
+            outside[item.name] = coefficients[item.name]
+        else:
+            containers[item.depth.container][item.depth.index].add(coefficients[item.name])
+    return Summary(
+        wraps=tuple(sorted(set(wraps))),
+        seed=seed,
+        alpha=alpha or (alphas.pop() if len(alphas) == 1 else None),
+        containers={
+            name: [sorted(blocks[index]) for index in sorted(blocks)]
+            for name, blocks in sorted(containers.items(), key=lambda item: natural_key(item[0]))
+        },
+        outside=outside,
+    )

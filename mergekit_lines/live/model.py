@@ -29,6 +29,7 @@ from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches, names_from_indexes
 from mergekit_lines.kernels.scale import work_dtype
+from mergekit_lines.lines.placed import AUTO
 from mergekit_lines.lines.summary import Summary
 from mergekit_lines.live.opened import Accounting, Opened
 from mergekit_lines.live.placement import Device, LiveWeights
@@ -305,8 +306,7 @@ class LiveModel:
     def _input(self, task: Any, model: Any) -> Source | None:
         gather = task.gather_tensors
         if not isinstance(gather, GatherTensors):  # a vocabulary that has to be aligned
-            values = {"engine": self._engine, "number": 0, "coefficient": 1.0, "seed": 0}
-            aligned = engine_task(task, WriteTask, values).gather_tensors
+            aligned = engine_task(task, WriteTask, engine=self._engine, number=0).gather_tensors
             ((_, tensors),) = Executor([aligned]).run(quiet=True)
             found: torch.Tensor | None = tensors.get(model)
             return None if found is None else HeldTensor(found.contiguous())
@@ -349,9 +349,9 @@ class LiveModel:
         problems = refused_values(planned)[:1]
         if problems:
             raise LinesError(problems)
-        calibrated = any(item.values["alpha"] == "auto" for item in planned)
+        calibrated = any(item.placed.words.alpha == AUTO for item in planned)
         keys = [wrapped_key(item.task) for item in planned] if calibrated else None
-        text = repr((calibrated and planned[0].values["norm"], keys))
+        text = repr((calibrated and planned[0].norm, keys))
         self._calibrations.key = hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -22,6 +22,7 @@ from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.host.names import METHODS
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
+from mergekit_lines.lines.placed import AUTO
 from mergekit_lines.live.architecture import maker, parameter_names
 from mergekit_lines.live.placement import Device, Layout, empty_model, in_dtypes, lay_out
 from mergekit_lines.plan.inputs import check_models
@@ -144,7 +145,7 @@ class Opened:
         in_dtypes(model, slots)
         on_gpu = device.type != "cpu" or any(key not in ("cpu", "disk") for key in max_memory or ())
         calibrated = {
-            item.weight.name for item in self.prepared.planned if item.values["alpha"] == "auto"
+            item.weight.name for item in self.prepared.planned if item.placed.words.alpha == AUTO
         }
         kind = torch.device("cuda" if on_gpu else "cpu")
         self.working = working_bytes(self.sizes, calibrated, kind, self.options.num_threads)
@@ -152,12 +153,10 @@ class Opened:
 
     def accounting(self) -> Accounting:
         """Return what the live model will take; nothing is allocated for it."""
-        from mergekit_lines.engine.engine import kernel_of
-
         main = self.layout.main
         vectors = 0
         for sized in self.sizes.tensors:
-            merge = kernel_of(sized.item.task, sized.inputs)
+            merge = sized.item.task.kernel(sized.inputs)
             if merge is None or not merge.linear:
                 wide = any(dtype == torch.float64 for dtype in sized.inputs.values())
                 vectors += sized.entries * (8 if wide else 4)

@@ -17,10 +17,11 @@ from mergekit.merge_methods.base import ParameterScope, TensorGroup
 
 from mergekit_lines.errors import LinesError, nearest
 from mergekit_lines.lines.depth import BlockDepth, block_depths
-from mergekit_lines.merges.state_dicts import bind, check_groups, merge_group, planned_tensor
+from mergekit_lines.lines.placed import Placed, ScheduleWords
+from mergekit_lines.merges.state_dicts import bind, check_groups, merge_group
 from mergekit_lines.methods.registry import method_for, postprocess_method
 from mergekit_lines.methods.words import LINES_WORDS
-from mergekit_lines.methods.wrapped import LinesMethod
+from mergekit_lines.methods.wrapped import LinesMethod, Scaling
 
 COMMAND = "mergekit.scripts.merge_raw_pytorch"
 
@@ -63,9 +64,9 @@ def merge_raw(
         )
     tensor = str(group.metadata.name)
     depth = _depth(tensor, names, values["blocks"], values["num_blocks"])
-    coefficient = planned_tensor(method, group, depth, values).coefficient(None)
-    extra = {"coefficient": coefficient, "seed": _seed(values), "base_listed": False}
-    return merge_group(method, group, {**values, **extra}, dtype, out_dtype)
+    placed = Placed(tensor, depth, ScheduleWords.of(values))
+    scaling = Scaling(placed.coefficient(), _seed(values))
+    return merge_group(method, group, values, scaling, dtype, out_dtype)
 
 
 def _names(base: Hashable) -> tuple[str, ...] | None:

@@ -12,7 +12,6 @@ from mergekit.merge_methods.base import (
     BasePolicy,
     BatchOptions,
     InputContract,
-    MergeMethod,
     MergeMethodSpec,
     ParameterScope,
     ParameterSpec,
@@ -20,10 +19,10 @@ from mergekit.merge_methods.base import (
 )
 
 from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS
-from mergekit_lines.methods.wrapped import REFERENCE, LinesMethod
+from mergekit_lines.methods.wrapped import REFERENCE, OurMethod
 
 
-class RecipeMethod(MergeMethod):
+class RecipeMethod(OurMethod):
     """The name a recipe uses.
 
     In ``mergekit-yaml`` and ``-multi`` the planner replaces it before any tensor is merged.
@@ -73,7 +72,7 @@ class RecipeMethod(MergeMethod):
         return {
             f"wrap_{parameter.name}" if parameter.name in ours else parameter.name
             for method in registry.registered_methods()
-            if not isinstance(method, (RecipeMethod, LinesMethod))
+            if not isinstance(method, OurMethod)
             and method.spec.name != "passthrough"
             and method.spec.contract.base != BasePolicy.FORBIDDEN
             for parameter in method.spec.parameters

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import struct
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from typing import Any, BinaryIO
 import click
 import torch
 from filelock import FileLock, Timeout
-from mergekit.architecture import WeightInfo
 from mergekit.common import dtype_from_name
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
@@ -33,9 +31,9 @@ from mergekit_lines.checkpoint.partial import MARK, partial_path
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.kernels.scale import scale_task_vector, work_dtype
 from mergekit_lines.lines.depth import block_depths, natural_key
-from mergekit_lines.lines.summary import Summary
+from mergekit_lines.lines.placed import Placed, ScheduleWords
+from mergekit_lines.lines.summary import Summary, summarise
 from mergekit_lines.methods.words import POSTPROCESS_WORDS
-from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.report.file import describe, report, to_json
 
@@ -142,26 +140,10 @@ def _plan(names: list[str], values: Mapping[str, Any]) -> tuple[dict[str, float]
     """Return λ of every tensor, and the summary for people and for the report."""
     blocks = values["blocks"].split(",") if values["blocks"] else None
     depths = block_depths(names, blocks=blocks, num_blocks=values["num_blocks"])
-    found: dict[str, float] = {}
-    containers: dict[str, dict[int, float]] = defaultdict(dict)
-    for name in sorted(names, key=natural_key):
-        depth = depths[name]
-        task: Any = None  # nothing of mergekit's runs here
-        planned = PlannedTensor(WeightInfo(name=name), task, "", depth, dict(values))
-        found[name] = planned.coefficient(None)
-        if depth:
-            containers[depth.container][depth.index] = found[name]
-    summary = Summary(
-        wraps=(),
-        seed=0,
-        alpha=values["alpha"] if values["gamma"] is None else values["gamma"],
-        containers={
-            name: [[at[index]] for index in sorted(at)]
-            for name, at in sorted(containers.items(), key=lambda item: natural_key(item[0]))
-        },
-        outside={name: value for name, value in found.items() if depths[name] is None},
-    )
-    return found, summary
+    words = ScheduleWords.of(values)
+    placed = [Placed(name, depths[name], words) for name in sorted(names, key=natural_key)]
+    coefficients = {item.name: item.coefficient() for item in placed}
+    return coefficients, summarise(placed, coefficients, None)
 
 
 class _Rule:

@@ -9,35 +9,29 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from mergekit.architecture import WeightInfo
 from mergekit.merge_methods.base import ParameterScope, PerGroupValues, TensorGroup
 
+from mergekit_lines.checkpoint.sources import HeldTensor
+from mergekit_lines.engine.pieces import HeldResult, Job, TensorPieces, merge_tensor, tensor_norms
+from mergekit_lines.engine.workers import Workers
 from mergekit_lines.errors import LinesError, reason, some
-from mergekit_lines.lines.alpha import NormCollector, find_alpha
+from mergekit_lines.host.process import one_thread
+from mergekit_lines.kernels.merge import Merge
+from mergekit_lines.lines.alpha import Contribution, NormCollector, find_alpha
 from mergekit_lines.lines.depth import BlockDepth, block_depths
+from mergekit_lines.lines.placed import Placed, ScheduleWords
 from mergekit_lines.lines.schedule import plain
 from mergekit_lines.methods.registry import method_for, postprocess_method
-from mergekit_lines.methods.words import WHOLE_RECIPE, WRAP, incomplete
-from mergekit_lines.methods.wrapped import LinesMethod
-from mergekit_lines.plan.planned import PlannedTensor
+from mergekit_lines.methods.words import WHOLE_RECIPE, WRAP, incomplete, plain_sum_factors
+from mergekit_lines.methods.wrapped import SCALING, LinesMethod, Scaling
 from mergekit_lines.recipe.parameters import hint
 
 LOG = logging.getLogger(__name__)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-@dataclass(frozen=True)
-class GroupTask:
-    """What Eq. 2 asks of a planned tensor's task, for a group in memory."""
-
-    model_order: tuple[Hashable, ...]
-    base_model: Hashable
-    input_parameters: Mapping[Hashable, Mapping[str, Any]]
 
 
 def merge_groups(
@@ -71,35 +65,37 @@ def merge_groups(
     method = _method(name, given)
     values = bind(method, groups, given)
     ties = _ties(groups)
-    planned = _plan(method, groups, values, names)
+    contributions = _place(method, groups, values, names)
     seed = values[0]["seed"] or 0 if values and "seed" in values[0] else 0
 
-    def run(number: int, extra: Mapping[str, Any]) -> torch.Tensor:
-        full = {**values[number], "seed": seed, "base_listed": False, **extra}
-        return merge_group(method, groups[number], full, dtype, out_dtype)
+    def merged(number: int, scaling: Scaling) -> torch.Tensor:
+        return merge_group(method, groups[number], values[number], scaling, dtype, out_dtype)
 
     def collect(collector: NormCollector) -> None:
         with torch.no_grad():
             for number in sorted(set(ties)):
-                run(number, {"coefficient": 1.0, "collector": collector})
+                merged(number, Scaling(1.0, seed, collector=collector))
 
-    found = find_alpha(planned, collect)
-    if found:
-        LOG.info("alpha %s (Eq. 2, %s norm, %s models)", found.alpha, found.norm, found.models)
-    coefficients = [item.coefficient(found.alpha if found else None) for item in planned]
+    norm = values[0].get("norm", "l1") if values else "l1"
+    calibration = find_alpha(contributions, norm, collect)
+    if calibration:
+        alpha, models = calibration.alpha, calibration.models
+        LOG.info("alpha %s (Eq. 2, %s norm, %s models)", alpha, calibration.norm, models)
+    placed = [contribution.placed for contribution in contributions]
+    auto = calibration.alpha if calibration else None
+    coefficients = [each.coefficient(auto) for each in placed]
     results: list[torch.Tensor] = []
     for number, first in enumerate(ties):
         if coefficients[number] != coefficients[first]:
             raise LinesError(
-                f"tensors {planned[first].weight.name} and {planned[number].weight.name}: found "
+                f"tensors {placed[first].name} and {placed[number].name}: found "
                 f"one tensor under two names with the coefficients {coefficients[first]:g} and "
                 f"{coefficients[number]:g}, wanted one. Name the containers in blocks so that "
                 f"both get the same, or pass copies to untie them."
             )
         tied = number != first
-        results.append(
-            results[first] if tied else run(number, {"coefficient": coefficients[number]})
-        )
+        scaling = Scaling(coefficients[number], seed)
+        results.append(results[first] if tied else merged(number, scaling))
     return tuple(results)
 
 
@@ -116,21 +112,67 @@ def merge_group(
     method: LinesMethod,
     group: TensorGroup,
     values: dict[str, Any],
+    scaling: Scaling,
     dtype: torch.dtype | None,
     out_dtype: torch.dtype | None,
 ) -> torch.Tensor:
-    """Merge one tensor whose coefficient is among ``values``.
+    """Merge one tensor, with the kernel that a recipe's merge uses where there is one.
 
     Raises:
         LinesError: a check of ours or the wrapped method refused it.
     """
+    models = [entry.id for entry in group.non_base]
+    whole = not models or group.base is None or not group.base.tensor.numel()
+    kernel = None if whole else method.kernel(values, models)
     try:
-        (result,) = method._execute_resolved((group,), [values], dtype=dtype, out_dtype=out_dtype)
+        if kernel is not None:
+            return _in_pieces(method, group, values, scaling, kernel, dtype, out_dtype)
+        (result,) = method._execute_resolved(
+            (group,), [{**values, SCALING: scaling}], dtype=dtype, out_dtype=out_dtype
+        )
     except (ValueError, RuntimeError, IndexError) as error:
         raise LinesError(
             f"tensor {group.metadata.name}: {method.spec.name} failed: {reason(error)}. Check the "
             f"parameters and the models' tensors of that name."
         ) from error
+    return result
+
+
+def _in_pieces(
+    method: LinesMethod,
+    group: TensorGroup,
+    values: dict[str, Any],
+    scaling: Scaling,
+    kernel: Merge,
+    dtype: torch.dtype | None,
+    out_dtype: torch.dtype | None,
+) -> torch.Tensor:
+    base = next(entry for entry in group.entries if entry.is_base)
+    pieces = TensorPieces(
+        HeldTensor(base.tensor.contiguous()),
+        [HeldTensor(entry.tensor.contiguous()) for entry in group.non_base],
+        dtype,
+        base.tensor.device,
+        Workers(1),
+        kernel,
+    )
+    job = Job(
+        name=group.metadata.name or "",
+        models=[base.id, *(entry.id for entry in group.non_base)],
+        wrap=method.wrapped.spec.name,
+        merge=kernel,
+        coefficient=scaling.coefficient,
+        seed=scaling.seed,
+        allow_nonfinite=values["allow_nonfinite"],
+    )
+    with one_thread(), torch.no_grad():
+        if scaling.collector is not None:
+            power = scaling.collector.power
+            scaling.collector.terms[group.metadata.name] = tensor_norms(job, pieces, power)
+            return base.tensor
+        result_dtype = out_dtype or pieces.aligned
+        result = torch.empty(base.tensor.shape, dtype=result_dtype, device=base.tensor.device)
+        merge_tensor(job, pieces, result_dtype, HeldResult(result))
     return result
 
 
@@ -240,13 +282,13 @@ def check_groups(
         raise LinesError(list(dict.fromkeys(problems)))
 
 
-def _plan(
+def _place(
     method: LinesMethod,
     groups: Sequence[TensorGroup],
     values: Sequence[dict[str, Any]],
     others: Iterable[str] = (),
-) -> list[PlannedTensor]:
-    """Return every tensor with its place."""
+) -> list[Contribution]:
+    """Return every tensor with its place, and what Eq. 2 asks of it."""
     if not groups:
         return []
     blocks, num_blocks = values[0]["blocks"], values[0]["num_blocks"]
@@ -262,23 +304,14 @@ def _plan(
     else:
         chosen = blocks.split(",") if blocks else None
         depths = block_depths(every, blocks=chosen, num_blocks=num_blocks)
-    return [
-        planned_tensor(method, group, depths[name], found)
-        for name, group, found in zip(names, groups, values, strict=True)
-    ]
-
-
-def planned_tensor(
-    method: LinesMethod, group: TensorGroup, depth: BlockDepth | None, values: dict[str, Any]
-) -> PlannedTensor:
-    """Return a group with its place, as the planner has it for a tensor of a recipe."""
-    ids = tuple(entry.id for entry in group.entries)
-    per_input = [p.name for p in method.spec.parameters if p.scope != ParameterScope.SHARED]
-    given = {key: {p: values[p][key] for p in per_input if key in values[p]} for key in ids}
-    task: Any = GroupTask(ids, group.base.id if group.base else None, given)
-    weight = WeightInfo(name=group.metadata.name)
-    shared = {key: value for key, value in values.items() if key not in per_input}
-    return PlannedTensor(weight, task, method.wrapped.spec.name, depth, shared)
+    wrap = method.wrapped.spec.name
+    contributions = []
+    for name, group, own in zip(names, groups, values, strict=True):
+        models = [entry.id for entry in group.non_base]
+        factors = plain_sum_factors(wrap, own, models)
+        placed = Placed(name, depths[name], ScheduleWords.of(own))
+        contributions.append(Contribution(placed, frozenset(models), factors))
+    return contributions
 
 
 def _lone_depth(name: str, blocks: str | None, num_blocks: int | None) -> BlockDepth | None:

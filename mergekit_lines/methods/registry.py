@@ -6,9 +6,9 @@ from mergekit.merge_methods import registry
 from mergekit.merge_methods.base import BasePolicy, MergeMethod
 
 from mergekit_lines.errors import LinesError, nearest
-from mergekit_lines.merges.recipe_methods import RECIPE_METHODS, RecipeMethod
+from mergekit_lines.host.names import METHODS
 from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS
-from mergekit_lines.methods.wrapped import LinesMethod
+from mergekit_lines.methods.wrapped import LinesMethod, OurMethod
 
 
 def check_wrap(name: str) -> str | None:
@@ -16,12 +16,12 @@ def check_wrap(name: str) -> str | None:
     methods = {
         method.spec.name: method
         for method in registry.registered_methods()
-        if not isinstance(method, (RecipeMethod, LinesMethod))
+        if not isinstance(method, OurMethod)
     }
     place = f"parameters.wrap: found {name!r}"
     if name == "dare":
         reason = ", wanted `dare_linear` or `dare_ties`."
-    elif name in {method.spec.name for method in RECIPE_METHODS}:
+    elif name in METHODS:
         reason = ", which cannot wrap itself. Name the merge inside, e.g. `ties`."
     elif "/" in name and name.rsplit("/", 1)[1] in methods:
         reason = (

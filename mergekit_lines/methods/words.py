@@ -8,7 +8,7 @@ passes through mergekit and pydantic untouched.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
@@ -253,3 +253,20 @@ def _scalar(value_type: Any) -> Any:
         kinds = [kind for kind in get_args(value_type) if kind is not type(None)]
         return _scalar(kinds[0]) if len(kinds) == 1 else None
     return value_type
+
+
+def plain_sum_factors(
+    wrap: str, values: Mapping[str, Any], models: Sequence[Any]
+) -> frozenset[float] | None:
+    """Return w·λ of each model where the wrapped merge is Σ w·λ·τ and no more, else None.
+
+    That is task_arithmetic with ``normalize: false``.
+
+    Args:
+        wrap: the wrapped method.
+        values: its resolved parameters; those that each model has are keyed by model.
+        models: the fine-tuned ones.
+    """
+    if wrap != "task_arithmetic" or values["normalize"]:
+        return None
+    return frozenset(values["weight"][model] * values["lambda"] for model in models)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,9 +24,6 @@ from mergekit.merge_methods.dtype import align_dtype
 from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge
 from mergekit.merge_methods.passthrough import passthrough_merge_method
 
-from mergekit_lines.checkpoint.sources import HeldTensor
-from mergekit_lines.engine.pieces import HeldResult, Job, TensorPieces, merge_tensor, tensor_norms
-from mergekit_lines.engine.workers import Workers
 from mergekit_lines.errors import LinesError
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.kernels.merge import Merge
@@ -36,10 +33,37 @@ from mergekit_lines.methods.finite import refuse_input, refuse_result
 from mergekit_lines.methods.words import strict
 
 REFERENCE = "https://arxiv.org/abs/2410.17146"
+# Among the parameters of one tensor; no recipe can write it, for no word has this form.
+SCALING = "<scaling>"
 
 
-class LinesMethod(MergeMethod):
-    """θ_0 + λ·(M(θ…) − θ_0) for one wrapped method M; λ comes with each tensor's task.
+@dataclass(frozen=True)
+class Scaling:
+    """What is done with the task vector M(θ…) − θ_0 of one tensor.
+
+    Attributes:
+        coefficient: λ, dimensionless.
+        seed: of the recipe, for draws.
+        base_listed: whether the recipe lists the base among the models.
+        vector: a sink that takes the task vector, in the dtype of the arithmetic; or None.
+        collector: takes the terms of Eq. 2, and nothing is scaled; or None.
+    """
+
+    coefficient: float
+    seed: int = 0
+    base_listed: bool = False
+    vector: Any = None
+    collector: Any = None
+
+
+class OurMethod(MergeMethod):
+    """A method of this package, which no recipe can wrap."""
+
+
+class LinesMethod(OurMethod):
+    """θ_0 + λ·(M(θ…) − θ_0) for one wrapped method M.
+
+    λ comes with each tensor, in the :class:`Scaling` under ``SCALING`` among its parameters.
 
     Args:
         name: the registered name, e.g. ``lines[ties]``.
@@ -100,26 +124,21 @@ class LinesMethod(MergeMethod):
         for given, values, input_dtype in zip(groups, parameters, input_dtypes, strict=True):
             if given.base is None:
                 raise LinesError(f"tensor {given.metadata.name}: the base has no such tensor.")
-            models = [entry.id for entry in given.non_base]
-            merge = self.kernel(values, models) if models and given.base.tensor.numel() else None
-            if merge is not None:
-                results.append(self._in_pieces(given, merge, values, input_dtype, out_dtype))
-                continue
+            scaling: Scaling = values[SCALING]
             # The recipe's dtype comes first, as in mergekit; then the arithmetic's.
             group = align_dtype(given, input_dtype)
             if not values["allow_nonfinite"]:
                 _check_finite(given, group)
             base = next(entry.tensor for entry in group.entries if entry.is_base)
             dtype = out_dtype or base.dtype
-            collector = values.get("collector")
             if not group.non_base or not base.numel():
                 result = base
-            elif collector is None:
+            elif scaling.collector is None:
                 result = self._merge(group, values, dtype)
             else:
                 # A calibration wants the norm terms; what it returns is thrown away.
-                terms = self._norms(group, values, collector.power)
-                collector.terms[group.metadata.name] = terms
+                terms = self._norms(group, values, scaling.collector.power)
+                scaling.collector.terms[group.metadata.name] = terms
                 result = base
             results.append(result.to(dtype))
         return tuple(results)
@@ -155,52 +174,15 @@ class LinesMethod(MergeMethod):
             scale=given["lambda"],
         )
 
-    def _in_pieces(
-        self,
-        group: TensorGroup,
-        merge: Merge,
-        values: dict[str, Any],
-        input_dtype: torch.dtype | None,
-        out_dtype: torch.dtype | None,
-    ) -> torch.Tensor:
-        """Merge a tensor in memory with the kernel that a recipe's merge to disk uses."""
-        base = next(entry.tensor for entry in group.entries if entry.is_base)
-        pieces = TensorPieces(
-            HeldTensor(base.contiguous()),
-            [HeldTensor(entry.tensor.contiguous()) for entry in group.non_base],
-            input_dtype,
-            base.device,
-            Workers(1),
-            merge,
-        )
-        job = Job(
-            name=group.metadata.name or "",
-            models=[_base_id(group), *(entry.id for entry in group.non_base)],
-            wrap=self.wrapped.spec.name,
-            merge=merge,
-            coefficient=values["coefficient"],
-            seed=values.get("seed", 0),
-            allow_nonfinite=values["allow_nonfinite"],
-        )
-        dtype = out_dtype or pieces.aligned
-        collector = values.get("collector")
-        with one_thread(), torch.no_grad():
-            if collector is not None:
-                # A calibration wants the norm terms; what it returns is thrown away.
-                collector.terms[group.metadata.name] = tensor_norms(job, pieces, collector.power)
-                return base
-            result = torch.empty(base.shape, dtype=dtype, device=base.device)
-            merge_tensor(job, pieces, dtype, HeldResult(result))
-        return result
-
     def _merge(
         self, group: TensorGroup, values: dict[str, Any], out_dtype: torch.dtype
     ) -> torch.Tensor:
         group, base = self._prepared(group)
         merged = self._wrapped_merge(group, values)
-        if (vector := values.get("vector")) is not None:
-            vector.write(0, (merged - base).flatten())
-        result = scale_task_vector(base, merged, values["coefficient"]).to(out_dtype)
+        scaling: Scaling = values[SCALING]
+        if scaling.vector is not None:
+            scaling.vector.write(0, (merged - base).flatten())
+        result = scale_task_vector(base, merged, scaling.coefficient).to(out_dtype)
         if not values["allow_nonfinite"] and not torch.isfinite(result).all():
             refuse_result(group.metadata.name, self.wrapped.spec.name, merged, out_dtype)
         return result
@@ -220,8 +202,8 @@ class LinesMethod(MergeMethod):
 
     def _wrapped_merge(self, group: TensorGroup, values: dict[str, Any]) -> torch.Tensor:
         """Return M of a prepared group, from the wrapped method itself."""
-        entries = group.entries
-        if self.ignores_base and not (values["base_listed"] and self.names):
+        entries, scaling = group.entries, values[SCALING]
+        if self.ignores_base and not (scaling.base_listed and self.names):
             # lines_postprocess, which passes no parameters, edits one model and never the base.
             entries = group.non_base
         seen = replace(group, entries=entries)
@@ -241,7 +223,7 @@ class LinesMethod(MergeMethod):
             group_name=group.metadata.name,
         )
         device = entries[0].tensor.device
-        with one_thread(), seeded(values.get("seed", 0), group.metadata.name or "", device):
+        with one_thread(), seeded(scaling.seed, group.metadata.name or "", device):
             (merged,) = self.wrapped._execute_resolved((seen,), [bound])
         return merged
 

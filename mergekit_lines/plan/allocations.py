@@ -61,9 +61,9 @@ def _alike(tensor: Sized) -> tuple[Any, ...]:
     task = tensor.item.task
     values = [dict(task.parameters.items())]
     values += [dict(given.items()) for given in task.input_parameters.values()]
-    words = {"alpha", "beta", "gamma", "outside", "schedule", "coefficient"} & set(
-        tensor.item.values
-    )
+    words = {"alpha", "beta", "outside", "schedule"}
+    if not tensor.item.wrap:
+        words.add("gamma")  # else it is the wrapped method's own
     kinds = tuple(
         (name, (value > 0) + (value >= 1) if isinstance(value, float) else str(value))
         for given in values
@@ -76,10 +76,8 @@ def _alike(tensor: Sized) -> tuple[Any, ...]:
 
 def _measure(tensor: Sized, *, calibrating: bool) -> tuple[tuple[int, Log], ...]:
     """Return the logs of two small tensors, each with its number of entries."""
-    values: dict[str, Any] = {"coefficient": 0.5, "seed": 0}
-    if calibrating:
-        values["collector"] = NormCollector(1 if tensor.item.values["norm"] == "l1" else 2)
-    task = tensor.item.task.with_values(values)
+    task = tensor.item.task.model_copy(update={"coefficient": 0.5})
+    collector = NormCollector(1 if tensor.item.norm == "l1" else 2) if calibrating else None
     points = []
     for size in SIZES:
         shape = _shrunk(tensor.shape, size)
@@ -88,7 +86,7 @@ def _measure(tensor: Sized, *, calibrating: bool) -> tuple[tuple[int, Log], ...]
             model: torch.randn(shape, generator=generator).to(dtype)
             for model, dtype in tensor.inputs.items()
         }
-        points.append((math.prod(shape), _log(task, tensors)))
+        points.append((math.prod(shape), _log(task, tensors, collector)))
     return tuple(points)
 
 
@@ -104,12 +102,14 @@ def _shrunk(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
     return (8, size // 8)
 
 
-def _log(task: LinesTask, tensors: dict[ModelReference, torch.Tensor]) -> Log:
-    task.execute(tensors)  # what is made once and kept is no temporary
+def _log(
+    task: LinesTask, tensors: dict[ModelReference, torch.Tensor], collector: NormCollector | None
+) -> Log:
+    task.merge_whole(tensors, collector=collector)  # what is made once and kept is no temporary
     legacy: Any = profiler_legacy  # of torch's two logs the one that starts in no time
     legacy.profile(profile_memory=True).__enter__()
     try:
-        result = task.execute(tensors)
+        result = task.merge_whole(tensors, collector=collector)
     finally:
         threads = legacy._disable_profiler_legacy()
     del result

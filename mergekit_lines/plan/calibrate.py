@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergekit.graph import Executor
 
 from mergekit_lines.checkpoint.ties import tied_names
 from mergekit_lines.engine.tasks import NormTask, engine_task
 from mergekit_lines.lines.alpha import Calibration, NormCollector, find_alpha
-
-if TYPE_CHECKING:
-    from mergekit_lines.plan.planned import PlannedTensor
-    from mergekit_lines.plan.run import MergeRun
+from mergekit_lines.lines.placed import AUTO
+from mergekit_lines.plan.planned import PlannedTensor
+from mergekit_lines.plan.run import MergeRun
 
 
 def calibrate(
@@ -28,20 +27,21 @@ def calibrate(
     Raises:
         LinesError: a norm is zero, or tensors are merged from different models.
     """
-    known = run.partial.recall("alpha") if run.partial else None
-    if known is not None:
-        return Calibration(**known)
+    kept = run.partial.recall("alpha") if run.partial else None
+    if kept is not None:
+        return Calibration(**kept)
 
     def collect(collector: NormCollector) -> None:
         tied = tied_names(out_model_config, [item.weight.name for item in planned])
-        values = {
-            "coefficient": 1.0,
-            "seed": run.seed,
-            "collector": collector,
-            "engine": run.engine,
-        }
         tasks = [
-            engine_task(item.task, NormTask, {**values, "number": number})
+            engine_task(
+                item.task,
+                NormTask,
+                engine=run.engine,
+                number=number,
+                seed=run.seed,
+                collector=collector,
+            )
             for number, item in enumerate(planned)
             if item.weight.name not in tied
         ]
@@ -54,7 +54,10 @@ def calibrate(
         for _ in executor.run(quiet=options.quiet, desc="Calibrating alpha"):
             pass
 
-    found = find_alpha(planned, collect)
-    if found is not None and run.partial:
-        run.partial.keep("alpha", asdict(found))
-    return found
+    if not any(item.placed.words.alpha == AUTO for item in planned):
+        return None
+    contributions = [item.contribution() for item in planned]
+    calibration = find_alpha(contributions, planned[0].norm, collect)
+    if calibration is not None and run.partial:
+        run.partial.keep("alpha", asdict(calibration))
+    return calibration

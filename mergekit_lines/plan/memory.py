@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mergekit_lines.engine.engine import DEVICE_THREADS, kernel_of
+from mergekit_lines.engine.engine import DEVICE_THREADS
 from mergekit_lines.engine.pieces import MEMORY, TEMPORARIES, cut
 from mergekit_lines.host.process import available_cores
 from mergekit_lines.kernels.merge import Merge, remembered
@@ -76,7 +76,7 @@ def working_bytes(
     whole = pieces = 0
     for tensor in sizes.tensors:
         with tensor.item.task.failures({}):
-            merge = kernel_of(tensor.item.task, tensor.inputs)
+            merge = tensor.item.task.kernel(tensor.inputs)
         if merge is not None and tensor.entries:
             whole = max(whole, peak(tensor.made))
             pieces = max(pieces, _pieces(tensor, merge, device, threads))

@@ -8,30 +8,29 @@ from typing import Any
 from mergekit.architecture import WeightInfo
 
 from mergekit_lines.engine.tasks import LinesTask
-from mergekit_lines.lines.depth import BlockDepth
-from mergekit_lines.lines.schedule import Schedule
+from mergekit_lines.lines.alpha import Contribution
+from mergekit_lines.lines.placed import Placed
+from mergekit_lines.methods.words import plain_sum_factors
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One output tensor: the task that makes it, its place, and its schedule."""
+    """One output tensor: the task that makes it, what that wraps, its place and its schedule."""
 
     weight: WeightInfo
     task: LinesTask
     wrap: str
-    depth: BlockDepth | None
-    values: dict[str, Any]
+    placed: Placed
 
-    def coefficient(self, auto: float | None) -> float:
-        """Return λ, with ``auto`` in the place of ``alpha: auto``."""
-        alpha, beta = self.values["alpha"], self.values["beta"]
-        # Under ``lines`` a gamma is the wrapped method's own.
-        if "wrap" not in self.values and self.values["gamma"] is not None:
-            alpha, beta = self.values["gamma"], 1 - self.values["gamma"]
-        if alpha == "auto":
-            alpha = auto
-        if self.depth is None:
-            outside = self.values["outside"]
-            return float(alpha if outside == "alpha" else outside)
-        schedule = Schedule(alpha, beta, self.values["schedule"])
-        return schedule.coefficient(self.depth.index, self.depth.count)
+    @property
+    def norm(self) -> str:
+        """The norm of Eq. 2, which holds for the whole recipe."""
+        return str(self.task.parameters["norm"])
+
+    def contribution(self) -> Contribution:
+        """Return the tensor as Eq. 2 sees it."""
+        models = [model for model in self.task.model_order if model != self.task.base_model]
+        values: dict[str, Any] = dict(self.task.parameters.items())
+        values |= self.task.input_values(models)
+        factors = plain_sum_factors(self.wrap, values, models)
+        return Contribution(self.placed, frozenset(models), factors)

@@ -20,9 +20,11 @@ from pydantic import ValidationError
 from mergekit_lines.engine.tasks import LinesTask, WriteTask, engine_task
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.lines.depth import block_depths, natural_key
-from mergekit_lines.lines.summary import Summary
+from mergekit_lines.lines.placed import AUTO, Placed, ScheduleWords
+from mergekit_lines.lines.summary import summarise
 from mergekit_lines.methods.registry import method_for, postprocess_method
 from mergekit_lines.methods.words import WHOLE_RECIPE, WRAP, incomplete
+from mergekit_lines.plan.calibrate import calibrate
 from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.plan.run import ACTIVE
 from mergekit_lines.plan.tokenizer import OrderedTokenizer
@@ -127,8 +129,6 @@ class LinesPlanner(plan.MergePlanner):
     def _replace_last_task(self) -> None:
         weight, task = self._tensors[-1]
         listed = self._run.base_listed
-        values = dict(task.parameters.items())
-        values["base_listed"] = listed.get(self._module, listed.get(None, True))
         gather, dtype = task.gather_tensors, task.dtype
         if isinstance(gather, GatherTensors):
             # The recipe's dtype is for weights: the method casts them, and buffers stay.
@@ -140,11 +140,12 @@ class LinesPlanner(plan.MergePlanner):
             model_order=task.model_order,
             base_model=task.base_model,
             output_weight=task.output_weight,
-            parameters=values,
+            parameters=task.parameters,
             input_parameters=task.input_parameters,
             dtype=dtype,
             # One rounding: the method itself gives the dtype that will be stored.
             out_dtype=weight.force_dtype or self.config.out_dtype,
+            base_listed=listed.get(self._module, listed.get(None, True)),
         )
         self._tensors[-1] = (weight, lines_task)
 
@@ -191,9 +192,10 @@ class LinesPlanner(plan.MergePlanner):
             problem = incomplete(values, wrap)
             if problem:
                 self._problems[problem].append(weight.name)
-            planned.append(PlannedTensor(weight, task, wrap, depths[weight.name], values))
-        autos = {item.wrap for item in planned if item.values["alpha"] == "auto"}
-        if autos and len({item.wrap for item in planned}) > 1:
+            placed = Placed(weight.name, depths[weight.name], ScheduleWords.of(values))
+            planned.append(PlannedTensor(weight, task, wrap, placed))
+        needs_alpha = any(item.placed.words.alpha == AUTO for item in planned)
+        if needs_alpha and len({item.wrap for item in planned}) > 1:
             self._problems[
                 f"parameters.wrap: found {', '.join(sorted(set(self._wraps.values())))} in one "
                 f"recipe with alpha: auto, wanted one wrap: Eq. 2 compares the norms of one "
@@ -233,34 +235,16 @@ class LinesPlanner(plan.MergePlanner):
 
     def finish(self) -> None:
         """Find α where it is wanted, and write each tensor's coefficient into its task."""
-        from mergekit_lines.plan.calibrate import calibrate
-
         planned = self.planned()
-        found = calibrate(planned, self._run, self.options, self.out_model_config)
-        containers: dict[str, dict[int, set[float]]] = defaultdict(lambda: defaultdict(set))
-        outside = {}
-        for item in planned:
-            coefficient = item.coefficient(found.alpha if found else None)
-            if item.depth is None:
-                outside[item.weight.name] = coefficient
-            else:
-                containers[item.depth.container][item.depth.index].add(coefficient)
-            self._coefficients[item.weight.name] = coefficient
-        alphas = {
-            item.values["gamma"]
-            if self._postprocess and item.values["gamma"] is not None
-            else item.values["alpha"]
-            for item in planned
-        }
-        self._run.summary = Summary(
-            wraps=tuple(sorted({item.wrap for item in planned if item.wrap})),
+        calibration = calibrate(planned, self._run, self.options, self.out_model_config)
+        alpha = calibration.alpha if calibration else None
+        self._coefficients = {item.placed.name: item.placed.coefficient(alpha) for item in planned}
+        self._run.summary = summarise(
+            [item.placed for item in planned],
+            self._coefficients,
+            calibration,
+            wraps=[item.wrap for item in planned if item.wrap],
             seed=self._run.seed,
-            alpha=found or (alphas.pop() if len(alphas) == 1 else None),
-            containers={
-                name: [sorted(blocks[index]) for index in sorted(blocks)]
-                for name, blocks in sorted(containers.items(), key=lambda i: natural_key(i[0]))
-            },
-            outside=outside,
         )
         if self._run.on_summary:
             self._run.on_summary(self._run.summary)
@@ -278,12 +262,10 @@ class LinesPlanner(plan.MergePlanner):
             engine_task(
                 item.task,
                 WriteTask,
-                {
-                    "engine": engine,
-                    "number": number,
-                    "coefficient": self._coefficients[item.weight.name],
-                    "seed": self._run.seed,
-                },
+                engine=engine,
+                number=number,
+                coefficient=self._coefficients[item.weight.name],
+                seed=self._run.seed,
             )
             for number, item in enumerate(self.planned())
             if engine.wants(item.weight.name)

@@ -18,7 +18,6 @@ from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.headers import Headers, read_headers
 from mergekit_lines.checkpoint.remote.headers import remote_headers
-from mergekit_lines.engine.engine import kernel_of
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.host.state import names_from_indexes
 from mergekit_lines.plan.fit import check_layers, check_plan
@@ -87,7 +86,7 @@ def refused_values(planned: list[PlannedTensor]) -> list[str]:
     for item in planned:
         try:
             with item.task.failures({}):
-                kernel_of(item.task, dict.fromkeys(item.task.model_order, torch.float32))
+                item.task.kernel(dict.fromkeys(item.task.model_order, torch.float32))
         except LinesError as error:
             problems += error.problems
     return problems

@@ -115,9 +115,6 @@ class _Checker:
             if one is not None
         }
 
-    # Tasks are hashed with their values.
-    __hash__ = object.__hash__
-
     def _compare(
         self,
         task: LinesTask,
@@ -166,8 +163,8 @@ class _Checker:
         inputs: Mapping[ModelReference, Exact],
         stored: torch.Tensor,
     ) -> Comparison:
-        values = {"coefficient": coefficient, "seed": self._seed}
-        own = task.with_values(values).model_copy(update={"dtype": None})
+        scaled = {"coefficient": coefficient, "seed": self._seed, "dtype": None}
+        own = task.model_copy(update=scaled)
 
         def merged(dtype: torch.dtype) -> torch.Tensor:
             name = str(dtype).removeprefix("torch.")

@@ -46,10 +46,10 @@ def choose(planned: Sequence[PlannedTensor], choice: Choice) -> list[PlannedTens
     ends: dict[str, dict[int, list[PlannedTensor]]] = defaultdict(lambda: defaultdict(list))
     outside = []
     for item in planned:
-        if item.depth is None:
+        if item.placed.depth is None:
             outside.append(item)
-        elif item.depth.index in (0, item.depth.count - 1):
-            ends[item.depth.container][item.depth.index].append(item)
+        elif item.placed.depth.index in (0, item.placed.depth.count - 1):
+            ends[item.placed.depth.container][item.placed.depth.index].append(item)
     first = [generator.choice(items) for blocks in ends.values() for items in blocks.values()]
     first += generator.sample(outside, min(3, len(outside)))
     rest = [item for item in planned if item not in first]

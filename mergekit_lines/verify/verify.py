@@ -241,10 +241,10 @@ def _coefficients(
         said.append("wrap")
     try:
         alpha = report["alpha"]["value"]
-        found = {name: item.coefficient(alpha) for name, item in known.items()}
+        found = {name: item.placed.coefficient(alpha) for name, item in known.items()}
         blocks = {one["name"]: one["coefficients"] for one in report["containers"]}
         for name, item in known.items():
-            place = item.depth
+            place = item.placed.depth
             given = report["outside"][name] if place is None else None
             if place is not None:
                 given = blocks[place.container][place.index]

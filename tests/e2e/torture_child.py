@@ -173,7 +173,7 @@ def shuffle(seed: int) -> None:
         tasks = plan_to_disk(self, out_path)
         writing = [task for task in tasks if isinstance(task, WriteTask)]
         random.Random(seed).shuffle(writing)
-        again = [task.with_values({"number": n}, WriteTask) for n, task in enumerate(writing)]
+        again = [task.model_copy(update={"number": n}) for n, task in enumerate(writing)]
         self._run.engine.order(again)
         return again + [task for task in tasks if not isinstance(task, WriteTask)]
 

@@ -1,0 +1,60 @@
+"""A tensor's place in the depth of a model, and the coefficient that it gets there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mergekit_lines.lines.depth import BlockDepth
+from mergekit_lines.lines.schedule import Schedule
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class ScheduleWords:
+    """What a recipe says of one tensor's coefficient; γ is folded into α and β.
+
+    Attributes:
+        alpha: coefficient of the first block, or ``auto`` (Eq. 2).
+        beta: coefficient gained from the first block to the last.
+        exponent: of the schedule; 1 is linear.
+        outside: coefficient of a tensor outside the blocks: ``alpha``, or a number.
+    """
+
+    alpha: float | str
+    beta: float
+    exponent: float
+    outside: float | str
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> ScheduleWords:
+        """Return the words of one tensor from its resolved parameters, which are complete.
+
+        Only ``lines`` has ``wrap``; under it a ``gamma`` is the wrapped method's own. Under
+        ``lines_postprocess`` γ stands for α = γ, β = 1 − γ (arXiv 2410.17146, C.1).
+        """
+        alpha, beta = values["alpha"], values["beta"]
+        gamma = None if "wrap" in values else values["gamma"]
+        if gamma is not None:
+            alpha, beta = gamma, 1 - gamma
+        return cls(alpha, beta, values["schedule"], values["outside"])
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One output tensor: its name, its block, and the words of its schedule."""
+
+    name: str
+    depth: BlockDepth | None
+    words: ScheduleWords
+
+    def coefficient(self, auto: float | None = None) -> float:
+        """Return λ, with ``auto`` in the place of ``alpha: auto``."""
+        words = self.words
+        alpha: Any = auto if words.alpha == AUTO else words.alpha
+        if self.depth is None:
+            return float(alpha if words.outside == "alpha" else words.outside)
+        schedule = Schedule(alpha, words.beta, words.exponent)
+        return schedule.coefficient(self.depth.index, self.depth.count)
