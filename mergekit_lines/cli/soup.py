@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from mergekit_lines.cli.searching import draw, model_of, prepare, search_options, settings_of
+
+# What a merge of one point takes of the options; the others are of measuring a front.
+MERGING = ("device", "num_threads", "trust_remote_code", "copy_tokenizer", "quiet")
+_ALWAYS = ("recipe", "out", "share")
 
 
 def _share(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
@@ -37,7 +42,7 @@ def soup(
     points: int,
     rewards: tuple[str, ...],
     share: float | None,
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Trace the rewarded-soup front between two policies.
 
@@ -49,24 +54,44 @@ def soup(
     """
     if (share is None) == (not rewards):
         raise click.UsageError("Wanted --rewards (twice) to trace a front, or --write c=NUMBER.")
+    if share is not None:
+        _refuse_measuring(click.get_current_context())
     prepare()
     from mergekit_lines.search import soup as search
 
     if share is not None:
-        names = ("device", "num_threads", "trust_remote_code", "quiet")
-        options = {name: given[name] for name in names if given[name] is not None}
-        search.write(recipe, share, out, **options)
+        flags = {name: options[name] for name in MERGING if options[name] is not None}
+        search.write(recipe, share, out, **flags)
         return
     from mergekit_lines.search import telling
     from mergekit_lines.search.store import FIGURE
 
-    found = search.soup(
+    front = search.soup(
         recipe,
         rewards,
         out,
         points=points,
-        settings=settings_of(given),
-        **model_of(given),
+        settings=settings_of(options),
+        **model_of(options),
     )
-    telling.show_soup(found)
-    draw(telling.draw_soup, found, out / FIGURE)
+    telling.show_soup(front)
+    draw(telling.draw_soup, front, out / FIGURE)
+
+
+def _refuse_measuring(ctx: click.Context) -> None:
+    """Refuse options that a merge would drop.
+
+    Raises:
+        click.UsageError: names them.
+    """
+    typed = [
+        parameter.opts[0]
+        for parameter in ctx.command.params
+        if parameter.name not in (*MERGING, *_ALWAYS)
+        and ctx.get_parameter_source(str(parameter.name)) is not ParameterSource.DEFAULT
+    ]
+    if typed:
+        raise click.UsageError(
+            f"--write merges one point and measures nothing: found {', '.join(typed)}, which only "
+            f"a measured front takes. Leave {'it' if len(typed) == 1 else 'them'} out."
+        )

@@ -15,7 +15,7 @@ from __future__ import annotations
 from mergekit_lines.evaluate.apart import check_apart
 from mergekit_lines.evaluate.measuring import Evaluator, measure_all
 from mergekit_lines.evaluate.metric import Metric
-from mergekit_lines.evaluate.parsing import parse_evaluators
+from mergekit_lines.evaluate.parsing import check_settings, parse_evaluators
 from mergekit_lines.evaluate.spec import Settings
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Metric",
     "Settings",
     "check_apart",
+    "check_settings",
     "measure_all",
     "parse_evaluators",
 ]

@@ -25,8 +25,8 @@ def check_apart(validation: Sequence[Evaluator], test: Sequence[Evaluator]) -> N
     problems = []
     for left in validation:
         for right in test:
-            if found := _shared(left, right):
-                problems.append(f"{left.spec} (validation) and {right.spec} (test): {found}")
+            if overlap := _shared(left, right):
+                problems.append(f"{left.spec} (validation) and {right.spec} (test): {overlap}")
     if problems:
         raise LinesError(problems)
 

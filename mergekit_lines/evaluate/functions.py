@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_lines.errors import LinesError, nearest, reason
-from mergekit_lines.evaluate.metric import Metric, metric
+from mergekit_lines.evaluate.metric import Completions, Metric, metric
 from mergekit_lines.evaluate.models import still
 from mergekit_lines.evaluate.spec import Settings, Spec, check_name, one_of, read_options
 from mergekit_lines.evaluate.texts import file_digest
@@ -33,6 +33,8 @@ class PythonFunction:
 
     Option: ``direction``: ``higher`` (is better, the default) or ``lower``.
     """
+
+    takes = ("seed",)
 
     def __init__(self, spec: Spec, split: str, settings: Settings) -> None:
         """Import the function.
@@ -71,7 +73,9 @@ class PythonFunction:
         """Return None: the function's examples are its own."""
         return
 
-    def measure(self, model: Any, tokenizer: Any) -> dict[str, Metric]:
+    def measure(
+        self, model: Any, tokenizer: Any, completions: Completions | None = None
+    ) -> dict[str, Metric]:
         """Return the function's metrics.
 
         Raises:
@@ -79,29 +83,34 @@ class PythonFunction:
         """
         words = {"split": self.split} if self._takes_split else {}
         with still(model, self._seed):
-            found = call(self.spec, self._function, model, tokenizer, **words)
-        if not isinstance(found, Mapping):
-            return {self.name: self._metric(self.name, found)}
-        if not found:
+            answer = call(self.spec, self._function, model, tokenizer, **words)
+        if not isinstance(answer, Mapping):
+            return {self.name: self._metric(self.name, answer)}
+        if not answer:
             raise LinesError(f"{self.spec}: the function returned an empty mapping.")
         result = {}
-        for key, value in found.items():
+        for key, value in answer.items():
             name = check_name(self.spec, f"{self._prefix}{key}" if isinstance(key, str) else key)
             result[name] = self._metric(name, value, several=True)
         return result
 
-    def _metric(self, name: str, found: object, *, several: bool = False) -> Metric:
-        value = as_number(found)
-        if value is not None:
-            return metric(self.spec, name, value, higher_is_better=self._higher)
-        scores = as_numbers(found) if several else None
-        if not scores:
+    def _metric(self, name: str, value: object, *, several: bool = False) -> Metric:
+        number = as_number(value)
+        scores = as_numbers(value) if several and number is None else None
+        if number is None and not scores:
             raise LinesError(
-                f"{self.spec}: found {type(found).__name__} {str(found)[:40]!r} for {name}, wanted "
+                f"{self.spec}: found {type(value).__name__} {str(value)[:40]!r} for {name}, wanted "
                 f"a number, a mapping from names to numbers, or a mapping from names to a "
                 f"sequence of at least one number per example."
             )
-        return metric(self.spec, name, higher_is_better=self._higher, examples=scores)
+        return metric(
+            self.spec,
+            name,
+            number,
+            origin=self._place,
+            higher_is_better=self._higher,
+            examples=scores,
+        )
 
 
 def _takes_split(function: Callable[..., Any]) -> bool:
@@ -112,22 +121,22 @@ def _takes_split(function: Callable[..., Any]) -> bool:
     return "split" in parameters
 
 
-def as_number(found: object) -> float | None:
+def as_number(value: object) -> float | None:
     """Return a number, or an array of no dimension, as a float; None for anything else."""
-    if getattr(found, "shape", None) == () and hasattr(found, "item"):
-        found = found.item()
-    if isinstance(found, bool) or not isinstance(found, numbers.Real):
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
-    return float(found)
+    return float(value)
 
 
-def as_numbers(found: object) -> list[float] | None:
+def as_numbers(values: object) -> list[float] | None:
     """Return a sequence or an array of numbers as floats; None for anything else."""
-    if hasattr(found, "tolist"):
-        found = found.tolist()
-    if isinstance(found, (str, bytes)) or not isinstance(found, Sequence):
+    if hasattr(values, "tolist"):
+        values = values.tolist()
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
         return None
-    scores = [as_number(score) for score in found]
+    scores = [as_number(score) for score in values]
     kept = [score for score in scores if score is not None]
     return kept if len(kept) == len(scores) else None
 
@@ -165,16 +174,16 @@ def find_function(spec: Spec) -> tuple[Callable[..., Any], dict[str, str]]:
             f"{'' if missing else where(error)}). "
             + (f"Is {module_name}.py in {Path.cwd()}?" if missing else "Mend the module.")
         ) from error
-    found: Any = module
+    function: Any = module
     for part in path.split("."):
-        names = [name for name in dir(found) if not name.startswith("_")]
-        if not hasattr(found, part):
+        names = [name for name in dir(function) if not name.startswith("_")]
+        if not hasattr(function, part):
             home = getattr(module, "__file__", None) or module_name
             raise LinesError(f"{spec.text}: {home} has no {path}.{nearest(part, names)}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise LinesError(f"{spec.text}: {path} is {type(found).__name__}, wanted a function.")
-    return found, _source(found, module)
+        function = getattr(function, part)
+    if not callable(function):
+        raise LinesError(f"{spec.text}: {path} is {type(function).__name__}, wanted a function.")
+    return function, _source(function, module)
 
 
 def _source(function: Callable[..., Any], module: Any) -> dict[str, str]:
@@ -200,13 +209,13 @@ def _current_directory_first() -> Iterator[None]:
     A file of it that has a library's name must not come in the way of that library's imports.
     """
     here = str(Path.cwd())
-    known = here in sys.path
+    listed = here in sys.path
     sys.path.insert(0, here)
     try:
         yield
     finally:
         sys.path.remove(here)
-        if not known:
+        if not listed:
             sys.path.append(here)
 
 

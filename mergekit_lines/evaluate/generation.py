@@ -120,7 +120,7 @@ def _batch(
     processors = LogitsProcessorList()
     if options.temperature is not None:
         seeds = [f"{options.seed} {start + number}" for number in range(len(rows))]
-        processors.append(Draws(options.temperature, seeds))
+        processors.append(Sampling(options.temperature, seeds))
     output = model.generate(
         ids,
         attention_mask=mask,
@@ -141,10 +141,10 @@ def _batch(
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    found = model.generation_config.eos_token_id
-    if found is None:
-        found = tokenizer.eos_token_id
-    return set() if found is None else {found} if isinstance(found, int) else set(found)
+    tokens = model.generation_config.eos_token_id
+    if tokens is None:
+        tokens = tokenizer.eos_token_id
+    return set() if tokens is None else {tokens} if isinstance(tokens, int) else set(tokens)
 
 
 def _until(row: Sequence[int], ends: set[int]) -> list[int]:
@@ -153,7 +153,7 @@ def _until(row: Sequence[int], ends: set[int]) -> list[int]:
     return list(row[:stop])
 
 
-class Draws:
+class Sampling:
     """A logits processor that turns greedy search into sampling with a row's own seeded noise."""
 
     def __init__(self, temperature: float, seeds: Sequence[str]) -> None:

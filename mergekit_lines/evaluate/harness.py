@@ -14,7 +14,7 @@ from typing import Any
 
 from mergekit_lines.errors import LinesError, nearest, reason, some
 from mergekit_lines.evaluate.functions import as_number
-from mergekit_lines.evaluate.metric import Metric, metric
+from mergekit_lines.evaluate.metric import Completions, Metric, metric
 from mergekit_lines.evaluate.models import input_device, still, text_tokenizer
 from mergekit_lines.evaluate.spec import (
     Settings,
@@ -47,6 +47,8 @@ class Harness:
     Options: ``limit`` (examples per task), ``num_fewshot``, ``include_path`` (a folder with task
     YAMLs), ``batch_size`` (8), ``metric``.
     """
+
+    takes = ("batch_size", "limit", "seed", "include_path")
 
     def __init__(self, spec: Spec, split: str, settings: Settings) -> None:
         """Read the spec; tasks are looked up by :meth:`identity` or the first measurement.
@@ -120,7 +122,9 @@ class Harness:
         """Return the harness's SHA-256 of every document, None before the first measurement."""
         return self._digests
 
-    def measure(self, model: Any, tokenizer: Any) -> dict[str, Metric]:
+    def measure(
+        self, model: Any, tokenizer: Any, completions: Completions | None = None
+    ) -> dict[str, Metric]:
         """Return a metric for each task, by name.
 
         Raises:
@@ -135,26 +139,26 @@ class Harness:
         with still(model, self._seed), self._failures("lm-evaluation-harness failed"):
             for task in tasks.tasks.values():
                 task.set_fewshot_seed(seed=self._seed)
-            found = evaluate(
+            results = evaluate(
                 lm=_language_model(model, tokenizer, self._batch_size),
                 task_dict=tasks.loaded,
                 limit=self._limit,
                 log_samples=True,
                 bootstrap_iters=0,
             )
-        samples = found["samples"].values()
+        samples = results["samples"].values()
         self._digests = frozenset(sample["doc_hash"] for each in samples for sample in each)
-        kept = self._reported(found, tasks)
-        result = {}
+        kept = self._reported(results, tasks)
+        metrics = {}
         for task in kept:
             name = self._named(task, alone=len(kept) == 1)
-            if name in result:
+            if name in metrics:
                 raise LinesError(
                     f"{self.spec}: two of its tasks would both be called {name}. Give them two "
                     f"evaluators, each with a name: NAME=lm_eval:task."
                 )
-            result[name] = self._read(name, task, found, tasks)
-        return result
+            metrics[name] = self._read(name, task, results, tasks)
+        return metrics
 
     def _named(self, task: str, *, alone: bool) -> str:
         plain = re.sub(r"\W", "_", task)
@@ -162,20 +166,20 @@ class Harness:
             plain = self._given if alone else f"{self._given}_{plain}"
         return check_name(self.spec, plain)
 
-    def _reported(self, found: Mapping[str, Any], tasks: _Tasks) -> list[str]:
+    def _reported(self, results: Mapping[str, Any], tasks: _Tasks) -> list[str]:
         """Return the groups that have an aggregate, and the tasks of what has none."""
-        groups = found.get("groups") or {}
+        groups = results.get("groups") or {}
         kept: list[str] = []
         for asked in self._asked:
             kept += [asked] if asked in groups else tasks.leaves[asked]
         return list(dict.fromkeys(kept))
 
-    def _read(self, name: str, task: str, found: Mapping[str, Any], tasks: _Tasks) -> Metric:
-        results = {**found["results"], **(found.get("groups") or {})}[task]
-        directions = found["higher_is_better"].get(task, {})
+    def _read(self, name: str, task: str, results: Mapping[str, Any], tasks: _Tasks) -> Metric:
+        numbers = {**results["results"], **(results.get("groups") or {})}[task]
+        directions = results["higher_is_better"].get(task, {})
         values = {
             key: value
-            for key, value in results.items()
+            for key, value in numbers.items()
             if "," in key and "_stderr," not in key and as_number(value) is not None
         }
         key = self._choose(task, values, directions)
@@ -190,7 +194,7 @@ class Harness:
         scores = [
             as_number(sample.get(word))
             for leaf in leaves
-            for sample in found["samples"].get(leaf, ())
+            for sample in results["samples"].get(leaf, ())
             if sample.get("filter", chosen) == chosen
         ]
         value = float(values[key])
@@ -198,6 +202,7 @@ class Harness:
             self.spec,
             name,
             value,
+            origin=task,
             higher_is_better=higher,
             examples=_examples(scores, value),
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from mergekit_lines.errors import LinesError
-from mergekit_lines.evaluate.metric import Metric
+from mergekit_lines.evaluate.metric import Completions, Metric
 from mergekit_lines.evaluate.spec import rename
 
 
@@ -25,6 +25,10 @@ class Evaluator(Protocol):
     def split(self) -> str:
         """Return ``validation`` or ``test``."""
 
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """Return the names of the settings that it looks at."""
+
     def identity(self) -> dict[str, Any]:
         """Return everything its numbers hang on but the model, as JSON takes it.
 
@@ -37,8 +41,13 @@ class Evaluator(Protocol):
     def digests(self) -> frozenset[str] | None:
         """Return the SHA-256 of each example's text, None as long as they are not known."""
 
-    def measure(self, model: Any, tokenizer: Any) -> dict[str, Metric]:
-        """Return its metrics by name; ``tokenizer`` is None for a model without one."""
+    def measure(
+        self, model: Any, tokenizer: Any, completions: Completions | None = None
+    ) -> dict[str, Metric]:
+        """Return its metrics by name; ``tokenizer`` is None for a model without one.
+
+        ``completions`` are texts of this very model that another evaluator generated.
+        """
 
 
 def measure_all(evaluators: Sequence[Evaluator], model: Any, tokenizer: Any) -> dict[str, Metric]:
@@ -52,20 +61,14 @@ def measure_all(evaluators: Sequence[Evaluator], model: Any, tokenizer: Any) -> 
     Raises:
         LinesError: a measurement fails, a number is not finite, or two metrics have one name.
     """
-    from mergekit_lines.evaluate.rewards import Rewards, Shared
-
-    shared: Shared = {}
+    completions: Completions = {}
     metrics: dict[str, Metric] = {}
-    origin: dict[str, Evaluator] = {}
+    owners: dict[str, Evaluator] = {}
     for evaluator in evaluators:
-        if isinstance(evaluator, Rewards):
-            found = evaluator.measure(model, tokenizer, shared)
-        else:
-            found = evaluator.measure(model, tokenizer)
-        for name, value in found.items():
+        for name, metric in evaluator.measure(model, tokenizer, completions).items():
             if name in metrics:
-                raise LinesError(name_taken(origin[name], evaluator, name))
-            metrics[name], origin[name] = value, evaluator
+                raise LinesError(name_taken(owners[name], evaluator, name))
+            metrics[name], owners[name] = metric, evaluator
     return metrics
 
 

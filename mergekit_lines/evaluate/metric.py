@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from mergekit_lines.errors import LinesError
 
 # What an expression of objective.py calls by these names cannot be a metric.
 FUNCTIONS = ("abs", "exp", "log", "max", "mean", "min", "sqrt")
 RESERVED = frozenset((*FUNCTIONS, "base", "retention", "tuned"))
+
+# The texts of one model by what they hang on: evaluators that generate alike share them.
+Completions: TypeAlias = MutableMapping[Hashable, list[str]]
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,15 @@ class Metric:
 
     ``examples`` are in the order of the data. Their mean is the value, but for ``perplexity``:
     there they are mean negative log-likelihoods in nats, and the value is the exponential of
-    their token-weighted mean.
+    their token-weighted mean. ``origin`` says what it was measured on: a file's name, a task, or
+    ``module:function``.
     """
 
     value: float
     higher_is_better: bool
     examples: tuple[float, ...] | None = None
     exponential: bool = False  # whether the value is the exponential of the examples' mean
+    origin: str = ""
 
     @property
     def error(self) -> float | None:
@@ -56,6 +61,7 @@ class Metric:
             "higher_is_better": self.higher_is_better,
             "examples": examples,
             **({"exponential": True} if self.exponential else {}),
+            "origin": self.origin,
         }
 
     @classmethod
@@ -67,6 +73,7 @@ class Metric:
             higher_is_better=bool(data["higher_is_better"]),
             examples=None if examples is None else tuple(float(score) for score in examples),
             exponential=bool(data.get("exponential", False)),
+            origin=str(data["origin"]),
         )
 
 
@@ -75,6 +82,7 @@ def metric(
     name: str,
     value: float | None = None,
     *,
+    origin: str = "",
     higher_is_better: bool = True,
     examples: Sequence[float] | None = None,
     exponential: bool = False,
@@ -99,4 +107,4 @@ def metric(
             f"of this point first, then at the evaluator."
         )
     scores = None if examples is None else tuple(examples)
-    return Metric(value, higher_is_better, scores, exponential)
+    return Metric(value, higher_is_better, scores, exponential, origin)

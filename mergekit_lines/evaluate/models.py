@@ -81,8 +81,8 @@ def positions(model: Any) -> int | None:
     config = getattr(model, "config", None)
     if config is not None and hasattr(config, "get_text_config"):
         config = config.get_text_config()
-    found = getattr(config, "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
+    count = getattr(config, "max_position_embeddings", None)
+    return count if isinstance(count, int) and count > 0 else None
 
 
 def check_ids(spec: str, model: Any, rows: Sequence[Sequence[int]]) -> None:
@@ -92,11 +92,11 @@ def check_ids(spec: str, model: Any, rows: Sequence[Sequence[int]]) -> None:
         LinesError: the tokenizer has more tokens than the model.
     """
     embeddings = model.get_input_embeddings()
-    known = getattr(embeddings, "num_embeddings", None)
+    count = getattr(embeddings, "num_embeddings", None)
     most = max(max(row) for row in rows)
-    if isinstance(known, int) and most >= known:
+    if isinstance(count, int) and most >= count:
         raise LinesError(
-            f"{spec}: the tokenizer gives the token id {most}, and the model has {known} "
+            f"{spec}: the tokenizer gives the token id {most}, and the model has {count} "
             f"embeddings. The model and the tokenizer do not belong together."
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import fields
 
 from mergekit_lines.errors import LinesError, nearest
 from mergekit_lines.evaluate.measuring import Evaluator, name_taken
@@ -46,6 +47,23 @@ def parse_evaluators(specs: Sequence[str], split: str, settings: Settings) -> li
     if problems:
         raise LinesError(problems)
     return evaluators
+
+
+def check_settings(settings: Settings, evaluators: Sequence[Evaluator]) -> None:
+    """Refuse settings that none of a search's evaluators looks at: they would change nothing.
+
+    Raises:
+        LinesError: names them.
+    """
+    taken = {name for evaluator in evaluators for name in evaluator.takes}
+    idle = [
+        f"--{field.name.replace('_', '-')}: found {getattr(settings, field.name)}, and no "
+        f"evaluator of this search looks at it. Leave it out."
+        for field in fields(settings)
+        if field.name not in taken and getattr(settings, field.name) != field.default
+    ]
+    if idle:
+        raise LinesError(idle)
 
 
 def _names_taken(spec: Spec, evaluators: Sequence[Evaluator]) -> list[str]:

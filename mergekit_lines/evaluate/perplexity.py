@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_lines.errors import LinesError
-from mergekit_lines.evaluate.metric import Metric, metric
+from mergekit_lines.evaluate.metric import Completions, Metric, metric
 from mergekit_lines.evaluate.models import (
     check_ids,
     input_device,
@@ -38,6 +38,8 @@ class Perplexity:
 
     Options: ``batch_size`` (8), ``max_length`` (the model's positions, at most 1024), ``limit``.
     """
+
+    takes = ("batch_size", "limit")
 
     def __init__(self, spec: Spec, split: str, settings: Settings) -> None:
         """Read the file.
@@ -74,7 +76,9 @@ class Perplexity:
         """Return the digest of every document that is used."""
         return frozenset(map(text_digest, self._documents))
 
-    def measure(self, model: Any, tokenizer: Any) -> dict[str, Metric]:
+    def measure(
+        self, model: Any, tokenizer: Any, completions: Completions | None = None
+    ) -> dict[str, Metric]:
         """Return the one metric.
 
         Raises:
@@ -107,6 +111,7 @@ class Perplexity:
                 self.spec,
                 self.name,
                 value,
+                origin=self._file.path.name,
                 higher_is_better=False,
                 examples=examples,
                 exponential=True,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate.functions import as_numbers, call, find_function, function_name
 from mergekit_lines.evaluate.generation import Generation, generate
-from mergekit_lines.evaluate.metric import Metric, metric
+from mergekit_lines.evaluate.metric import Completions, Metric, metric
 from mergekit_lines.evaluate.models import still, text_tokenizer
 from mergekit_lines.evaluate.spec import (
     Settings,
@@ -21,9 +21,6 @@ from mergekit_lines.evaluate.spec import (
     truth,
 )
 from mergekit_lines.evaluate.texts import read_prompts, text_digest
-
-# The completions of one model, by what they hang on: prompts and options.
-Shared: TypeAlias = dict[tuple[tuple[str, ...], Generation], list[str]]
 
 
 class Rewards:
@@ -38,6 +35,8 @@ class Rewards:
     (false), ``temperature`` (1, of ``do_sample=true``), ``seed`` (0), ``limit``, ``chat`` (false;
     true puts each prompt in the tokenizer's chat template as the user's first message).
     """
+
+    takes = ("prompts", "batch_size", "limit", "seed", "max_new_tokens")
 
     def __init__(self, spec: Spec, split: str, settings: Settings) -> None:
         """Import the function and read the prompts.
@@ -101,35 +100,36 @@ class Rewards:
         return frozenset(map(text_digest, self._prompts))
 
     def measure(
-        self, model: Any, tokenizer: Any, shared: Shared | None = None
+        self, model: Any, tokenizer: Any, completions: Completions | None = None
     ) -> dict[str, Metric]:
         """Return the one metric; its examples are the rewards, in the order of the prompts.
 
         Args:
             model: it generates.
             tokenizer: its tokenizer.
-            shared: completions of this very model that are there already; what is generated
-                here is put in.
+            completions: of this very model, those that are there already; what is generated here
+                is put in.
 
         Raises:
             LinesError: the model cannot generate, the function raises, or it does not return one
                 finite number per prompt.
         """
-        shared = {} if shared is None else shared
+        completions = {} if completions is None else completions
         key = (self._prompts, self._generation)
         text_tokenizer(self.spec, tokenizer)
-        if key not in shared:
+        if key not in completions:
             with still(model, self._generation.seed):
-                shared[key] = generate(self.spec, model, tokenizer, self._prompts, self._generation)
-        self.texts = (list(self._prompts), list(shared[key]))
+                completions[key] = generate(self.spec, model, tokenizer, *key)
+        self.texts = (list(self._prompts), list(completions[key]))
         with still(model, self._generation.seed):
-            found = call(self.spec, self._function, list(self._prompts), list(shared[key]))
-        rewards = as_numbers(found)
+            answer = call(self.spec, self._function, *map(list, self.texts))
+        rewards = as_numbers(answer)
         if rewards is None or len(rewards) != len(self._prompts):
             length = "" if rewards is None else f" of {len(rewards)} numbers"
             raise LinesError(
-                f"{self.spec}: the function returned {type(found).__name__}{length} "
-                f"({str(found)[:40]}), wanted a list of {len(self._prompts)} numbers: one for "
+                f"{self.spec}: the function returned {type(answer).__name__}{length} "
+                f"({str(answer)[:40]}), wanted a list of {len(self._prompts)} numbers: one for "
                 f"each prompt."
             )
-        return {self.name: metric(self.spec, self.name, examples=rewards)}
+        origin = self._file.path.name
+        return {self.name: metric(self.spec, self.name, origin=origin, examples=rewards)}

@@ -55,9 +55,9 @@ def parse_spec(text: str) -> Spec:
         name, rest = check_name(text, named[1]), named[2]
     kind, colon, args = rest.partition(":")
     options: dict[str, str] = {}
-    if given := _OPTIONS.fullmatch(args):
-        args = given[1]
-        for part in given[2].split("&"):
+    if match := _OPTIONS.fullmatch(args):
+        args = match[1]
+        for part in match[2].split("&"):
             key, equals, value = part.partition("=")
             if not equals or not key or not value:
                 raise LinesError(
@@ -99,7 +99,7 @@ def rename(spec: str) -> str:
     return f"Give another one: NAME={named[2] if named else spec}."
 
 
-def read_options(spec: Spec, known: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
+def read_options(spec: Spec, readers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
     """Return the spec's options, each read by its reader.
 
     Raises:
@@ -107,13 +107,13 @@ def read_options(spec: Spec, known: Mapping[str, Callable[[str], Any]]) -> dict[
     """
     result = {}
     for key, value in spec.options.items():
-        if key not in known:
+        if key not in readers:
             raise LinesError(
-                f"{spec.text}: {spec.kind} has no option {key!r}.{nearest(key, known)} It has: "
-                f"{', '.join(sorted(known))}."
+                f"{spec.text}: {spec.kind} has no option {key!r}.{nearest(key, readers)} It has: "
+                f"{', '.join(sorted(readers))}."
             )
         try:
-            result[key] = known[key](value)
+            result[key] = readers[key](value)
         except ValueError as error:
             raise LinesError(
                 f"{spec.text}: the option {key} is {value!r}, wanted {error}."

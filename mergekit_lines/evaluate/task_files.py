@@ -29,17 +29,17 @@ def code_digests(path: Path, root: Path) -> dict[str, str]:
         path: the task's or group's YAML.
         root: the folder that names are relative to.
     """
-    pending, found = [path.resolve()], {}
+    pending, digests = [path.resolve()], {}
     while pending:
         file = pending.pop()
         name = _name(file, root)
-        if name in found or not file.is_file():
+        if name in digests or not file.is_file():
             continue
-        found[name] = file_digest(file)
+        digests[name] = file_digest(file)
         if file.suffix != ".py":
             content = yaml.load(file.read_bytes(), Loader=_Loader)  # noqa: S506 - a SafeLoader
             pending += [(file.parent / other).resolve() for other in _named(content)]
-    return dict(sorted(found.items()))
+    return dict(sorted(digests.items()))
 
 
 def _named(content: Any) -> Iterable[str]:
@@ -74,9 +74,9 @@ def data_digests(config: Any) -> tuple[dict[str, str], dict[str, str]]:
     files = (config.dataset_kwargs or {}).get("data_files") or {}
     if not isinstance(files, Mapping):
         files = {"train": files}  # as datasets calls what has no name
-    found: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    digests: tuple[dict[str, str], dict[str, str]] = ({}, {})
     for name, listed in files.items():
         for file in [listed] if isinstance(listed, (str, Path)) else listed:
             if Path(file).is_file():
-                found[name != split][str(file)] = file_digest(Path(file))
-    return found
+                digests[name != split][str(file)] = file_digest(Path(file))
+    return digests

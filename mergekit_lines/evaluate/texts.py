@@ -44,13 +44,13 @@ def read_prompts(spec: str, path: Path) -> Texts:
     return _read(spec, path, "prompt", "prompts: one on each line")
 
 
-def _read(spec: str, path: Path, key: str, wanted: str) -> Texts:
+def _read(spec: str, path: Path, key: str, form: str) -> Texts:
     try:
         content = path.read_bytes()
         text = content.decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
         raise LinesError(
-            f"{spec}: the file {path} cannot be read ({error.strerror}). Give a file of {wanted}, "
+            f"{spec}: the file {path} cannot be read ({error.strerror}). Give a file of {form}, "
             f"or a .jsonl file with the key {key!r}."
         ) from error
     except UnicodeDecodeError as error:
@@ -58,17 +58,17 @@ def _read(spec: str, path: Path, key: str, wanted: str) -> Texts:
             f"{spec}: the file {path} is not UTF-8 (byte {error.start}). Save it as UTF-8."
         ) from error
     if path.suffix == ".jsonl":
-        found = _json_lines(spec, path, text, key)
+        texts = _json_lines(spec, path, text, key)
     else:
         parts = _BLANK.split(text) if key == "text" else text.split("\n")
-        found = [part.strip() for part in parts if part.strip()]
-    if not found:
-        raise LinesError(f"{spec}: the file {path} is empty, wanted {wanted}.")
-    return Texts(path, hashlib.sha256(content).hexdigest(), tuple(found))
+        texts = [part.strip() for part in parts if part.strip()]
+    if not texts:
+        raise LinesError(f"{spec}: the file {path} is empty, wanted {form}.")
+    return Texts(path, hashlib.sha256(content).hexdigest(), tuple(texts))
 
 
 def _json_lines(spec: str, path: Path, text: str, key: str) -> list[str]:
-    found = []
+    texts = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -84,8 +84,8 @@ def _json_lines(spec: str, path: Path, text: str, key: str) -> list[str]:
                 f"{spec}: {path}, line {number}: wanted an object whose {key!r} is a text that is "
                 f"not empty."
             )
-        found.append(value)
-    return found
+        texts.append(value)
+    return texts
 
 
 def text_digest(text: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergekit_lines.errors import LinesError
+from mergekit_lines.evaluate import Evaluator, Settings, check_settings, parse_evaluators
 from mergekit_lines.host.names import METHODS
 from mergekit_lines.plugin import register
 from mergekit_lines.recipe.checks import check_recipe
@@ -80,6 +81,27 @@ def input_names(document: Mapping[str, Any]) -> list[str]:
     return [str(model) for model in models_in_order(config)]
 
 
-def listed(specs: str | Sequence[str]) -> Sequence[str]:
-    """Return specs as a list, of which a single one may stand by itself."""
-    return [specs] if isinstance(specs, str) else specs
+def make_evaluators(
+    settings: Settings | None, option: str, choose: str | Sequence[str], test: str | Sequence[str]
+) -> dict[str, list[Evaluator]]:
+    """Return the evaluators of each split that has any.
+
+    Args:
+        settings: what a spec does not say itself.
+        option: that gives the specs of validation data, for errors.
+        choose: specs of what is measured on validation data; one may stand by itself.
+        test: likewise on test data.
+
+    Raises:
+        LinesError: there is nothing to choose by, or a spec or a setting is at fault.
+    """
+    if not choose:
+        raise LinesError(f"{option}: found none, wanted at least one: by what shall it choose?")
+    settings, specs = settings or Settings(), {"validation": choose, "test": test}
+    evaluators = {
+        split: parse_evaluators([texts] if isinstance(texts, str) else texts, split, settings)
+        for split, texts in specs.items()
+        if texts
+    }
+    check_settings(settings, [each for chosen in evaluators.values() for each in chosen])
+    return evaluators

@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from mergekit_lines.errors import LinesError
-from mergekit_lines.evaluate import Settings, parse_evaluators
+from mergekit_lines.evaluate import Settings
 from mergekit_lines.recipe.settings import tuned_entries, with_settings
 from mergekit_lines.search.bench import Bench, Recipe, unscaled
-from mergekit_lines.search.checks import check_recipes, input_names, listed, open_recipe
+from mergekit_lines.search.checks import check_recipes, input_names, make_evaluators, open_recipe
 from mergekit_lines.search.objective import parse_objective
 from mergekit_lines.search.store import GREEDY, Record, write_whole
 
@@ -76,11 +76,7 @@ def greedy(
     names = input_names(document)[1:]
     every = soup_recipe(document, range(len(places)))
     check_recipes([every], [{}])
-    options = settings or Settings()
-    evaluate, test = listed(evaluate), listed(test)
-    evaluators = {"validation": parse_evaluators(evaluate, "validation", options)}
-    if test:
-        evaluators["test"] = parse_evaluators(test, "test", options)
+    evaluators = make_evaluators(settings, "--evaluate", evaluate, test)
     score = _scorer(objective)
     total = 2 * len(places) + 3 + (4 if test else 0)
     with Bench(every, Path(out), evaluators, document, model, total) as bench:

@@ -14,10 +14,10 @@ import yaml
 
 from mergekit_lines.api import merge
 from mergekit_lines.errors import LinesError
-from mergekit_lines.evaluate import Settings, parse_evaluators
+from mergekit_lines.evaluate import Settings
 from mergekit_lines.recipe.settings import tuned_entries, with_settings
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED, Bench, Recipe
-from mergekit_lines.search.checks import check_recipes, input_names, listed, open_recipe
+from mergekit_lines.search.checks import check_recipes, input_names, make_evaluators, open_recipe
 from mergekit_lines.search.pareto import Bootstrap, bootstrap
 from mergekit_lines.search.store import RECIPES, Record, write_whole
 
@@ -81,9 +81,8 @@ def soup(
     shares = tuple(round(number / (points - 1), 12) for number in range(points))
     recipes = [at_share(document, share) for share in shares]
     check_recipes(recipes, [{"c": share} for share in shares])
-    chosen = parse_evaluators(listed(rewards), "validation", settings or Settings())
-    _check_alike(chosen)
-    evaluators = {"validation": chosen}
+    evaluators = make_evaluators(settings, "--rewards", rewards, ())
+    _check_alike(evaluators["validation"])
     with Bench(recipes[0], Path(out), evaluators, document, model, 3 * points + 1) as bench:
         base = bench.measure_input(input_names(document)[0])
         names = _two(base)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from mergekit_lines.errors import LinesError
-from mergekit_lines.evaluate import Evaluator, Metric, Settings, parse_evaluators
+from mergekit_lines.evaluate import Metric, Settings
 from mergekit_lines.recipe.settings import with_settings
 from mergekit_lines.search.axes import Axis, grid, parse_axis
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED, Bench, Recipe
-from mergekit_lines.search.checks import check_recipes, input_names, listed, open_recipe
+from mergekit_lines.search.checks import check_recipes, input_names, make_evaluators, open_recipe
 from mergekit_lines.search.objective import Objective, parse_objective
 from mergekit_lines.search.store import BEST, CARD, Record, write_whole
 
@@ -52,7 +52,6 @@ class Sweep:
         test: of the chosen point, its uniform and unscaled neighbours, the best uniform
             coefficient of the grid and the inputs, by what they are called; empty where no
             test evaluators were given.
-        data: what each test metric was measured on, for a model card.
         task: the model's, as the Hub calls it.
     """
 
@@ -63,7 +62,6 @@ class Sweep:
     inputs: Mapping[str, Record]
     input_scores: Mapping[str, float]
     test: Mapping[str, Record] = field(default_factory=dict)
-    data: Mapping[str, str] = field(default_factory=dict)
     task: str = "other"
 
     @property
@@ -120,17 +118,11 @@ def sweep(
     """
     document = open_recipe(recipe)
     axes = [axes] if isinstance(axes, str) else axes
-    evaluate, test = listed(evaluate), listed(test)
     found = [axis if isinstance(axis, Axis) else parse_axis(axis) for axis in axes]
     points = grid(found)
     recipes = [with_settings(document, point) for point in points]
     check_recipes(recipes, points)
-    options = settings or Settings()
-    evaluators = {"validation": parse_evaluators(evaluate, "validation", options)}
-    if not evaluators["validation"]:
-        raise LinesError("--evaluate: found none, wanted at least one: by what shall it choose?")
-    if test:
-        evaluators["test"] = parse_evaluators(test, "test", options)
+    evaluators = make_evaluators(settings, "--evaluate", evaluate, test)
     goal = parse_objective(
         objective, targets=targets, controls=controls, target_weight=target_weight
     )
@@ -158,7 +150,6 @@ def sweep(
             result = replace(
                 result,
                 test=dict(_tested(bench, chosen, result)),
-                data=dict(_data(evaluators["test"], best.lines.metrics)),
                 task="text-generation" if bench.live.generates else "other",
             )
         else:  # what an earlier run reported was of another choice, perhaps
@@ -193,17 +184,6 @@ def _tested(bench: Bench, recipe: Recipe, found: Sweep) -> Iterator[tuple[str, R
     yield UNIFORM, bench.measure(found.best.records[UNIFORM].recipe, "test")
     yield "uniform, best", bench.measure(found.best_uniform.records[UNIFORM].recipe, "test")
     yield UNSCALED, bench.measure(found.best.records[UNSCALED].recipe, "test")
-
-
-def _data(evaluators: Sequence[Evaluator], metrics: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield each metric with the files' names, tasks or function that it was measured by."""
-    for name in metrics:
-        for evaluator in evaluators:
-            if len(evaluators) == 1 or name == evaluator.name or name.startswith(evaluator.name):
-                told = evaluator.identity()
-                files = [Path(file).name for file in told["data"]]
-                yield name, ", ".join(files or told.get("tasks") or [told.get("function", name)])
-                break
 
 
 def _text(recipe: Recipe, result: Sweep) -> str:

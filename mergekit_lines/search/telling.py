@@ -166,7 +166,7 @@ def write_results(found: Sweep, path: Path) -> None:
     results = [
         {
             "task": {"type": found.task},
-            "dataset": {"type": "custom", "name": found.data.get(name, name)},
+            "dataset": {"type": "custom", "name": metric.origin},
             "metrics": [{"type": name, "name": name, "value": metric.value}],
         }
         for name, metric in record.metrics.items()

@@ -13,6 +13,7 @@ import torch
 from mergekit_lines import LinesError, LiveModel, greedy, soup, sweep
 from mergekit_lines.search.bench import uniform, unscaled
 from tests import models
+from tests.search.lm_tasks import write_task
 
 PROBES = """
 def size(model, tokenizer, split):
@@ -227,28 +228,13 @@ def test_no_recipe_is_one_sentence(given: Any, place: Path) -> None:
         sweep(path, "beta=1", by, "found")
 
 
-TASK = """
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-output_type: multiple_choice
-test_split: test
-doc_to_text: "{{{{q}}}}"
-doc_to_choice: ["tok1", "tok2"]
-doc_to_target: a
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-"""
-
-
 def test_shared_examples_are_refused_after_a_resumed_run_too(
     llama_base: Path, llama_a: Path, place: Path
 ) -> None:
     """What lm-eval's tasks hold is known by measuring: an earlier run's knowledge counts."""
     pytest.importorskip("lm_eval")
     for name, rows in {"one": ["a", "b"], "two": ["b", "c"]}.items():
-        data = place / f"{name}.jsonl"
-        data.write_text("".join(json.dumps({"q": f"tok{ord(q)}", "a": 0}) + "\n" for q in rows))
-        (place / f"{name}.yaml").write_text(TASK.format(name=name, data=data))
+        write_task(place, name, [f"tok{ord(q)}" for q in rows])
     given = recipe(llama_base, llama_a)
     one = f"lm_eval:one?include_path={place}"
     sweep(given, "beta=0.1", [one], "found", objective="one", quiet=True)
