@@ -60,6 +60,14 @@ def test_every_arrow_leads_down(layers: ModuleType) -> None:
     assert (floor["figures"], floor["search"], floor["kernels"]) == (2, 4, 0)
 
 
+def test_the_package_is_a_house(house: ModuleType, layers: ModuleType) -> None:
+    """The package's own imports can be drawn: no circle, and each room above those it stands on."""
+    graph = house.read()
+    floor = layers.floors(layers.reduced(graph))
+    assert all(floor[room] > floor[other] for room in graph for other in graph[room])
+    assert {"merges", "plan", "kernels"} <= graph.keys()
+
+
 def test_an_import_that_leads_back_ends_the_drawing(layers: ModuleType) -> None:
     """A circle is named, and nothing is drawn."""
     with pytest.raises(SystemExit, match=r"^a circle: plan -> engine -> plan$"):
