@@ -6,10 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 
-from mergekit.config import MergeConfiguration
-from mergekit.merge import _model_out_config
-from mergekit.options import MergeOptions
-
 from mergekit_lines.checkpoint.ties import tied_names
 from mergekit_lines.inspection.findings import Block, Coefficient, Container, Inspection, Outside
 from mergekit_lines.lines.alpha import Calibration, NormCollector, find_alpha
@@ -30,8 +26,6 @@ def with_coefficients(
     told: Inspection,
     prepared: Prepared,
     sizes: Sizes,
-    config: MergeConfiguration,
-    options: MergeOptions,
 ) -> tuple[Inspection, set[str]]:
     """Fill in blocks, coefficients and α; return also the names of the tensors Eq. 2 needs.
 
@@ -43,11 +37,8 @@ def with_coefficients(
     try:
         found = _find_alpha(planned)
     except _WeightsNeededError:
-        out = _model_out_config(
-            config.model_copy(deep=True), prepared.arch_info, options.trust_remote_code
-        )
         names = [item.weight.name for item in planned]
-        calibrated = set(names) - tied_names(out, names)
+        calibrated = set(names) - tied_names(prepared.out_config, names)
     alpha, source = _alpha(planned, found)
     told = with_blocks(told, sizes, lambda item: _coefficient(item, found))
     wraps = sorted({item.wrap for item in planned if item.wrap})

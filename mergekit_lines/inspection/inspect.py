@@ -27,7 +27,6 @@ from mergekit_lines.plan.run import MergeRun
 from mergekit_lines.plan.sizes import Sizes
 from mergekit_lines.plan.tokenizer import check_tokenizers, vocabulary
 from mergekit_lines.recipe.checks import DTYPES, check_recipe
-from mergekit_lines.recipe.models import base_listed
 from mergekit_lines.recipe.options import effective_options
 
 # A parameter that a problem is about, or that it takes for the one that was meant.
@@ -60,11 +59,7 @@ def inspect_recipe(
         return replace(told, problems=_distinct(problems + models))
     notes: list[str] = []
     effective = effective_options(config, options, notes.append)
-    run = MergeRun(
-        seed=options.random_seed or 0,
-        seed_from_flag=options.random_seed is not None,
-        base_listed=base_listed(config),
-    )
+    run = MergeRun.of(config, options)
     sound = _with_known_dtypes(config)
     if effective.lora_merge_dtype not in DTYPES:
         effective = effective.model_copy(update={"lora_merge_dtype": None})
@@ -79,20 +74,20 @@ def inspect_recipe(
         if prepared is not None:
             rows = None
             try:
-                check_tokenizers(config, effective, run.tokenizer)
-                rows = vocabulary(config, run.tokenizer)
+                check_tokenizers(config, effective, prepared.tokenizer)
+                rows = vocabulary(config, prepared.tokenizer)
             except LinesError as error:
                 problems += _new(error.problems, problems)
             sizes = Sizes(prepared.planned, prepared.headers, sound, effective, rows)
             calibrated: set[str] = set()
             try:
                 if known:
-                    told, calibrated = with_coefficients(told, prepared, sizes, sound, effective)
+                    told, calibrated = with_coefficients(told, prepared, sizes)
             except LinesError as error:
                 problems += _new(error.problems, problems)
             if not told.containers:
                 told = with_blocks(told, sizes)
-            told = replace(told, seed=run.seed)
+            told = replace(told, seed=prepared.seed)
             told = _with_totals(told, prepared, sizes, calibrated, effective, process, notes)
             (notes if out is None else problems).extend(_room(prepared, sizes, effective, out))
             for model, names in dropped_tensors(prepared.planned, sound).items():

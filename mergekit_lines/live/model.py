@@ -8,6 +8,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,9 +36,8 @@ from mergekit_lines.live.opened import Accounting, Opened
 from mergekit_lines.live.placement import Device, LiveWeights
 from mergekit_lines.plan.planner import LinesPlanner
 from mergekit_lines.plan.prepare import refused_values
-from mergekit_lines.plan.run import ACTIVE, MergeRun
+from mergekit_lines.plan.run import MergeRun, planning
 from mergekit_lines.recipe.checks import check_recipe
-from mergekit_lines.recipe.models import base_listed
 from mergekit_lines.recipe.reading import parsed
 from mergekit_lines.recipe.settings import with_settings, without_parameters
 from mergekit_lines.report.fingerprints import content_digest
@@ -213,7 +213,7 @@ class LiveModel:
         problems = check_recipe(config, None, self._opened.options, text)
         if problems:
             raise LinesError(list(dict.fromkeys(problems)))
-        with _plain_failures(), self._merging(config) as (planner, run):
+        with _plain_failures(), self._merging(config) as planner:
             self._plan(planner)
             tasks = planner.plan_to_disk("")
             executor = Executor(tasks, math_device=self._engine.device)
@@ -228,9 +228,9 @@ class LiveModel:
             for _ in bar:
                 pass
             self._models.check_unchanged()
-            if run.summary is None:
+            if planner.summary is None:
                 raise LinesError("the plan has no coefficients; nothing was set.")
-            self.summary, self._document = run.summary, document
+            self.summary, self._document = planner.summary, document
         return self.summary
 
     def load(self, model: str | None = None) -> None:
@@ -251,7 +251,7 @@ class LiveModel:
             )
         if problem := self.input_problem(wanted):
             raise LinesError(problem)
-        with _plain_failures(), self._merging(config) as (planner, _):
+        with _plain_failures(), self._merging(config) as planner:
             for item in planner.planned():
                 name = item.weight.name
                 if not self._weights.wants(name):
@@ -314,17 +314,15 @@ class LiveModel:
         return self._models.source(model, weights[model]) if model in weights else None
 
     @contextmanager
-    def _merging(self, config: MergeConfiguration) -> Iterator[tuple[LinesPlanner, MergeRun]]:
+    def _merging(self, config: MergeConfiguration) -> Iterator[LinesPlanner]:
         """Yield a planner for the recipe, with mergekit's global state as the models need it."""
         if self._closed:
             raise LinesError("the live model was closed. Open the recipe again.")
         self._models.check_unchanged()
         opened = self._opened
-        run = MergeRun(
-            seed=opened.options.random_seed or 0,
-            seed_from_flag=opened.options.random_seed is not None,
-            base_listed=base_listed(config),
-            tokenizer=opened.run.tokenizer,
+        run = replace(
+            MergeRun.of(config, opened.options),
+            tokenizer=opened.prepared.tokenizer,
             engine=self._engine,
             partial=self._calibrations,
         )
@@ -333,13 +331,10 @@ class LiveModel:
             LoaderCache().loaders.update(
                 {model: found.loader for model, found in self._models.models.items()}
             )
-            token = ACTIVE.set(run)
-            try:
-                recipe = config.model_copy(deep=True)  # mergekit's planner rewrites it
-                arch = opened.prepared.arch_info
-                yield LinesPlanner(recipe, arch, opened.options, opened.config), run
-            finally:
-                ACTIVE.reset(token)
+            recipe = config.model_copy(deep=True)  # mergekit's planner rewrites it
+            arch = opened.prepared.arch_info
+            with planning(run):
+                yield LinesPlanner(recipe, arch, opened.options, opened.config)
 
     def _plan(self, planner: LinesPlanner) -> None:
         planned = planner.planned()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -34,7 +35,6 @@ from mergekit_lines.plan.sizes import Sizes
 from mergekit_lines.plan.tokenizer import check_tokenizers, vocabulary
 from mergekit_lines.plugin import register
 from mergekit_lines.recipe.checks import check_recipe
-from mergekit_lines.recipe.models import base_listed
 from mergekit_lines.recipe.options import effective_options
 from mergekit_lines.recipe.reading import merge_options, parsed, read_recipe
 
@@ -98,15 +98,11 @@ class Opened:
         if problems:
             raise LinesError(list(dict.fromkeys(problems)))
         self.options: MergeOptions = effective_options(self.recipe, flags, lambda _: None)
-        self.run = MergeRun(
-            seed=self.options.random_seed or 0,
-            seed_from_flag=self.options.random_seed is not None,
-            base_listed=base_listed(self.recipe),
-        )
         with ONE_AT_A_TIME, one_thread(), fresh_caches():
-            self.prepared = prepare(self.recipe, self.options, self.run)
-            check_tokenizers(self.recipe, self.options, self.run.tokenizer)
-            self._rows = vocabulary(self.recipe, self.run.tokenizer)
+            run = MergeRun.of(self.recipe, self.options)
+            self.prepared = prepare(self.recipe, self.options, run)
+            check_tokenizers(self.recipe, self.options, self.prepared.tokenizer)
+            self._rows = vocabulary(self.recipe, self.prepared.tokenizer)
             self.sizes = Sizes(
                 self.prepared.planned,
                 self.prepared.headers,
@@ -118,15 +114,13 @@ class Opened:
         self._placed(torch.device(device or "cpu"), max_memory)
 
     def _out_config(self) -> Any:
-        copy = self.recipe.model_copy(deep=True)
-        trust = self.options.trust_remote_code
-        config = mergekit_merge._model_out_config(copy, self.prepared.arch_info, trust)
-        if self.run.tokenizer is not None:
+        config = copy.deepcopy(self.prepared.out_config)
+        if self.prepared.tokenizer is not None:
             multiple = self.recipe.tokenizer and self.recipe.tokenizer.pad_to_multiple_of
             mergekit_merge._update_config_vocab(
                 config,
                 self.prepared.arch_info,
-                self.run.tokenizer.execute().tokenizer,
+                self.prepared.tokenizer.execute().tokenizer,
                 pad_to_multiple_of=multiple or None,
             )
         return config
@@ -204,8 +198,8 @@ class Opened:
             LinesError: the base's cannot be loaded.
         """
         base = self.recipe.base_model
-        if self.run.tokenizer is not None:
-            found = self.run.tokenizer.execute().tokenizer
+        if self.prepared.tokenizer is not None:
+            found = self.prepared.tokenizer.execute().tokenizer
         elif not self.options.copy_tokenizer or base is None:
             return None
         else:

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,16 @@ from mergekit_lines.host.state import (
     logged_failures,
     names_from_indexes,
 )
+from mergekit_lines.lines.summary import Summary
 from mergekit_lines.plan.fit import dropped_tensors
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.opening import open_models
 from mergekit_lines.plan.prepare import Prepared, prepare
-from mergekit_lines.plan.run import ACTIVE, MergeRun
+from mergekit_lines.plan.run import MergeRun, planning
 from mergekit_lines.plan.sizes import Sizes
 from mergekit_lines.plan.tokenizer import check_tokenizers, vocabulary
 from mergekit_lines.recipe.checks import check_recipe
-from mergekit_lines.recipe.models import base_listed, models_in_order
+from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.options import effective_options
 from mergekit_lines.report.card import card
 from mergekit_lines.report.file import describe, report, run_figures, to_json, versions
@@ -80,15 +82,15 @@ def run_lines_merge(
     problems += check_recipe(config, given, options, source) + check_models(config, options)
     if problems:
         raise LinesError(list(dict.fromkeys(problems)))
-    run = MergeRun(
-        seed=options.random_seed or 0,
-        seed_from_flag=options.random_seed is not None,
-        base_listed=base_listed(config),
+    summaries: list[Summary] = []
+
+    def take(summary: Summary) -> None:
+        summaries.append(summary)
         # That nothing is scaled by depth is told even under --quiet.
-        on_summary=lambda summary: [
-            (say if summary.containers else _say)(line) for line in describe(summary)
-        ],
-    )
+        for line in describe(summary):
+            (say if summary.containers else _say)(line)
+
+    run = MergeRun.of(config, options)
     with_card = options.write_model_card
     effective = effective_options(config, options, say)
     with (
@@ -109,28 +111,30 @@ def run_lines_merge(
             stack.enter_context(files_from_hub(wanted))
             models = open_models(original, effective, partial.path, stack)
             models.check_adapters([item.task.gather_tensors for item in prepared.planned])
-            check_tokenizers(original, effective, run.tokenizer)
+            check_tokenizers(original, effective, prepared.tokenizer)
             sizes = Sizes(
                 prepared.planned,
                 prepared.headers,
                 original,
                 effective,
-                vocabulary(original, run.tokenizer),
+                vocabulary(original, prepared.tokenizer),
             )
             shards = lay_out([sized.slot for sized in sizes.tensors], effective.out_shard_size)
-            partial.begin(_identity(original, effective, run, models, shards), shards)
+            partial.begin(_identity(original, effective, prepared, models, shards), shards)
             check_space(out, partial.path, shards)
             engine = Engine(models, writer := ShardWriter(partial.path, shards), effective)
-            run.engine, run.partial = engine, partial
+            run = replace(
+                run,
+                tokenizer=prepared.tokenizer,
+                engine=engine,
+                partial=partial,
+                on_summary=take,
+            )
             stack.push(engine.leave)
             donor = models_in_order(original)[0]
-            token = ACTIVE.set(run)
-            try:
-                # A copy: mergekit rewrites the recipe, and the caller may use it again.
-                with logged_failures(), donor_as_it_is(donor), names_from_indexes():
-                    run_merge(config.model_copy(deep=True), str(partial.path), effective, recipe)
-            finally:
-                ACTIVE.reset(token)
+            # A copy: mergekit rewrites the recipe, and the caller may use it again.
+            with planning(run), logged_failures(), donor_as_it_is(donor), names_from_indexes():
+                run_merge(config.model_copy(deep=True), str(partial.path), effective, recipe)
             engine.finish()
             facts = {
                 "dropped": {str(model): names for model, names in dropped.items()},
@@ -149,7 +153,7 @@ def run_lines_merge(
             if any(found.copied_from for found in models.models.values()):
                 facts["lora_merge_dtype"] = effective.lora_merge_dtype
         name = given.name if with_card else None
-        _write_texts(partial.path, original, run, recipe, name, facts)
+        _write_texts(partial.path, original, summaries, recipe, name, facts)
         partial.publish(shards)
     say(f"the merged model is in {out_path}")
 
@@ -199,7 +203,7 @@ def plain_failures(out: Path) -> Iterator[None]:
 def _identity(
     config: MergeConfiguration,
     options: MergeOptions,
-    run: MergeRun,
+    prepared: Prepared,
     models: OpenedModels,
     shards: Sequence[ShardLayout],
 ) -> dict[str, Any]:
@@ -207,12 +211,12 @@ def _identity(
     headers = b"".join(shard.header for shard in shards)
     return {
         "the recipe": repr(config),  # to_yaml fails for paths that are no plain identifiers
-        "the seed": run.seed,
+        "the seed": prepared.seed,
         "--out-shard-size": options.out_shard_size,
         "--lora-merge-dtype": options.lora_merge_dtype,
         "the device": torch.device(options.device or "cpu").type,
         "the versions of the packages": {"mergekit-lines": __version__, **versions()},
-        "the tokenizers": run.tokenizer.digest() if run.tokenizer else None,
+        "the tokenizers": prepared.tokenizer.digest() if prepared.tokenizer else None,
         LAYOUT: hashlib.sha256(headers).hexdigest(),
         **{f"model {name}": found for name, found in models.describe().items()},
     }
@@ -248,15 +252,14 @@ def _with_room(
 def _write_texts(
     partial: Path,
     config: MergeConfiguration,
-    run: MergeRun,
+    summaries: Sequence[Summary],
     recipe: str,
     card_name: str | None,
     facts: dict[str, Any],
 ) -> None:
-    summary = run.summary
-    if summary is None:
+    if not summaries:
         raise LinesError("mergekit merged without our planner; nothing was kept.")
-    content = {**report(summary, config.merge_method, recipe), **facts}
+    content = {**report(summaries[-1], config.merge_method, recipe), **facts}
     texts = {"lines_report.json": to_json(content)}
     if card_name is not None:
         texts["README.md"] = card(partial, config, content, card_name)

@@ -17,7 +17,11 @@ from mergekit_lines.plan.run import MergeRun
 
 
 def calibrate(
-    planned: Sequence[PlannedTensor], run: MergeRun, options: Any, out_model_config: Any
+    planned: Sequence[PlannedTensor],
+    run: MergeRun,
+    seed: int,
+    options: Any,
+    out_model_config: Any,
 ) -> Calibration | None:
     """Return α of Eq. 2, or None where no tensor asks for it.
 
@@ -39,7 +43,7 @@ def calibrate(
                 NormTask,
                 engine=run.engine,
                 number=number,
-                seed=run.seed,
+                seed=seed,
                 collector=collector,
             )
             for number, item in enumerate(planned)

@@ -21,7 +21,7 @@ from mergekit_lines.engine.tasks import LinesTask, WriteTask, engine_task
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.lines.depth import block_depths, natural_key
 from mergekit_lines.lines.placed import AUTO, Placed, ScheduleWords
-from mergekit_lines.lines.summary import summarise
+from mergekit_lines.lines.summary import Summary, summarise
 from mergekit_lines.methods.registry import method_for, postprocess_method
 from mergekit_lines.methods.words import WHOLE_RECIPE, WRAP, incomplete
 from mergekit_lines.plan.calibrate import calibrate
@@ -54,6 +54,9 @@ class LinesPlanner(plan.MergePlanner):
         self._wraps: dict[str, str] = {}
         self._names: set[str] = set()
         self._problems: dict[str, list[str]] = defaultdict(list)
+        self.tokenizer: OrderedTokenizer | None = None
+        self.seed = 0
+        self.summary: Summary | None = None
         if not self._lines:
             return
         run = ACTIVE.get()
@@ -64,18 +67,18 @@ class LinesPlanner(plan.MergePlanner):
                 f"merge_method {config.merge_method} was started by a run_merge that is not ours, "
                 f"so neither its checks nor its partial folder are in force: {REMEDY}."
             )
-        self._run = run
+        self._run, self.seed = run, run.seed
         self._recipe = config.model_copy(deep=True)  # mergekit rewrites the other one
         if self._tokenizer_task is not None:
             task = self._tokenizer_task
-            run.tokenizer = run.tokenizer or OrderedTokenizer(
+            self.tokenizer = run.tokenizer or OrderedTokenizer(
                 base_model=task.base_model,
                 referenced_models=tuple(models_in_order(config)),
                 tokenizer_source=task.tokenizer_source,
                 trust_remote_code=task.trust_remote_code,
                 add_tokens=task.add_tokens,
             )
-            self._tokenizer_task = run.tokenizer
+            self._tokenizer_task = self.tokenizer
 
     def plan_module(self, module_name: str, definition: OutputModuleDefinition) -> None:
         """Plan one module, remembering its name for the tensors in it."""
@@ -216,7 +219,7 @@ class LinesPlanner(plan.MergePlanner):
                 f"of them. Drop the flag or the parameter."
             )
         if seed is not None:
-            self._run.seed = seed
+            self.seed = seed
 
     def _raise_problems(self) -> None:
         if not self._problems:
@@ -236,18 +239,18 @@ class LinesPlanner(plan.MergePlanner):
     def finish(self) -> None:
         """Find α where it is wanted, and write each tensor's coefficient into its task."""
         planned = self.planned()
-        calibration = calibrate(planned, self._run, self.options, self.out_model_config)
+        calibration = calibrate(planned, self._run, self.seed, self.options, self.out_model_config)
         alpha = calibration.alpha if calibration else None
         self._coefficients = {item.placed.name: item.placed.coefficient(alpha) for item in planned}
-        self._run.summary = summarise(
+        self.summary = summarise(
             [item.placed for item in planned],
             self._coefficients,
             calibration,
             wraps=[item.wrap for item in planned if item.wrap],
-            seed=self._run.seed,
+            seed=self.seed,
         )
         if self._run.on_summary:
-            self._run.on_summary(self._run.summary)
+            self._run.on_summary(self.summary)
 
     def plan_to_disk(self, out_path: str) -> list[Task]:
         """Plan the merge to disk, reading weights first where ``alpha: auto`` needs them.
@@ -265,7 +268,7 @@ class LinesPlanner(plan.MergePlanner):
                 engine=engine,
                 number=number,
                 coefficient=self._coefficients[item.weight.name],
-                seed=self._run.seed,
+                seed=self.seed,
             )
             for number, item in enumerate(self.planned())
             if engine.wants(item.weight.name)

@@ -24,7 +24,8 @@ from mergekit_lines.plan.fit import check_layers, check_plan
 from mergekit_lines.plan.opening import adapter_of, open_model
 from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.plan.planner import LinesPlanner
-from mergekit_lines.plan.run import ACTIVE, MergeRun
+from mergekit_lines.plan.run import MergeRun, planning
+from mergekit_lines.plan.tokenizer import OrderedTokenizer
 from mergekit_lines.recipe.models import models_in_order
 
 
@@ -36,6 +37,9 @@ class Prepared:
     arch_info: Any
     headers: dict[ModelReference, Headers]
     copied: set[ModelReference]  # adapted models that peft has to merge into a copy
+    out_config: Any
+    seed: int  # the recipe's, or that of the flag
+    tokenizer: OrderedTokenizer | None  # builds the output's, where the recipe says `tokenizer`
 
 
 def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) -> Prepared:
@@ -68,16 +72,16 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
         raise LinesError(problems)
     copy = config.model_copy(deep=True)  # mergekit's planner rewrites it
     out_config = mergekit_merge._model_out_config(copy, arch_info, options.trust_remote_code)
-    token = ACTIVE.set(run)
-    try:
-        planned = LinesPlanner(copy, arch_info, options, out_config).planned()
-    finally:
-        ACTIVE.reset(token)
+    with planning(run):
+        planner = LinesPlanner(copy, arch_info, options, out_config)
+        planned = planner.planned()
     problems = check_plan(planned, headers, config, arch_info, options)
     problems += refused_values(planned)[:1]
     if problems:
         raise LinesError(problems)
-    return Prepared(planned, arch_info, headers, copied)
+    return Prepared(
+        planned, arch_info, headers, copied, out_config, planner.seed, planner.tokenizer
+    )
 
 
 def refused_values(planned: list[PlannedTensor]) -> list[str]:

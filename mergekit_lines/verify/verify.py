@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.plan.prepare import prepare
 from mergekit_lines.plan.run import MergeRun
 from mergekit_lines.recipe.checks import check_recipe
-from mergekit_lines.recipe.models import base_listed, models_in_order
+from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.report.file import FILE, read_report
 from mergekit_lines.report.fingerprints import changed_files, changed_input
 from mergekit_lines.verify.checker import _Checker, _Stored
@@ -58,7 +59,7 @@ def verify(out: Path, choice: Choice) -> Verdict:
     problems = check_recipe(config, None, options, report["recipe"]) + check_models(config, options)
     if problems:
         raise LinesError(list(dict.fromkeys(problems)))
-    run = MergeRun(seed=report["seed"], base_listed=base_listed(config))
+    run = replace(MergeRun.of(config, options), seed=report["seed"])
     with ONE_AT_A_TIME, one_thread(), ExitStack() as stack:
         # Before the plan, which would say of a changed model only that it does not fit.
         here = {model: name for model, name in names.items() if Path(model.model.path).is_dir()}
@@ -78,13 +79,13 @@ def verify(out: Path, choice: Choice) -> Verdict:
         copies = stack.enter_context(tempfile.TemporaryDirectory(prefix="mergekit-lines-"))
         models = open_models(config, options, Path(copies), stack)
         stored = _Stored(out, stack)
-        coefficients = _coefficients(report, planned, run, stored)
+        coefficients = _coefficients(report, planned, prepared.seed, stored)
         chosen = choose([item for item in planned if item.weight.name in stored.files], choice)
         verdict = Verdict(len(stored.files))
         inputs = ExactInputs(models, stack)
         workers = Workers()
         stack.callback(workers.close)
-        checker = _Checker(inputs, run.seed, verdict, workers)
+        checker = _Checker(inputs, prepared.seed, verdict, workers)
         for item in tqdm(chosen, desc="Verifying", unit="tensor", delay=2, disable=None):
             name = item.weight.name
             checker.check(item, coefficients[name], stored.tensor(name))
@@ -219,7 +220,7 @@ def _check_inputs(
 
 
 def _coefficients(
-    report: Mapping[str, Any], planned: Sequence[PlannedTensor], run: MergeRun, stored: _Stored
+    report: Mapping[str, Any], planned: Sequence[PlannedTensor], seed: int, stored: _Stored
 ) -> dict[str, float]:
     """Return λ of every tensor; α is the report's, and nothing else of it.
 
@@ -235,7 +236,7 @@ def _coefficients(
             f"should {'not ' if strange else ''}be there. Restore the report and the shards."
         )
     said = []
-    if run.seed != report["seed"]:
+    if seed != report["seed"]:
         said.append("seed")
     if sorted({item.wrap for item in planned if item.wrap}) != report["wrap"]:
         said.append("wrap")
