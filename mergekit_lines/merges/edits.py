@@ -13,7 +13,8 @@ from mergekit_lines.errors import LinesError, nearest, some
 from mergekit_lines.kernels.scale import work_dtype
 from mergekit_lines.lines.depth import block_depths
 from mergekit_lines.lines.schedule import Schedule, plain
-from mergekit_lines.merges.state_dicts import DTYPES, merge_groups, storage
+from mergekit_lines.merges.groups import DTYPES, storage
+from mergekit_lines.merges.state_dicts import merge_groups
 from mergekit_lines.methods.words import POSTPROCESS_WORDS, number
 
 Tensors = Mapping[str, torch.Tensor]

@@ -18,7 +18,8 @@ from mergekit.merge_methods.base import ParameterScope, TensorGroup
 from mergekit_lines.errors import LinesError, nearest
 from mergekit_lines.lines.depth import BlockDepth, block_depths
 from mergekit_lines.lines.placed import Placed, ScheduleWords
-from mergekit_lines.merges.state_dicts import bind, check_groups, merge_group
+from mergekit_lines.merges.groups import bind, check_groups
+from mergekit_lines.merges.state_dicts import merge_group
 from mergekit_lines.methods.registry import method_for, postprocess_method
 from mergekit_lines.methods.words import LINES_WORDS
 from mergekit_lines.methods.wrapped import LinesMethod, Scaling

@@ -8,30 +8,28 @@ a recipe's, and the same methods merge.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from mergekit.merge_methods.base import ParameterScope, PerGroupValues, TensorGroup
+from mergekit.merge_methods.base import PerGroupValues, TensorGroup
 
 from mergekit_lines.checkpoint.sources import HeldTensor
 from mergekit_lines.engine.pieces import HeldResult, Job, TensorPieces, merge_tensor, tensor_norms
 from mergekit_lines.engine.workers import Workers
-from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.lines.alpha import Contribution, NormCollector, find_alpha
-from mergekit_lines.lines.depth import BlockDepth, block_depths
+from mergekit_lines.lines.depth import block_depths
 from mergekit_lines.lines.placed import Placed, ScheduleWords
 from mergekit_lines.lines.schedule import plain
+from mergekit_lines.merges.groups import bind, check_groups, lone_depth, storage
 from mergekit_lines.methods.registry import method_for, postprocess_method
-from mergekit_lines.methods.words import WHOLE_RECIPE, WRAP, incomplete, plain_sum_factors
+from mergekit_lines.methods.words import WRAP, plain_sum_factors
 from mergekit_lines.methods.wrapped import SCALING, LinesMethod, Scaling
-from mergekit_lines.recipe.parameters import hint
 
 LOG = logging.getLogger(__name__)
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def merge_groups(
@@ -176,57 +174,6 @@ def _in_pieces(
     return result
 
 
-def bind(
-    method: LinesMethod, groups: Sequence[TensorGroup], given: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Bind and check all values of every group, with the wrapped method's defaults.
-
-    Raises:
-        LinesError: a name is unknown, or a value is missing, doubled or wrong.
-    """
-    specs = {parameter.name: parameter for parameter in method.spec.parameters}
-    problems = []
-    for key, value in given.items():
-        if key not in specs:
-            problems.append(f"parameters.{key}: nobody declares this name.{hint(key, specs)}")
-        elif key in WHOLE_RECIPE and isinstance(value, PerGroupValues):
-            problems.append(f"parameters.{key}: found a value per tensor, wanted one value.")
-        elif specs[key].scope != ParameterScope.SHARED and isinstance(value, Mapping):
-            ids = {entry.id for group in groups for entry in group.entries}
-            for unknown in value.keys() - ids:
-                problems.append(
-                    f"parameters.{key}: found {unknown!r}, wanted ids of the models "
-                    f"({some(map(str, ids))})."
-                )
-    for key, parameter in specs.items():
-        if parameter.required and key not in given:
-            problems.append(
-                f"parameters.{key}: found nothing, wanted a value: {method.wrapped.spec.name} has "
-                f"no default for it. Add {key} to the parameters."
-            )
-    if problems:
-        raise LinesError(problems)
-    shared = {
-        key: value if isinstance(value, PerGroupValues) else parameter.validate(value)
-        for key, parameter in specs.items()
-        if parameter.scope == ParameterScope.SHARED
-        for value in [given.get(key, parameter.default)]
-    }
-    try:
-        values = [
-            method._bind_group_parameters(group, given, number, len(groups))
-            for number, group in enumerate(groups)
-        ]
-    except (ValueError, TypeError) as error:
-        raise LinesError(f"parameters: {error}.") from error
-    wrap = method.wrapped.spec.name
-    # A model without a floating-point tensor has no groups: the words are checked all the same.
-    problems = [text for found in values or [shared] if (text := incomplete(found, wrap))]
-    if problems:
-        raise LinesError(list(dict.fromkeys(problems)))
-    return values
-
-
 def _method(name: str, given: Mapping[str, Any]) -> LinesMethod:
     if name == "lines_postprocess":
         return postprocess_method()
@@ -234,52 +181,6 @@ def _method(name: str, given: Mapping[str, Any]) -> LinesMethod:
     if isinstance(wrap, PerGroupValues):
         raise LinesError("parameters.wrap: found a value per tensor, wanted one wrap.")
     return method_for(WRAP.validate(wrap))
-
-
-def check_groups(
-    name: str,
-    groups: Sequence[TensorGroup],
-    dtype: torch.dtype | None,
-    out_dtype: torch.dtype | None,
-) -> None:
-    """Check names, dtypes and the number of models.
-
-    Raises:
-        LinesError: one of them is at fault.
-    """
-    problems = []
-    for key, kind in {"dtype": dtype, "out_dtype": out_dtype}.items():
-        if kind is not None and kind not in DTYPES:
-            wanted = ", ".join(map(str, DTYPES))
-            problems.append(
-                f"{key}: found {kind}, wanted one of {wanted}. Merge to one of these, and convert "
-                f"the result."
-            )
-    names = [group.metadata.name for group in groups]
-    if None in names:
-        problems.append(
-            f"merge_method {name}: found a tensor without a name, wanted its name in the model, by "
-            f"which its depth is known. Give `name=` (and num_blocks) to merge_tensors, or use "
-            f"merge_state_dicts."
-        )
-    doubled = {text for text, count in Counter(names).items() if text and count > 1}
-    if doubled:
-        problems.append(f"tensors {some(doubled)}: found twice, wanted each name once.")
-    for group in groups:
-        found = {str(t.dtype) for t in group.tensors if t.dtype not in DTYPES}
-        if found:
-            problems.append(
-                f"tensor {group.metadata.name}: found dtype {', '.join(sorted(found))}, wanted "
-                f"fp16, bf16, fp32 or fp64. Convert the model first."
-            )
-        models = len(group.non_base)
-        if name == "lines_postprocess" and models != 1:
-            problems.append(
-                f"models: found {models} models besides the base, wanted one: lines_postprocess "
-                f"edits one model. Merge first, or use lines."
-            )
-    if problems:
-        raise LinesError(list(dict.fromkeys(problems)))
 
 
 def _place(
@@ -295,7 +196,7 @@ def _place(
     names = [str(group.metadata.name) for group in groups]
     every = [*names, *others]
     if len(every) == 1:
-        depths = {names[0]: _lone_depth(names[0], blocks, num_blocks)}
+        depths = {names[0]: lone_depth(names[0], blocks, num_blocks)}
         if values[0]["alpha"] == "auto":
             raise LinesError(
                 "parameters.alpha: found 'auto' for one tensor alone, wanted a finite number: "
@@ -312,29 +213,6 @@ def _place(
         placed = Placed(name, depths[name], ScheduleWords.of(own))
         contributions.append(Contribution(placed, frozenset(models), factors))
     return contributions
-
-
-def _lone_depth(name: str, blocks: str | None, num_blocks: int | None) -> BlockDepth | None:
-    """Return the place of a tensor that comes without the model's other names."""
-    parts = name.split(".")
-    numbered = [place for place, part in enumerate(parts) if part.isdecimal()]
-    if not numbered:
-        return None
-    if len(numbered) > 1:
-        raise LinesError(
-            f"tensor {name}: found numbers in {len(numbered)} places, of which one name alone "
-            f"cannot tell the block's. Merge all tensors together with merge_state_dicts."
-        )
-    if num_blocks is None:
-        raise LinesError(
-            f"tensor {name}: found one tensor alone, wanted parameters.num_blocks beside it: its "
-            f"name does not tell how many blocks there are. Give it, or use merge_state_dicts."
-        )
-    container = ".".join(parts[: numbered[0]])
-    ends = [entry for entry in (blocks or "").split(",") if f".{container}".endswith(f".{entry}")]
-    if blocks and not ends:
-        return None
-    return block_depths([name], blocks=[container], num_blocks=num_blocks)[name]
 
 
 def _ties(groups: Sequence[TensorGroup]) -> list[int]:
@@ -357,10 +235,3 @@ def _ties(groups: Sequence[TensorGroup]) -> list[int]:
             )
         result.append(known)
     return result
-
-
-def storage(tensor: torch.Tensor) -> tuple[Any, ...] | None:
-    """Return what two tensors have in common that are one, or None for one without data."""
-    if not tensor.numel() or not tensor.data_ptr():
-        return None
-    return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device)
