@@ -1,0 +1,1 @@
+"""One tensor from its sources to its place."""

@@ -1,0 +1,1 @@
+"""A merge a second time, in float64."""

@@ -1,0 +1,1 @@
+"""LoRA adapters: what they change, tensor by tensor."""
