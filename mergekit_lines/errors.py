@@ -32,10 +32,10 @@ class ResumableError(LinesError):
     """A failure that another run may get over: what is whole of the output stays."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the known name nearest to ``name``, or ``""``."""
-    found = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.6)
-    return f" Did you mean {found[0]!r}?" if found else ""
+    matches = difflib.get_close_matches(str(name), sorted(names), n=1, cutoff=0.6)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
 def some(names: Iterable[str], limit: int = 5) -> str:

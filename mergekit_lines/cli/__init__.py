@@ -67,9 +67,9 @@ class LazyGroup(click.Group):
         name = args[0]
         if name in COMMANDS or ctx.resilient_parsing or name.startswith("-"):
             return super().resolve_command(ctx, args)
-        known = ", ".join(COMMANDS)
+        commands = ", ".join(COMMANDS)
         raise click.UsageError(
-            f"No such command {name!r}, wanted one of {known}.{nearest(name, COMMANDS)}"
+            f"No such command {name!r}, wanted one of {commands}.{nearest(name, COMMANDS)}"
         )
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -95,12 +95,12 @@ class LazyGroup(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete a command's name without importing any."""
-        found = [
+        completions = [
             CompletionItem(name, help=line)
             for name, line in COMMANDS.items()
             if name.startswith(incomplete)
         ]
-        return found + click.Command.shell_complete(self, ctx, incomplete)
+        return completions + click.Command.shell_complete(self, ctx, incomplete)
 
 
 @click.group("mergekit-lines", cls=LazyGroup, epilog=EPILOG)

@@ -40,34 +40,36 @@ def doctor(ctx: click.Context) -> None:
     It starts a fresh interpreter as mergekit-yaml does and looks. The exit status is 0 when
     lines works, else 1, with what to do about it.
     """
-    found = probe()
+    answers = probe()
     _show("versions", versions())
     path, own = shutil.which(COMMAND), Path(sysconfig.get_path("scripts"), COMMAND)
     parts = {
-        "mergekit": mergekit_problems(found),
-        "autoload": autoload_problems(found, os.environ),
+        "mergekit": mergekit_problems(answers),
+        "autoload": autoload_problems(answers, os.environ),
         COMMAND: command_problems(path, own),
     }
     fine = {
-        "mergekit": f"in range {MERGEKIT}, all {found.get('seam_count')} seams in place",
+        "mergekit": f"in range {MERGEKIT}, all {answers.get('seam_count')} seams in place",
         "autoload": "active in a fresh interpreter",
         COMMAND: f"{path}, of this environment",
     }
     click.echo("checks")
     for name, problems in parts.items():
-        good = not problems and (name != "autoload" or found.get("active"))
+        good = not problems and (name != "autoload" or answers.get("active"))
         mark = click.style("ok", fg="green") if good else click.style("no", fg="red")
         click.echo(f"  {mark}  {name}: {fine[name] if good else 'see below'}")
     click.echo()
-    registered = {"methods": ", ".join(found.get("methods", [])) or "none"}
-    registered["can be wrapped"] = ", ".join(found.get("wraps", [])) or "none"
-    _show("registered" if found.get("active") else "registered (by hand)", registered)
+    registered = {"methods": ", ".join(answers.get("methods", [])) or "none"}
+    registered["can be wrapped"] = ", ".join(answers.get("wraps", [])) or "none"
+    _show("registered" if answers.get("active") else "registered (by hand)", registered)
     _show("extras", {name: f"{_version(name)} ({use})" for name, use in EXTRAS.items()})
-    _show("devices", {"cuda": "; ".join(found.get("devices", [])) or "none, merges run on the CPU"})
-    told = [problem for problems in parts.values() for problem in problems]
-    if told:
+    _show(
+        "devices", {"cuda": "; ".join(answers.get("devices", [])) or "none, merges run on the CPU"}
+    )
+    every_problem = [problem for problems in parts.values() for problem in problems]
+    if every_problem:
         click.echo(f"`merge_method: lines` does not work in {COMMAND} here:")
-        for problem in told:
+        for problem in every_problem:
             click.echo(textwrap.indent(problem, "  "))
         ctx.exit(1)
     click.echo(f"`merge_method: lines` works in {COMMAND} here.")
@@ -82,23 +84,23 @@ def versions() -> dict[str, str]:
     }
 
 
-def mergekit_problems(found: Mapping[str, Any]) -> list[str]:
+def mergekit_problems(answers: Mapping[str, Any]) -> list[str]:
     """Return why mergekit cannot be extended: it does not import, or is another release."""
-    if "error" in found:
+    if "error" in answers:
         return [
-            f"torch and mergekit cannot be imported in a fresh interpreter ({found['error']}). "
+            f"torch and mergekit cannot be imported in a fresh interpreter ({answers['error']}). "
             f"Run `{sys.executable} -m pip install --upgrade mergekit-lines` and look again."
         ]
-    return [found["seams"]] if found["seams"] else []
+    return [answers["seams"]] if answers["seams"] else []
 
 
-def autoload_problems(found: Mapping[str, Any], environ: Mapping[str, str]) -> list[str]:
+def autoload_problems(answers: Mapping[str, Any], environ: Mapping[str, str]) -> list[str]:
     """Return why torch did not activate us in the fresh interpreter, with the remedy."""
-    if found.get("active") or "error" in found or found["seams"]:
+    if answers.get("active") or "error" in answers or answers["seams"]:
         return []
-    if found["called"]:
-        if found["warnings"]:
-            return list(found["warnings"])
+    if answers["called"]:
+        if answers["warnings"]:
+            return list(answers["warnings"])
         return [
             f"{OFF}: found {environ.get(OFF)!r}, which turns lines off, wanted 1 or nothing. Run "
             f"`unset {OFF}`."

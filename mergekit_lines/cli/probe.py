@@ -22,30 +22,30 @@ def probe() -> dict[str, Any]:
         command, capture_output=True, check=False, encoding="utf-8", errors="replace"
     )
     try:
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        answers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         return {"error": said[-1]}
-    return found
+    return answers
 
 
 def look() -> None:
     """Import torch and mergekit as a command does, and print in JSON how far we got."""
-    found: dict[str, Any] = {}
+    answers: dict[str, Any] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            found["devices"] = _devices()
+            answers["devices"] = _devices()
             # Before anything here imports it: is it torch that did?
-            found["called"] = "mergekit_lines._autoload" in sys.modules
-            found["active"] = _active()
+            answers["called"] = "mergekit_lines._autoload" in sys.modules
+            answers["active"] = _active()
         except Exception as error:  # noqa: BLE001 - it is what the report is about
-            found["error"] = f"{type(error).__name__}: {error}"
+            answers["error"] = f"{type(error).__name__}: {error}"
     texts = {str(warning.message) for warning in caught}
-    found["warnings"] = sorted(text for text in texts if "mergekit-lines could not" in text)
-    if "error" not in found:
-        found |= _registered()
-    print(json.dumps(found))  # noqa: T201 - this is the channel to the other process
+    answers["warnings"] = sorted(text for text in texts if "mergekit-lines could not" in text)
+    if "error" not in answers:
+        answers |= _registered()
+    print(json.dumps(answers))  # noqa: T201 - this is the channel to the other process
 
 
 def _devices() -> list[str]:
@@ -64,8 +64,8 @@ def _active() -> bool:
 
     from mergekit_lines.host.names import METHODS
 
-    known = {method.spec.name for method in registered_methods()}
-    return known.issuperset(METHODS) and hasattr(merge.run_merge, "extended_by")
+    names = {method.spec.name for method in registered_methods()}
+    return names.issuperset(METHODS) and hasattr(merge.run_merge, "extended_by")
 
 
 def _registered() -> dict[str, Any]:
@@ -84,10 +84,10 @@ def _registered() -> dict[str, Any]:
 
     from mergekit_lines.methods.registry import check_wrap
 
-    known = sorted(method.spec.name for method in registered_methods())
+    names = sorted(method.spec.name for method in registered_methods())
     return {
         "seams": None,
         "seam_count": len(seams.SEAMS),
-        "methods": [name for name in METHODS if name in known],
-        "wraps": [name for name in known if check_wrap(name) is None and "[" not in name],
+        "methods": [name for name in METHODS if name in names],
+        "wraps": [name for name in names if check_wrap(name) is None and "[" not in name],
     }

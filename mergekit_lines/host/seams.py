@@ -285,21 +285,21 @@ def check(*modules: str) -> None:
 def _difference(seam: Seam) -> str | None:
     place = f"{seam.module}.{seam.name}"
     try:
-        found: object = importlib.import_module(seam.module)
+        target: object = importlib.import_module(seam.module)
     except ModuleNotFoundError:
         return f"{place} is gone"
     for part in seam.name.split("."):
-        if not hasattr(found, part):
+        if not hasattr(target, part):
             return f"{place} is gone"
-        found = getattr(found, part)
-        if isinstance(found, type) and found.__module__.startswith("mergekit_lines."):
-            found = found.__base__  # ours has taken its place, and would hide what is gone
+        target = getattr(target, part)
+        if isinstance(target, type) and target.__module__.startswith("mergekit_lines."):
+            target = target.__base__  # ours has taken its place, and would hide what is gone
     if seam.fields:
-        declared = getattr(found, "__annotations__", {})
-        present = {*getattr(found, "model_fields", declared)}
+        declared = getattr(target, "__annotations__", {})
+        present = {*getattr(target, "model_fields", declared)}
         missing = [name for name in seam.fields if name not in present]
     elif seam.parameters:
-        present = set(inspect.signature(found).parameters)  # type: ignore[arg-type]
+        present = set(inspect.signature(target).parameters)  # type: ignore[arg-type]
         missing = [name for name in seam.parameters if name not in present]
     else:
         missing = []

@@ -68,10 +68,10 @@ class Search:
 
     def aim(self, sample: torch.Tensor, parts: list[torch.Tensor], share: float) -> None:
         """Choose the next bracket by a sample of the region."""
-        wanted = (self.rank - self.above - 0.5) / max(1, self.size)
-        wanted = min(max(wanted, 0.0), 1.0)
-        spread = spread_of(parts, wanted, share)
-        self.bracket = draw_bracket(sample, self.region, wanted, spread)
+        quantile = (self.rank - self.above - 0.5) / max(1, self.size)
+        quantile = min(max(quantile, 0.0), 1.0)
+        spread = spread_of(parts, quantile, share)
+        self.bracket = draw_bracket(sample, self.region, quantile, spread)
 
     def absorb(self, counts: Sequence[_Count], overview: torch.Tensor) -> None:
         """Take in a pass: the cut, or a smaller region and the next bracket."""
@@ -126,7 +126,7 @@ class _Count:
 
 
 def find_cuts(
-    pieces: Pieces, wanted: Sequence[tuple[int, int]], *, sums: bool = False
+    pieces: Pieces, ranks: Sequence[tuple[int, int]], *, sums: bool = False
 ) -> tuple[list[Cut], list[float]]:
     """Return the cut of every (model, rank), and Σ|δ| of every model.
 
@@ -138,11 +138,11 @@ def find_cuts(
 
     Args:
         pieces: the tensor.
-        wanted: model number and rank, from 1 to the number of entries.
+        ranks: model number and rank, from 1 to the number of entries.
         sums: whether Σ|δ| is wanted; else the totals are 0.
     """
     size = pieces.bounds[-1][1]
-    searches = [Search(model, rank, size) for model, rank in wanted]
+    searches = [Search(model, rank, size) for model, rank in ranks]
     stride = max(1, size // _SAMPLE) | 1
     if size > _SMALL:
         _look(pieces, searches, stride)
@@ -155,13 +155,13 @@ def find_cuts(
         if tries >= _ROUNDS:
             for search in open_:
                 search.bracket = search.region
-        found = pieces.map(_Pass(pieces, open_, stride, bounded=bounded, sums=sums))
+        counted = pieces.map(_Pass(pieces, open_, stride, bounded=bounded, sums=sums))
         for number, search in enumerate(open_):
-            overview = torch.cat([views[search.model] for _, _, views in found])
-            search.absorb([counts[number] for counts, _, _ in found], overview)
+            overview = torch.cat([views[search.model] for _, _, views in counted])
+            search.absorb([counts[number] for counts, _, _ in counted], overview)
         if not tries:
             totals = [
-                math.fsum(norms.get(model, 0.0) for _, norms, _ in found)
+                math.fsum(norms.get(model, 0.0) for _, norms, _ in counted)
                 for model in range(pieces.models)
             ]
     return [search.cut for search in searches if search.cut is not None], totals
@@ -199,9 +199,9 @@ def _look(pieces: Pieces, searches: Sequence[Search], stride: int) -> None:
         base, loaded = pieces.load(index)
         return {model: loaded[model][::step].sub(base[::step]).abs_() for model in models}
 
-    looks = [found for found in pieces.map(look) if found]
+    samples = [sample for sample in pieces.map(look) if sample]
     for search in searches:
-        parts = [found[search.model] for found in looks]
+        parts = [sample[search.model] for sample in samples]
         search.aim(torch.cat(parts), parts, chosen / count)
 
 
@@ -225,14 +225,14 @@ class _Pass:
     def __call__(
         self, index: int
     ) -> tuple[list[_Count], dict[int, float], dict[int, torch.Tensor]]:
-        _, found = deltas(self.pieces, index, self.models)
+        _, magnitudes = deltas(self.pieces, index, self.models)
         norms, views = {}, {}
-        for model, delta in found.items():
+        for model, delta in magnitudes.items():
             delta.abs_()
             views[model] = delta[:: self.stride].clone()
             if self.sums:
                 norms[model] = sum_of(delta)
-        counts = [self._count(found[search.model], search.bracket) for search in self.searches]
+        counts = [self._count(magnitudes[search.model], search.bracket) for search in self.searches]
         return counts, norms, views
 
     def _count(self, magnitudes: torch.Tensor, bracket: Bracket) -> _Count:

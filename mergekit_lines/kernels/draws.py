@@ -76,13 +76,13 @@ def _reused(name: str, count: int, device: torch.device) -> torch.Tensor:
     as long as what is computed in it.
     """
     held: dict[tuple[str, str], torch.Tensor] = _HELD.__dict__.setdefault("tensors", {})
-    found = held.get((name, str(device)))
-    if found is None or len(found) < count:
+    entries = held.get((name, str(device)))
+    if entries is None or len(entries) < count:
         with torch.inference_mode(mode=False):  # it may be written to outside of that mode
-            found = torch.arange(count, dtype=torch.int32, device=device)
+            entries = torch.arange(count, dtype=torch.int32, device=device)
         if count <= MOST_HELD:
-            held[name, str(device)] = found
-    return found[:count]
+            held[name, str(device)] = entries
+    return entries[:count]
 
 
 def bound(probability: float) -> int:

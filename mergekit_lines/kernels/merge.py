@@ -120,15 +120,15 @@ class Merge:
         cuts, rescales = self._cut(pieces)
         state = State(tuple(keys), cuts, rescales)
         rescaled = [sparsity.drawn and sparsity.rescale for sparsity in self.sparsities]
-        drawn = [model for model, wanted in enumerate(rescaled) if wanted]
+        drawn = [model for model, is_rescaled in enumerate(rescaled) if is_rescaled]
         if not drawn:
             return state
         room = remembered(pieces.bounds[-1][1] if pieces.bounds else 0, len(drawn)) > 0
-        found = pieces.map(lambda index: self._norms(pieces, state, index, drawn, remember=room))
+        by_piece = pieces.map(lambda index: self._norms(pieces, state, index, drawn, remember=room))
         matched = list(rescales)
         for place, model in enumerate(drawn):
-            before = math.fsum(norms[place][0] for norms in found)
-            after = math.fsum(norms[place][1] for norms in found)
+            before = math.fsum(norms[place][0] for norms in by_piece)
+            after = math.fsum(norms[place][1] for norms in by_piece)
             matched[model] = rescale_factor(before, after)
         return State(state.keys, cuts, tuple(matched), state.stays)
 
@@ -167,18 +167,18 @@ class Merge:
         """Find the magnitudes at which the models are cut, and match the norms."""
         size = pieces.bounds[-1][1] if pieces.bounds else 0
         ranks = [sparsity.ranks(size) for sparsity in self.sparsities]
-        wanted: list[tuple[int, int]] = []
+        targets: list[tuple[int, int]] = []
         for model, rank in enumerate(ranks):
             if rank is not None and rank[1]:
-                wanted.append((model, sum(rank)))
+                targets.append((model, sum(rank)))
                 if rank[0]:
-                    wanted.append((model, rank[0]))
-        sums = any(self.sparsities[model].rescale for model, _ in wanted)
-        found, totals = find_cuts(pieces, wanted, sums=sums) if wanted else ([], [])
+                    targets.append((model, rank[0]))
+        sums = any(self.sparsities[model].rescale for model, _ in targets)
+        settled, totals = find_cuts(pieces, targets, sums=sums) if targets else ([], [])
         cuts: list[tuple[Cut, ...] | None] = []
         rescales = []
         for model, rank in enumerate(ranks):
-            own = [cut for (owner, _), cut in zip(wanted, found, strict=True) if owner == model]
+            own = [cut for (owner, _), cut in zip(targets, settled, strict=True) if owner == model]
             cuts.append(None if rank is None else tuple(own))
             if own and self.sparsities[model].rescale:
                 after = own[0].total - sum(cut.total for cut in own[1:])
@@ -233,8 +233,8 @@ class Merge:
             for outliers in cuts[1:]:
                 # They are among those kept, and first among equals there too.
                 task.sub_(outliers.apply(task.clone(), index))
-        elif sparsity.drawn and (known := state.stays.get((index, model))) is not None:
-            mask(task, known.to(torch.int32))
+        elif sparsity.drawn and (stays := state.stays.get((index, model))) is not None:
+            mask(task, stays.to(torch.int32))
         elif sparsity.drawn:
             draws = self._draws(pieces, index, task.device)
             mask(task, self._drawn(pieces, state, model, task, draws))

@@ -53,9 +53,9 @@ def norm_terms(
     """
     total, task = 0.0, 0.0
     tensors = [torch.split(tensor.flatten(), _PIECE) for tensor in (base, merged, *models)]
-    for origin, made, *tuned in zip(*tensors, strict=True):
+    for origin, merged_part, *tuned in zip(*tensors, strict=True):
         total += sum_norm(origin, tuned, power)
-        task += power_sum(made.double() - origin, power)
+        task += power_sum(merged_part.double() - origin, power)
     return total, task
 
 
