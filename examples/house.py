@@ -28,7 +28,8 @@ from matplotlib.path import Path as Curve
 from PIL import Image
 
 NAME = "mergekit_lines"
-EVERYWHERE = {"__init__", "_autoload", "_version", "errors"}  # no rooms: all may import them
+# No rooms: all may import them.
+EVERYWHERE = {"__init__", "_autoload", "_version", "errors", "files"}
 
 COMMANDS, WORK, MERGE, GROUND = "#e4572e", "#7b5ea7", "#2e86ab", "#5b8c5a"
 ROOMS = {  # what each room is for, and whose it is

@@ -12,12 +12,12 @@ from huggingface_hub import constants
 from mergekit.common import ModelReference
 from mergekit.options import MergeOptions
 
-from mergekit_lines.checkpoint.remote import downloads
-from mergekit_lines.checkpoint.remote.downloads import wanted_of
+from mergekit_lines.checkpoint import room
+from mergekit_lines.checkpoint.remote.downloads import hub_models
 from mergekit_lines.checkpoint.remote.headers import HubHeaders, RemoteHeaders, remote_headers
 from mergekit_lines.checkpoint.room import check_room
 from mergekit_lines.errors import LinesError
-from mergekit_lines.hub.parcel import Wanted
+from mergekit_lines.hub.parcel import PushOptions
 from mergekit_lines.hub.push import reach
 from mergekit_lines.plan.inputs import check_models
 from tests.hub import Hub, point_at
@@ -59,16 +59,16 @@ def test_no_room(online: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     options = MergeOptions(transformers_cache=str(tmp_path / "cache"))
     found = remote_headers("org/base", None, options.transformers_cache)
     assert isinstance(found, HubHeaders)
-    wanted = wanted_of({ModelReference.parse("org/base"): found})
+    on_hub = hub_models({ModelReference.parse("org/base"): found})
     size = sum(found.files.values())
     partial = tmp_path / ".out.partial"
     for output, free, refused in ((1000, size + 1000, False), (1000, size + 999, True)):
-        monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _, free=free: Usage(0, 0, free))
+        monkeypatch.setattr(room.shutil, "disk_usage", lambda _, free=free: Usage(0, 0, free))
         if not refused:
-            check_room(wanted, output, partial, options)
+            check_room(on_hub, output, partial, options)
             continue
         with pytest.raises(LinesError) as told:
-            check_room(wanted, output, partial, options)
+            check_room(on_hub, output, partial, options)
         for phrase in (f"{size:,} bytes", f"{output:,} on the same disk", f"{free:,} free", "HF_"):
             assert phrase in str(told.value)
     assert not (tmp_path / "cache").exists()
@@ -86,10 +86,10 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "cannot be reached" in problem
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     with pytest.raises(LinesError, match="cannot be reached"):
-        reach(Wanted("user/model"))
+        reach(PushOptions("user/model"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(LinesError, match="HF_HUB_OFFLINE is set"):
-        reach(Wanted("user/model"))
+        reach(PushOptions("user/model"))
 
 
 def test_no_token(online: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -97,10 +97,10 @@ def test_no_token(online: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(LinesError, match="found no token"):
-        reach(Wanted("user/model"))
+        reach(PushOptions("user/model"))
     monkeypatch.setenv("HF_TOKEN", "hf_unknown")
     with pytest.raises(LinesError, match="hf auth login") as told:
-        reach(Wanted("user/model"))
+        reach(PushOptions("user/model"))
     assert "hf_unknown" not in str(told.value)
     with pytest.raises(LinesError, match="wanted USER/NAME"):
-        Wanted("model")
+        PushOptions("model")

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from safetensors import SafetensorError, safe_open
 
 from mergekit_lines.errors import some
+from mergekit_lines.files import INDEX, WEIGHTS
 
 # What mergekit can load and torch can promote. fp8, fp4 and packed formats are none of it.
 FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -44,7 +45,7 @@ def weight_files(folder: Path) -> list[str]:
 
 def read_headers(folder: Path) -> Headers:
     """Read the headers of every shard that mergekit would load from ``folder``."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / WEIGHTS, folder / INDEX
     pickled = [folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"]
     if single.exists() and index.exists():
         return Headers(

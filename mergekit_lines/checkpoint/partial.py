@@ -20,11 +20,12 @@ from filelock import FileLock, Timeout
 from mergekit_lines.checkpoint.headers import weight_files
 from mergekit_lines.checkpoint.writer import ShardLayout, index_of, sync, whole_name
 from mergekit_lines.errors import LinesError, ResumableError, some
+from mergekit_lines.files import CARD, INDEX, RECIPE, REPORT
 
 # What a merge writes beside the weights; none of it is overwritten.
 OWN_FILES = (
     *("config.json", "generation_config.json"),
-    *("lines_report.json", "README.md", "mergekit_config.yml"),
+    *(REPORT, CARD, RECIPE),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"),
 )
@@ -159,7 +160,7 @@ class Partial:
             (self.path / whole_name(shard.file)).rename(self.path / shard.file)
         index = index_of(shards)
         if index is not None:
-            path = self.path / "model.safetensors.index.json"
+            path = self.path / INDEX
             path.write_text(index, encoding="utf-8")
         for path in self.path.rglob("*"):
             sync(path)

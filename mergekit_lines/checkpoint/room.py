@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import constants
 from mergekit.options import MergeOptions
 
-from mergekit_lines.checkpoint.remote.downloads import Wanted
+from mergekit_lines.checkpoint.remote.downloads import HubModels
 from mergekit_lines.checkpoint.remote.headers import missing_bytes
 from mergekit_lines.checkpoint.writer import ShardLayout, whole_name
 from mergekit_lines.errors import FullDiskError
@@ -30,11 +30,11 @@ def check_space(out: Path, partial: Path, shards: Sequence[ShardLayout]) -> None
         )
 
 
-def check_room(wanted: Wanted, output: int, partial: Path, options: MergeOptions) -> None:
+def check_room(models: HubModels, output: int, partial: Path, options: MergeOptions) -> None:
     """Refuse a merge whose downloads the disk has no room for, before the first of them.
 
     Args:
-        wanted: the recipe's models on the Hub.
+        models: the recipe's models on the Hub.
         output: bytes of the merged model that are still to be written.
         partial: where it is written.
         options: mergekit's flags.
@@ -45,8 +45,8 @@ def check_room(wanted: Wanted, output: int, partial: Path, options: MergeOptions
     cache = Path(options.transformers_cache or constants.HF_HUB_CACHE)
     needed = {
         repo: size
-        for (repo, _), found in wanted.items()
-        if (size := missing_bytes(found, options.transformers_cache))
+        for (repo, _), headers in models.items()
+        if (size := missing_bytes(headers, options.transformers_cache))
     }
     if not needed:
         return

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from mergekit_lines.checkpoint.sources import DTYPES, MOST
+from mergekit_lines.files import WEIGHTS
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # No loader takes a shard that is being filled, or one under its name of :func:`whole_name`,
@@ -68,7 +69,7 @@ def lay_out(slots: Sequence[Slot], shard_size: int) -> list[ShardLayout]:
     count = len(shards)
     return [
         _shard(
-            "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors",
+            WEIGHTS if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors",
             # The widest types first keeps every tensor aligned.
             sorted(shard, key=lambda slot: -slot.dtype.itemsize),
         )

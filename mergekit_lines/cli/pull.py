@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from mergekit_lines.errors import LinesError
+from mergekit_lines.files import write_whole
 
 
 @click.command()
@@ -63,13 +63,9 @@ def _is_there(recipe: Path) -> bool:
 
 
 def _write(recipe: Path, text: str) -> None:
-    partial = recipe.with_name(f".{recipe.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(recipe)
+        write_whole(recipe, text)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise LinesError(_unwritten(recipe, error)) from error
 
 

@@ -40,20 +40,20 @@ def push(
     """
     if branch and create_pr:
         raise click.UsageError("--branch and --create-pr: a pull request has a branch of its own.")
-    from mergekit_lines.hub.parcel import Wanted, pack
+    from mergekit_lines.hub.parcel import PushOptions, pack
     from mergekit_lines.hub.push import reach, send
 
-    wanted = Wanted(repo, private, branch, message, create_pr, licence)
+    options = PushOptions(repo, private, branch, message, create_pr, licence)
     if not dry_run:
-        reach(wanted)
-    parcel = pack(out, wanted)
+        reach(options)
+    parcel = pack(out, options)
     for note in parcel.notes:
         _say(note)
     if dry_run:
         click.echo(parcel.card)
         _list(parcel)
         return
-    click.echo(send(parcel, wanted, _say))
+    click.echo(send(parcel, options, _say))
 
 
 def _say(text: str) -> None:

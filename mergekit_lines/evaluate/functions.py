@@ -17,7 +17,7 @@ from mergekit_lines.errors import LinesError, nearest, reason
 from mergekit_lines.evaluate.metric import Completions, Metric, metric
 from mergekit_lines.evaluate.models import still
 from mergekit_lines.evaluate.spec import Settings, Spec, check_name, one_of, read_options
-from mergekit_lines.evaluate.texts import file_digest
+from mergekit_lines.files import file_digest
 
 _IMPORTED: dict[str, str] = {}  # source file -> SHA-256 when its function was first found
 

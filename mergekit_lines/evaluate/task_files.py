@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from mergekit_lines.evaluate.texts import file_digest
+from mergekit_lines.files import file_digest
 
 
 class _Loader(yaml.SafeLoader):

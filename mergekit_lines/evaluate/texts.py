@@ -91,12 +91,3 @@ def _json_lines(spec: str, path: Path, text: str, key: str) -> list[str]:
 def text_digest(text: str) -> str:
     """Return the SHA-256 of an example's text, white space around it left out."""
     return hashlib.sha256(text.strip().encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a whole file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

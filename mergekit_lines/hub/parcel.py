@@ -12,7 +12,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from mergekit_lines.errors import LinesError, reason
-from mergekit_lines.hub.whole import RECIPE, REPORT, Merged, merged_model
+from mergekit_lines.files import CARD, RECIPE, REPORT
+from mergekit_lines.hub.whole import MergedModel, merged_model
 from mergekit_lines.inspection.findings import Block, Coefficient, Container, Inspection, Outside
 from mergekit_lines.report.card import PICTURE, Place, assembled, body, is_edited
 from mergekit_lines.report.file import to_json
@@ -27,7 +28,6 @@ from mergekit_lines.report.metadata import (
 )
 from mergekit_lines.report.origins import Origins, joined
 
-CARD = "README.md"
 # Settings that transformers writes, in which a path may be changed without harm.
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 _PIECE = 1 << 22
@@ -35,8 +35,8 @@ _OVERLAP = 4096  # longer than any path or token
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the command was told.
+class PushOptions:
+    """What a push was asked for: where to, how, under which licence.
 
     Raises:
         LinesError: ``repo`` is no name of a model.
@@ -80,12 +80,12 @@ class Parcel:
         return content.decode() if isinstance(content, bytes) else content.read_text("utf-8")
 
 
-def pack(out: Path, wanted: Wanted) -> Parcel:
+def pack(out: Path, options: PushOptions) -> Parcel:
     """Check a merged model and return what a push of it sends; nothing is written.
 
     Args:
         out: the merge's folder.
-        wanted: what the command was told.
+        options: of the push.
 
     Raises:
         LinesError: the folder is no whole model with a matching report, its licence is not
@@ -98,15 +98,17 @@ def pack(out: Path, wanted: Wanted) -> Parcel:
     parcel.files[REPORT] = to_json(origins.report(merged.report)).encode()
     for name in SETTINGS:
         if name in parcel.files:
-            given = _text(out / name)
-            cleaned = origins.settings(given)
-            if cleaned != given:
+            text = _utf8(out / name)
+            cleaned = origins.settings(text)
+            if cleaned != text:
                 parcel.files[name] = cleaned.encode()
     picture = _picture(merged, parcel)
-    found = facts(origins, HfApi())
-    there = _given(out)
-    licence = _licence(there, wanted, found)
-    parcel.files[CARD] = _card(merged, origins, wanted, found, licence, picture, there).encode()
+    inputs = facts(origins, HfApi())
+    own_card = _own_card(out)
+    licence = _licence(own_card, options, inputs)
+    parcel.files[CARD] = _card(
+        merged, origins, options, inputs, licence, picture, own_card
+    ).encode()
     local = [origin.name for origin in origins.local]
     if local:
         parcel.notes.append(
@@ -118,7 +120,7 @@ def pack(out: Path, wanted: Wanted) -> Parcel:
     return parcel
 
 
-def _text(path: Path) -> str:
+def _utf8(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -127,60 +129,60 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _given(out: Path) -> ModelCard | None:
+def _own_card(out: Path) -> ModelCard | None:
     """Return the card that lies in the folder: ours as the merge wrote it, or someone's."""
     path = out / CARD
-    return ModelCard(checked(_text(path))) if path.exists() else None
+    return ModelCard(checked(_utf8(path))) if path.exists() else None
 
 
-def _licence(given: ModelCard | None, wanted: Wanted, found: Sequence[Facts]) -> Licence:
-    if wanted.licence:
-        return Licence(wanted.licence)
-    if given is not None and given.data.get("license"):
-        data = given.data
+def _licence(own_card: ModelCard | None, options: PushOptions, inputs: Sequence[Facts]) -> Licence:
+    if options.licence:
+        return Licence(options.licence)
+    if own_card is not None and own_card.data.get("license"):
+        data = own_card.data
         return Licence(str(data.get("license")), data.get("license_name"), data.get("license_link"))
-    licence = inherited(found)
+    licence = inherited(inputs)
     if licence is None:
         raise LinesError(
-            f"license: the inputs do not agree on one, or do not say it ({disagreement(found)}), "
+            f"license: the inputs do not agree on one, or do not say it ({disagreement(inputs)}), "
             f"and wanted is one that they all allow. Give it with --license."
         )
     return licence
 
 
 def _card(
-    merged: Merged,
+    merged: MergedModel,
     origins: Origins,
-    wanted: Wanted,
-    found: Sequence[Facts],
+    options: PushOptions,
+    inputs: Sequence[Facts],
     licence: Licence,
     picture: str | None,
-    given: ModelCard | None,
+    own_card: ModelCard | None,
 ) -> str:
-    name = wanted.repo.split("/")[1]
-    data = front_matter(merged.folder, origins, found, licence, name)
-    if given is not None:
+    name = options.repo.split("/")[1]
+    data = front_matter(merged.folder, origins, inputs, licence, name)
+    if own_card is not None:
         # What somebody wrote stays, and front matter is only added.
-        known = {key: value for key, value in vars(given.data).items() if value is not None}
-        if wanted.licence:
-            known = {key: value for key, value in known.items() if not key.startswith("license")}
-        vars(data).update(known)
-    if given is None or not is_edited(given.content):
-        place = Place(name, wanted.repo, wanted.branch, picture)
+        values = {key: value for key, value in vars(own_card.data).items() if value is not None}
+        if options.licence:
+            values = {key: value for key, value in values.items() if not key.startswith("license")}
+        vars(data).update(values)
+    if own_card is None or not is_edited(own_card.content):
+        place = Place(name, options.repo, options.branch, picture)
         return assembled(data, body(merged.folder, merged.config, origins, merged.report, place))
-    given.data = data
-    given.text = origins.scrubbed(given.text)
-    return checked(str(given))
+    own_card.data = data
+    own_card.text = origins.scrubbed(own_card.text)
+    return checked(str(own_card))
 
 
-def _picture(merged: Merged, parcel: Parcel) -> str | None:
+def _picture(merged: MergedModel, parcel: Parcel) -> str | None:
     """Draw λ over depth, where matplotlib is there to do it."""
     from mergekit_lines.inspection.plot import draw
 
     report = merged.report
     if not report["containers"]:
         return None
-    told_of = Inspection(
+    pictured = Inspection(
         None,
         report["merge_method"],
         wraps=tuple(wrap for wrap in report["wrap"] if wrap),
@@ -201,7 +203,7 @@ def _picture(merged: Merged, parcel: Parcel) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, PICTURE)
         try:
-            draw([told_of], path)
+            draw([pictured], path)
         except LinesError:
             parcel.notes.append(
                 "the card has no picture: `pip install 'mergekit-lines[plot]'` draws one"

@@ -22,8 +22,8 @@ from mergekit.options import MergeOptions
 from mergekit_lines.checkpoint.remote.failures import reading
 from mergekit_lines.checkpoint.remote.headers import HubHeaders, missing_bytes, remote_headers
 from mergekit_lines.errors import LinesError, nearest, reason
+from mergekit_lines.files import COMMIT, RECIPE, REPORT
 from mergekit_lines.host.names import METHODS
-from mergekit_lines.hub.whole import RECIPE, REPORT
 from mergekit_lines.inspection.inspect import inspect_recipe
 from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.report.origins import Origins, is_local
@@ -126,7 +126,7 @@ def _document(text: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Told:
+class HubReport:
     """What a report on the Hub says, as far as it says it as ours do: anyone may write one.
 
     Attributes:
@@ -140,12 +140,12 @@ class Told:
     alpha: float | None = None
 
 
-def _report(where: str, name: str, commit: str) -> Told:
+def _report(where: str, name: str, commit: str) -> HubReport:
     """Return what the report beside the recipe says; mergekit's own merges have none."""
     try:
         path = Path(hf_hub_download(name, REPORT, revision=commit))
     except RemoteEntryNotFoundError:
-        return Told()
+        return HubReport()
     except Exception as error:
         raise LinesError(reading(where, error, folder=False)) from error
     try:
@@ -153,16 +153,16 @@ def _report(where: str, name: str, commit: str) -> Told:
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict):
-        return Told()
+        return HubReport()
     inputs = {
         key: {**_mapping(facts), "adapter": _mapping(_mapping(facts).get("adapter"))}
         for key, facts in _mapping(content.get("inputs")).items()
     }
-    given = content.get("flags")
-    flags = tuple(map(str, given)) if isinstance(given, list) else ()
+    flags = content.get("flags")
+    flags = tuple(map(str, flags)) if isinstance(flags, list) else ()
     alpha = _mapping(content.get("alpha"))
     value = alpha.get("value") if "models" in alpha else None
-    return Told(
+    return HubReport(
         inputs,
         flags if all(map(_FLAG.fullmatch, flags)) else (),
         value if isinstance(value, float) else None,
@@ -181,14 +181,14 @@ def _parts(config: MergeConfiguration) -> list[ModelPath]:
 
 
 def _is_pinned(part: ModelPath) -> bool:
-    return re.fullmatch(r"[0-9a-f]{40}", part.revision or "") is not None
+    return COMMIT.fullmatch(part.revision or "") is not None
 
 
 def _look(config: MergeConfiguration, text: str) -> tuple[tuple[Need, ...], tuple[str, ...]]:
     """Return what a recipe needs, and for which problems it would be refused here."""
     if config.merge_method in METHODS:
-        told = inspect_recipe(config, text, MergeOptions(quiet=True))
-        problems = list(told.problems)
+        inspection = inspect_recipe(config, text, MergeOptions(quiet=True))
+        problems = list(inspection.problems)
     else:
         problems = list(_unknown(config.merge_method))
     needs = []
@@ -201,11 +201,11 @@ def _look(config: MergeConfiguration, text: str) -> tuple[tuple[Need, ...], tupl
 
 
 def _unknown(method: str) -> Iterator[str]:
-    known = {found.spec.name for found in registered_methods()}
-    if method not in known:
+    methods = {registered.spec.name for registered in registered_methods()}
+    if method not in methods:
         yield (
             f"merge_method {method}: mergekit {version('mergekit')} does not have it."
-            f"{nearest(method, known)} Merge with the release that was used."
+            f"{nearest(method, methods)} Merge with the release that was used."
         )
 
 

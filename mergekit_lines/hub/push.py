@@ -19,9 +19,10 @@ from huggingface_hub import (
 from huggingface_hub.errors import RepositoryNotFoundError
 from packaging.version import Version
 
-from mergekit_lines.checkpoint.remote.failures import PUBLIC, told
+from mergekit_lines.checkpoint.remote.failures import PUBLIC, push_failures
 from mergekit_lines.errors import LinesError, reason
-from mergekit_lines.hub.parcel import CARD, Parcel, Wanted
+from mergekit_lines.files import CARD
+from mergekit_lines.hub.parcel import Parcel, PushOptions
 
 # What an earlier model in the same repository may have left, and loaders would take for ours.
 STALE = re.compile(
@@ -32,7 +33,7 @@ STALE = re.compile(
 )
 
 
-def reach(wanted: Wanted) -> None:
+def reach(options: PushOptions) -> None:
     """Look whether the Hub can be reached with this token, before anything is read or drawn.
 
     Raises:
@@ -40,18 +41,18 @@ def reach(wanted: Wanted) -> None:
     """
     if constants.HF_HUB_OFFLINE:
         raise LinesError(
-            f"{wanted.repo}: HF_HUB_OFFLINE is set, and a push needs the network. Unset it."
+            f"{options.repo}: HF_HUB_OFFLINE is set, and a push needs the network. Unset it."
         )
     if not get_token():
         raise LinesError(
-            f"{wanted.repo}: found no token for the Hub, wanted one that may write. Log in with "
+            f"{options.repo}: found no token for the Hub, wanted one that may write. Log in with "
             f"`hf auth login`, or set HF_TOKEN."
         )
-    with told(wanted.repo), suppress(RepositoryNotFoundError):
-        HfApi().model_info(wanted.repo)
+    with push_failures(options.repo), suppress(RepositoryNotFoundError):
+        HfApi().model_info(options.repo)
 
 
-def send(parcel: Parcel, wanted: Wanted, say: Callable[[str], None]) -> str:
+def send(parcel: Parcel, options: PushOptions, say: Callable[[str], None]) -> str:
     """Send a parcel: each large file by itself, then everything in one commit.
 
     What the Hub has already, from an earlier push that did not end, is not sent again. Weights of
@@ -59,8 +60,8 @@ def send(parcel: Parcel, wanted: Wanted, say: Callable[[str], None]) -> str:
 
     Args:
         parcel: of :func:`~mergekit_lines.hub.parcel.pack`.
-        wanted: what the command was told.
-        say: is told what happens.
+        options: of the push.
+        say: takes a line on what happens.
 
     Returns:
         The address of the commit, or of the pull request.
@@ -69,20 +70,20 @@ def send(parcel: Parcel, wanted: Wanted, say: Callable[[str], None]) -> str:
         LinesError: the Hub refuses or cannot be reached; it then shows nothing new.
     """
     api = HfApi()
-    with told(wanted.repo):
+    with push_failures(options.repo):
         _validate(parcel.card)
-        head = _repository(api, wanted)
-        revision = wanted.branch
+        head = _repository(api, options)
+        revision = options.branch
         operations = []
         large = [name for name in parcel.files if _is_weights(name)]
         for number, name in enumerate(large, 1):
             say(f"{name}, {parcel.size(name):,} bytes ({number} of {len(large)})")
             operation = CommitOperationAdd(name, parcel.files[name])  # reads it for its digest
             api.preupload_lfs_files(
-                wanted.repo,
+                options.repo,
                 [operation],
                 revision=revision,
-                create_pr=wanted.create_pr,
+                create_pr=options.create_pr,
                 free_memory=False,
             )
             operations.append(operation)
@@ -91,17 +92,17 @@ def send(parcel: Parcel, wanted: Wanted, say: Callable[[str], None]) -> str:
             for name, content in parcel.files.items()
             if name not in large
         ]
-        there = api.list_repo_files(wanted.repo, revision=revision)
-        stale = [name for name in there if name not in parcel.files and STALE.fullmatch(name)]
+        present = api.list_repo_files(options.repo, revision=revision)
+        stale = [name for name in present if name not in parcel.files and STALE.fullmatch(name)]
         if stale:
             say(f"of the model that is there now, {', '.join(sorted(stale))} will be deleted")
         done = api.create_commit(
-            wanted.repo,
+            options.repo,
             [*operations, *(CommitOperationDelete(name) for name in stale)],
-            commit_message=wanted.message or "Merge with mergekit-lines",
+            commit_message=options.message or "Merge with mergekit-lines",
             revision=revision,
-            create_pr=wanted.create_pr,
-            parent_commit=None if wanted.create_pr else head,
+            create_pr=options.create_pr,
+            parent_commit=None if options.create_pr else head,
         )
     if done.oid == head:
         say("the Hub has all of it already: nothing was committed")
@@ -115,34 +116,34 @@ def _validate(text: str) -> None:
     try:
         ModelCard(text).validate()
     except ValueError as error:
-        said = ", ".join(re.findall(r'"message": ?"((?:[^"\\]|\\.)*)"', str(error)))
+        messages = ", ".join(re.findall(r'"message": ?"((?:[^"\\]|\\.)*)"', str(error)))
         raise LinesError(
-            f"{CARD}: the Hub refuses its front matter ({said or reason(error)}). Mend it, or give "
-            f"another --license."
+            f"{CARD}: the Hub refuses its front matter ({messages or reason(error)}). Mend it, or "
+            f"give another --license."
         ) from error
 
 
-def _repository(api: HfApi, wanted: Wanted) -> str | None:
+def _repository(api: HfApi, options: PushOptions) -> str | None:
     """Make the repository and the branch where they are not there; return the branch's commit."""
     info: Any
     try:
-        info = api.model_info(wanted.repo)
+        info = api.model_info(options.repo)
     except RepositoryNotFoundError:
-        if wanted.create_pr:
+        if options.create_pr:
             raise LinesError(
-                f"{wanted.repo}: the Hub has no such model, or hides it from this token, and "
+                f"{options.repo}: the Hub has no such model, or hides it from this token, and "
                 f"--create-pr wants one. Check the name, or leave --create-pr out."
             ) from None
-        api.create_repo(wanted.repo, private=wanted.private or None, exist_ok=True)
-        info = api.model_info(wanted.repo)
-    if wanted.private and not info.private:
+        api.create_repo(options.repo, private=options.private or None, exist_ok=True)
+        info = api.model_info(options.repo)
+    if options.private and not info.private:
         raise LinesError(
-            f"{wanted.repo}: it is there already and public, and --private changes no model that "
+            f"{options.repo}: it is there already and public, and --private changes no model that "
             f"is there. Make it private on its page, or push to another name."
         )
-    if wanted.branch:
-        api.create_branch(wanted.repo, branch=wanted.branch, exist_ok=True)
-        info = api.model_info(wanted.repo, revision=wanted.branch)
+    if options.branch:
+        api.create_branch(options.repo, branch=options.branch, exist_ok=True)
+        info = api.model_info(options.repo, revision=options.branch)
     commit: str | None = info.sha
     return commit
 

@@ -19,19 +19,17 @@ from transformers import AutoConfig
 from mergekit_lines.checkpoint.headers import TensorHeader, read_headers, weight_files
 from mergekit_lines.checkpoint.writer import WRITING
 from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.files import INDEX, REPORT
 from mergekit_lines.host.process import silent
 from mergekit_lines.report.card import TOKENIZERS
 from mergekit_lines.report.file import read_report
 from mergekit_lines.report.fingerprints import changed_files
 
-REPORT = "lines_report.json"
-RECIPE = "mergekit_config.yml"
-INDEX = "model.safetensors.index.json"
 AGAIN = "Merge again, or push the folder that the merge wrote."
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedModel:
     """A merged model in its folder.
 
     Attributes:
@@ -54,7 +52,7 @@ class Merged:
         return tuple(self.report["output"]["shards"])
 
 
-def merged_model(folder: Path) -> Merged:
+def merged_model(folder: Path) -> MergedModel:
     """Return a merged model that is whole, loadable, and the one its report tells of.
 
     Raises:
@@ -70,7 +68,7 @@ def merged_model(folder: Path) -> Merged:
         raise LinesError(problems)
     if not any((folder / name).exists() for name in TOKENIZERS):
         notes.append("it has no tokenizer: whoever loads it has to find one")
-    return Merged(folder, report, config, tuple(_files(folder, report)), tuple(notes))
+    return MergedModel(folder, report, config, tuple(_files(folder, report)), tuple(notes))
 
 
 def _report(folder: Path) -> dict[str, Any]:
@@ -116,11 +114,11 @@ def _problems(folder: Path, report: dict[str, Any], notes: list[str]) -> Iterato
         return
     headers = read_headers(folder)
     yield from headers.problems
-    wanted = report["output"].get("tensors")
-    if headers.tensors is not None and wanted not in (None, len(headers.tensors)):
+    count = report["output"].get("tensors")
+    if headers.tensors is not None and count not in (None, len(headers.tensors)):
         yield (
             f"{folder}: its index names {len(headers.tensors)} tensors, by the report it has "
-            f"{wanted}. {AGAIN}"
+            f"{count}. {AGAIN}"
         )
     if headers.tensors is not None and not headers.problems:
         yield from _misfits(folder, headers.tensors, notes)
@@ -140,7 +138,7 @@ def _misfits(folder: Path, tensors: Mapping[str, TensorHeader], notes: list[str]
     shown = {name: torch.empty(header.shape, device="meta") for name, header in tensors.items()}
     try:
         with silent(), _no_bar():
-            _, found = loader.from_pretrained(  # type: ignore[union-attr]
+            _, loading = loader.from_pretrained(  # type: ignore[union-attr]
                 None,
                 config=config,
                 state_dict=shown,
@@ -151,7 +149,7 @@ def _misfits(folder: Path, tensors: Mapping[str, TensorHeader], notes: list[str]
     except Exception as error:  # noqa: BLE001 - likewise; it says nothing about the weights
         notes.append(f"whether transformers loads it could not be tried ({reason(error)})")
         return
-    missing, shapes = found["missing_keys"], [str(key[0]) for key in found["mismatched_keys"]]
+    missing, shapes = loading["missing_keys"], [str(key[0]) for key in loading["mismatched_keys"]]
     if missing:
         yield (
             f"{folder}: by its config.json the model has {len(missing)} tensors that are not there "

@@ -11,7 +11,7 @@ from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.partial import partial_path
-from mergekit_lines.checkpoint.remote.downloads import wanted_of
+from mergekit_lines.checkpoint.remote.downloads import hub_models
 from mergekit_lines.checkpoint.room import check_room, check_space
 from mergekit_lines.checkpoint.writer import lay_out
 from mergekit_lines.errors import LinesError, reason, some
@@ -108,7 +108,7 @@ def _room(
             partial = partial_path(out.absolute().resolve())
             whole = sum(path.stat().st_size for path in partial.glob("*.safetensors"))
             left = max(0, sum(sized.bytes for sized in sizes.tensors) - whole)
-        check_room(wanted_of(prepared.headers), left, partial, options)
+        check_room(hub_models(prepared.headers), left, partial, options)
         if out is not None:
             slots = [sized.slot for sized in sizes.tensors]
             check_space(out, partial, lay_out(slots, options.out_shard_size))

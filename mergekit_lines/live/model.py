@@ -27,6 +27,7 @@ from mergekit_lines.engine.pieces import PIECE, Sink
 from mergekit_lines.engine.tasks import WriteTask, engine_task
 from mergekit_lines.engine.vectors import TaskVectors, wrapped_key
 from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.files import file_digest
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches, names_from_indexes
 from mergekit_lines.kernels.scale import work_dtype
@@ -40,7 +41,6 @@ from mergekit_lines.plan.run import MergeRun, planning
 from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.recipe.reading import parsed
 from mergekit_lines.recipe.settings import with_settings, without_parameters
-from mergekit_lines.report.fingerprints import content_digest
 
 BUDGET = 4 << 30
 
@@ -164,7 +164,7 @@ class LiveModel:
         """
         base = self._models.models[self._opened.recipe.base_model].folder
         texts = {
-            path.name: content_digest(path)
+            path.name: file_digest(path)
             for path in sorted(base.iterdir())
             if path.suffix in (".json", ".jinja", ".txt", ".model") and path.is_file()
             if not path.name.endswith(".index.json")

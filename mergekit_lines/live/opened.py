@@ -17,7 +17,7 @@ from mergekit.options import MergeOptions
 from transformers import AutoTokenizer, GenerationConfig
 
 from mergekit_lines.checkpoint.opened import OpenedModels
-from mergekit_lines.checkpoint.remote.downloads import files_from_hub, wanted_of
+from mergekit_lines.checkpoint.remote.downloads import files_from_hub, hub_models
 from mergekit_lines.checkpoint.room import check_room
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.host.names import METHODS
@@ -172,10 +172,10 @@ class Opened:
             LinesError: a model cannot be opened, or the disk has no room for a download.
         """
         self._check_devices()
-        wanted = wanted_of(self.prepared.headers)
-        if wanted:
-            check_room(wanted, 0, folder, self.options)
-        with ONE_AT_A_TIME, one_thread(), fresh_caches(), files_from_hub(wanted):
+        on_hub = hub_models(self.prepared.headers)
+        if on_hub:
+            check_room(on_hub, 0, folder, self.options)
+        with ONE_AT_A_TIME, one_thread(), fresh_caches(), files_from_hub(on_hub):
             LoaderCache().setup(options=self.options)
             models = open_models(self.recipe, self.options, folder, stack)
             models.check_adapters([item.task.gather_tensors for item in self.prepared.planned])

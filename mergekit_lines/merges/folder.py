@@ -21,11 +21,12 @@ from mergekit.options import MergeOptions
 from mergekit_lines._version import __version__
 from mergekit_lines.checkpoint.opened import OpenedModels
 from mergekit_lines.checkpoint.partial import LAYOUT, partial_folder, real_out
-from mergekit_lines.checkpoint.remote.downloads import Wanted, files_from_hub, wanted_of
+from mergekit_lines.checkpoint.remote.downloads import HubModels, files_from_hub, hub_models
 from mergekit_lines.checkpoint.room import check_room, check_space
 from mergekit_lines.checkpoint.writer import ShardLayout, ShardWriter, lay_out
 from mergekit_lines.engine.engine import Engine
 from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.files import CARD, RECIPE, REPORT
 from mergekit_lines.host.process import end_at_once, ending_on_sigterm, one_thread
 from mergekit_lines.host.state import (
     ONE_AT_A_TIME,
@@ -103,12 +104,12 @@ def run_lines_merge(
         with fresh_caches():
             prepared = prepare(original, effective, run)
             dropped = dropped_tensors(prepared.planned, original)
-            wanted = _with_room(prepared, original, effective, partial.path)
+            on_hub = _with_room(prepared, original, effective, partial.path)
         for model, names in dropped.items():
             say(f"{model}: {len(names)} tensors that the base lacks are dropped: {some(names, 3)}")
         with fresh_caches(), ExitStack() as stack:
             LoaderCache().setup(options=effective)
-            stack.enter_context(files_from_hub(wanted))
+            stack.enter_context(files_from_hub(on_hub))
             models = open_models(original, effective, partial.path, stack)
             models.check_adapters([item.task.gather_tensors for item in prepared.planned])
             check_tokenizers(original, effective, prepared.tokenizer)
@@ -238,15 +239,15 @@ def _flags(options: MergeOptions, effective: MergeOptions, models: OpenedModels)
 
 def _with_room(
     prepared: Prepared, config: MergeConfiguration, options: MergeOptions, partial: Path
-) -> Wanted:
+) -> HubModels:
     """Return what is on the Hub, when there is room for it and for the output."""
-    wanted = wanted_of(prepared.headers)
-    if wanted:
+    on_hub = hub_models(prepared.headers)
+    if on_hub:
         sizes = Sizes(prepared.planned, prepared.headers, config, options, None)
         whole = sum(path.stat().st_size for path in partial.glob("*.safetensors"))
         output = sum(sized.bytes for sized in sizes.tensors)
-        check_room(wanted, max(0, output - whole), partial, options)
-    return wanted
+        check_room(on_hub, max(0, output - whole), partial, options)
+    return on_hub
 
 
 def _write_texts(
@@ -260,9 +261,9 @@ def _write_texts(
     if not summaries:
         raise LinesError("mergekit merged without our planner; nothing was kept.")
     content = {**report(summaries[-1], config.merge_method, recipe), **facts}
-    texts = {"lines_report.json": to_json(content)}
+    texts = {REPORT: to_json(content)}
     if card_name is not None:
-        texts["README.md"] = card(partial, config, content, card_name)
-        texts["mergekit_config.yml"] = recipe
+        texts[CARD] = card(partial, config, content, card_name)
+        texts[RECIPE] = recipe
     for file, text in texts.items():
         (partial / file).write_text(text, encoding="utf-8")

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from mergekit_lines.checkpoint.headers import BUFFERS, FLOATS
 from mergekit_lines.checkpoint.partial import MARK, partial_path
 from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.files import REPORT
 from mergekit_lines.kernels.scale import scale_task_vector, work_dtype
 from mergekit_lines.lines.depth import block_depths, natural_key
 from mergekit_lines.lines.placed import Placed, ScheduleWords
@@ -218,7 +219,7 @@ def _not_finite(place: str, given: torch.Tensor, cast: torch.dtype) -> str:
 
 
 def _report_file(out: Path) -> Path:
-    return out.with_name(f"{out.stem}.lines_report.json")
+    return out.with_name(f"{out.stem}.{REPORT}")
 
 
 def _check_out(out: Path) -> list[str]:

@@ -11,10 +11,9 @@ from typing import Any
 
 from mergekit_lines._version import __version__
 from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.files import REPORT
 from mergekit_lines.lines.alpha import Calibration
 from mergekit_lines.lines.summary import Summary
-
-FILE = "lines_report.json"
 
 _KEYS = {
     "merge_method": str,
@@ -152,12 +151,12 @@ def read_report(folder: Path) -> dict[str, Any]:
     Raises:
         LinesError: there is none, or it is not one of ours.
     """
-    path = folder / FILE
+    path = folder / REPORT
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LinesError(
-            f"{folder}: found no {FILE}, wanted the OUT of a merge with merge_method: lines or "
+            f"{folder}: found no {REPORT}, wanted the OUT of a merge with merge_method: lines or "
             f"lines_postprocess. Check the path."
         ) from None
     except (OSError, ValueError) as error:

@@ -14,11 +14,10 @@ from mergekit.io.tasks import LoaderCache
 
 from mergekit_lines.checkpoint.opened import adapter_folder
 from mergekit_lines.checkpoint.writer import ShardLayout
+from mergekit_lines.files import COMMIT, INDEX, file_digest
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-_BLOCK = 1 << 22
 
 
 def describe_inputs(models: Iterable[ModelReference]) -> dict[str, Any]:
@@ -45,7 +44,7 @@ def _describe(model: ModelReference) -> dict[str, Any]:
         if commit := _commit(place, model.lora.path):
             adapter["revision"] = commit
         adapter["files"] = {
-            name: {"bytes": (place / name).stat().st_size, "sha256": content_digest(place / name)}
+            name: {"bytes": (place / name).stat().st_size, "sha256": file_digest(place / name)}
             for name in _ADAPTER
             if (place / name).exists()
         }
@@ -55,14 +54,14 @@ def _describe(model: ModelReference) -> dict[str, Any]:
 
 def _names(index: ShardedTensorIndex, folder: Path) -> list[str]:
     files = set(index.tensor_paths.values())
-    listing = "model.safetensors.index.json" if index.is_safetensors else ""
+    listing = INDEX if index.is_safetensors else ""
     return sorted({*files, *([listing] if listing and (folder / listing).exists() else [])})
 
 
 def _commit(folder: Path, given: str) -> str | None:
     """Return the commit of a model in the Hub's cache, where its folder has the commit's name."""
     cached = folder.parent.name == "snapshots" and not Path(given).exists()
-    return folder.name if cached and _COMMIT.fullmatch(folder.name) else None
+    return folder.name if cached and COMMIT.fullmatch(folder.name) else None
 
 
 def _file(path: Path) -> dict[str, Any]:
@@ -70,7 +69,7 @@ def _file(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         result["header_sha256"] = header_digest(path)
     if path.suffix == ".json":
-        result["sha256"] = content_digest(path)
+        result["sha256"] = file_digest(path)
     # The Hub's cache names large files by the digest of their content.
     elif path.is_symlink() and _SHA256.fullmatch(path.resolve().name):
         result["sha256"] = path.resolve().name
@@ -83,15 +82,6 @@ def header_digest(path: Path) -> str:
         length = int.from_bytes(file.read(8), "little")
         # A broken length must not ask for more memory than the file has bytes.
         return hashlib.sha256(file.read(min(length, path.stat().st_size))).hexdigest()
-
-
-def content_digest(path: Path) -> str:
-    """Return the SHA-256 of a whole file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def describe_output(shards: Sequence[ShardLayout]) -> dict[str, Any]:
@@ -153,6 +143,6 @@ def changed_files(
             problems.append(f"{name} has another header than by the report")
         elif "header_sha256" in facts and not contents:
             continue
-        elif facts.get("sha256") not in (None, content_digest(path)):
+        elif facts.get("sha256") not in (None, file_digest(path)):
             problems.append(f"{name} has another content than by the report")
     return problems

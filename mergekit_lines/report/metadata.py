@@ -88,13 +88,13 @@ def _facts(origin: Origin, api: HfApi | None) -> Facts:
         link = f"{PUBLIC}/{origin.name}/blob/main/{link}" if origin.on_hub else None
     return Facts(
         origin,
-        Licence(licence, _text(name), _text(link)) if isinstance(licence, str) else None,
+        Licence(licence, _only_text(name), _only_text(link)) if isinstance(licence, str) else None,
         tuple(map(str, listed)) if isinstance(listed, list) else (),
-        _text(task),
+        _only_text(task),
     )
 
 
-def _text(value: Any) -> str | None:
+def _only_text(value: Any) -> str | None:
     """Return a text; whatever else stands in somebody's card is left out."""
     return value if isinstance(value, str) else None
 

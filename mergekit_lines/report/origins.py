@@ -16,10 +16,10 @@ from huggingface_hub.utils._validators import validate_repo_id
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 
+from mergekit_lines.files import COMMIT
 from mergekit_lines.recipe.models import models_in_order
 
 # ``models--org--name/snapshots/COMMIT`` is where huggingface_hub keeps a model.
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _CACHED = re.compile(r"(?:^|/)models--([^/]+?)/snapshots/([0-9a-f]{40})/?$")
 # The keys of a recipe that hold a model, or hold one among other things.
 _KEYS = {"model", "base_model", "path", "lora", "source", "tokenizer_source"}
@@ -91,7 +91,7 @@ class Origins:
         key = (part.path, part.revision)
         if key in self.parts:
             return
-        if not (isinstance(commit, str) and _COMMIT.fullmatch(commit)):
+        if not (isinstance(commit, str) and COMMIT.fullmatch(commit)):
             commit = None
         cached = _CACHED.search(part.path.replace("\\", "/"))
         if cached:

@@ -16,7 +16,7 @@ from mergekit_lines.recipe.settings import tuned_entries, with_settings
 from mergekit_lines.search.bench import Bench, Recipe, unscaled
 from mergekit_lines.search.checks import check_recipes, input_names, make_evaluators, open_recipe
 from mergekit_lines.search.objective import parse_objective
-from mergekit_lines.search.store import GREEDY, Record, write_whole
+from mergekit_lines.search.store import GREEDY, Record, write_output
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def greedy(
         }
         soups = {name: bench.measure(each) for name, each in recipes.items()}
         tested = {name: bench.measure(each, "test") for name, each in recipes.items() if test}
-        write_whole(Path(out, GREEDY), _text(document, chosen))
+        write_output(Path(out, GREEDY), _text(document, chosen))
     return Greedy(
         scores={names[number]: own[names[number]] for number in ranked},
         chosen=tuple(names[number] for number in chosen),

@@ -19,7 +19,7 @@ from mergekit_lines.recipe.settings import tuned_entries, with_settings
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED, Bench, Recipe
 from mergekit_lines.search.checks import check_recipes, input_names, make_evaluators, open_recipe
 from mergekit_lines.search.pareto import Bootstrap, bootstrap
-from mergekit_lines.search.store import RECIPES, Record, write_whole
+from mergekit_lines.search.store import RECIPES, Record, write_output
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def soup(
         for old in folder.glob("c*.yml"):  # of a front with other points
             old.unlink()
         for number in result.bootstrap.fronts[LINES].pareto:
-            write_whole(folder / f"c{shares[number]:g}.yml", _text(recipes[number]))
+            write_output(folder / f"c{shares[number]:g}.yml", _text(recipes[number]))
     return result
 
 

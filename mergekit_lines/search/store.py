@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.evaluate import Metric
+from mergekit_lines.files import write_whole
 
 FORMAT = 1
 RESULTS = "results.jsonl"
@@ -104,7 +105,7 @@ class Store:
                 f"one again to finish it, or choose another --out."
             )
         if {**left, **now} != left:
-            write_whole(path, json.dumps({**left, **now}, indent=2, ensure_ascii=False) + "\n")
+            write_output(path, json.dumps({**left, **now}, indent=2, ensure_ascii=False) + "\n")
 
     def _read(self) -> None:
         if not self._path.exists():
@@ -158,7 +159,7 @@ class Store:
         """Keep such digests: they tell later whether two splits share examples."""
         known = {**self.digests(), **{spec: sorted(digests) for spec, digests in found.items()}}
         if known != self.digests():
-            write_whole(self.folder / EXAMPLES, json.dumps(known, indent=1) + "\n")
+            write_output(self.folder / EXAMPLES, json.dumps(known, indent=1) + "\n")
 
 
 def _to_json(record: Record) -> dict[str, Any]:
@@ -203,15 +204,14 @@ def search_folder(folder: Path) -> Iterator[Path]:
         lock.release()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+def write_output(path: Path, text: str) -> None:
+    """Write a file of a search so that it is there whole or not at all.
+
+    Raises:
+        LinesError: it cannot be written.
+    """
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_whole(path, text)
     except OSError as error:
         raise unwritten(path, error) from error
 

@@ -17,7 +17,7 @@ from mergekit_lines.search.axes import Axis, grid, parse_axis
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED, Bench, Recipe
 from mergekit_lines.search.checks import check_recipes, input_names, make_evaluators, open_recipe
 from mergekit_lines.search.objective import Objective, parse_objective
-from mergekit_lines.search.store import BEST, CARD, Record, write_whole
+from mergekit_lines.search.store import BEST, CARD, Record, write_output
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def sweep(
             )
         else:  # what an earlier run reported was of another choice, perhaps
             Path(out, CARD).unlink(missing_ok=True)
-        write_whole(Path(out, BEST), _text(chosen, result))
+        write_output(Path(out, BEST), _text(chosen, result))
     return result
 
 

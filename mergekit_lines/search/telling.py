@@ -13,7 +13,7 @@ from mergekit_lines.evaluate import Metric
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
 from mergekit_lines.search.greedy import Greedy
 from mergekit_lines.search.soup import Soup
-from mergekit_lines.search.store import Record, write_whole
+from mergekit_lines.search.store import Record, write_output
 from mergekit_lines.search.sweep import Sweep
 
 WAYS = (LINES, UNIFORM, UNSCALED)
@@ -171,7 +171,7 @@ def write_results(found: Sweep, path: Path) -> None:
         }
         for name, metric in record.metrics.items()
     ]
-    write_whole(path, json.dumps({"format": 1, "results": results}, indent=2) + "\n")
+    write_output(path, json.dumps({"format": 1, "results": results}, indent=2) + "\n")
 
 
 def show_soup(found: Soup) -> None:

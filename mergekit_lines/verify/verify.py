@@ -17,9 +17,10 @@ from mergekit.options import MergeOptions
 from tqdm import tqdm
 
 from mergekit_lines.checkpoint.headers import read_headers
-from mergekit_lines.checkpoint.remote.downloads import files_from_hub, wanted_of
+from mergekit_lines.checkpoint.remote.downloads import files_from_hub, hub_models
 from mergekit_lines.engine.workers import Workers
 from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.files import REPORT
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
 from mergekit_lines.plan.inputs import check_models
@@ -29,7 +30,7 @@ from mergekit_lines.plan.prepare import prepare
 from mergekit_lines.plan.run import MergeRun
 from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.recipe.models import models_in_order
-from mergekit_lines.report.file import FILE, read_report
+from mergekit_lines.report.file import read_report
 from mergekit_lines.report.fingerprints import changed_files, changed_input
 from mergekit_lines.verify.checker import _Checker, _Stored
 from mergekit_lines.verify.exact import ExactInputs
@@ -69,7 +70,7 @@ def verify(out: Path, choice: Choice) -> Verdict:
             prepared = prepare(config, options, run)
         planned = prepared.planned
         stack.enter_context(fresh_caches())
-        stack.enter_context(files_from_hub(wanted_of(prepared.headers)))
+        stack.enter_context(files_from_hub(hub_models(prepared.headers)))
         _check_inputs(
             report,
             {model: name for model, name in names.items() if model not in here},
@@ -101,8 +102,8 @@ def _check_output(out: Path, report: Mapping[str, Any], *, strict: bool) -> None
     """
     if not isinstance(report.get("output"), dict) or not isinstance(report.get("inputs"), dict):
         raise LinesError(
-            f"{out / FILE}: says nothing of files and inputs, wanted a report of mergekit-yaml or "
-            f"of `mergekit-lines edit` on folders, of this version. Merge again to have one."
+            f"{out / REPORT}: says nothing of files and inputs, wanted a report of mergekit-yaml "
+            f"or of `mergekit-lines edit` on folders, of this version. Merge again to have one."
         )
     try:
         shards = report["output"]["shards"]
@@ -126,7 +127,7 @@ def _check_output(out: Path, report: Mapping[str, Any], *, strict: bool) -> None
 
 def _edited(out: Path, error: BaseException) -> LinesError:
     return LinesError(
-        f"{out / FILE}: not as the merge wrote it ({reason(error)}). The report was edited; "
+        f"{out / REPORT}: not as the merge wrote it ({reason(error)}). The report was edited; "
         f"restore it."
     )
 
@@ -158,7 +159,7 @@ def _parsed(recipe: str) -> tuple[dict[str, Any], list[ModelReference]]:
         return document, models_in_order(MergeConfiguration.model_validate(document))
     except Exception as error:
         raise LinesError(
-            f"{FILE}: its recipe cannot be read ({reason(error)}). The report was edited; "
+            f"{REPORT}: its recipe cannot be read ({reason(error)}). The report was edited; "
             f"restore it."
         ) from error
 
@@ -207,7 +208,7 @@ def _check_inputs(
     for model, name in names.items():
         open_model(ModelReference(model=model.model))
         if name not in report["inputs"]:
-            problems.append(f"{FILE}: its inputs lack {name}. The report was edited; restore it.")
+            problems.append(f"{REPORT}: its inputs lack {name}. The report was edited; restore it.")
             continue
         changed = changed_input(model, report["inputs"][name], contents=strict)
         if changed:
@@ -253,12 +254,12 @@ def _coefficients(
                 said.append(f"the coefficient of {name}")
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise LinesError(
-            f"{FILE}: its coefficients are not those of its recipe ({reason(error)}). The report "
+            f"{REPORT}: its coefficients are not those of its recipe ({reason(error)}). The report "
             f"was edited; restore it."
         ) from error
     if said:
         raise LinesError(
-            f"{FILE}: its recipe does not give {some(said, 3)} that it says. The report was "
+            f"{REPORT}: its recipe does not give {some(said, 3)} that it says. The report was "
             f"edited; restore it."
         )
     return found

@@ -169,12 +169,12 @@ def _check_known(file: Path, names: Sequence[str]) -> None:
     """Refuse what the installed PEFT does not know: it would only warn, and merge without it."""
     import peft
 
-    known = {field.name for field in dataclasses.fields(peft.LoraConfig)}
-    unknown = [name for name in names if name not in known]
+    fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    unknown = [name for name in names if name not in fields]
     if unknown:
         raise LinesError(
             f"{file}: sets {some(unknown)}, of which peft {peft.__version__} knows nothing; it "
-            f"would be left out of the merged weights.{nearest(unknown[0], known)} Upgrade peft, "
+            f"would be left out of the merged weights.{nearest(unknown[0], fields)} Upgrade peft, "
             f"or correct the name."
         )
 
@@ -182,8 +182,8 @@ def _check_known(file: Path, names: Sequence[str]) -> None:
 def _number(file: Path, name: str, value: Any, whole: bool = False) -> Any:
     right = type(value) is int or (type(value) is float and math.isfinite(value) and not whole)
     if not right or (whole and value < 1):
-        wanted = "a rank of at least 1" if whole else "a finite number"
-        raise LinesError(f"{file}: {name} is {value!r}, wanted {wanted}. Save the adapter again.")
+        valid = "a rank of at least 1" if whole else "a finite number"
+        raise LinesError(f"{file}: {name} is {value!r}, wanted {valid}. Save the adapter again.")
     return value
 
 

@@ -48,21 +48,21 @@ class AdapterPlan:
         parts, tokens, saved = self._sorted(tensors)
         names = {*saved, *(f"{module}.weight" for module in (*parts, *tokens))}
         names |= {f"{module}.bias" for module in parts if "lora_B.bias" in parts[module]}
-        found = self._locate(names)
-        self._check_ties(found, {f"{module}.weight" for module in tokens})
-        changes: dict[str, list[Change]] = {found[name]: [] for name in sorted(names)}
+        base_names = self._locate(names)
+        self._check_ties(base_names, {f"{module}.weight" for module in tokens})
+        changes: dict[str, list[Change]] = {base_names[name]: [] for name in sorted(names)}
         for name, source in saved.items():
-            self._check_shape(name, source, self.base[found[name]])
-            changes[found[name]].append(Saved(source))
+            self._check_shape(name, source, self.base[base_names[name]])
+            changes[base_names[name]].append(Saved(source))
         for module, source in tokens.items():
-            name = found[f"{module}.weight"]
+            name = base_names[f"{module}.weight"]
             changes[name].append(self._tokens(module, source, self.base[name]))
         for module, held in parts.items():
             self._check_parts(module, held)
-            name = found[f"{module}.weight"]
+            name = base_names[f"{module}.weight"]
             changes[name].append(self._update(module, held, name))
             if "lora_B.bias" in held:
-                bias, name = held["lora_B.bias"], found[f"{module}.bias"]
+                bias, name = held["lora_B.bias"], base_names[f"{module}.bias"]
                 self._check_shape(f"{module}.lora_B.bias", bias, self.base[name])
                 changes[name].append(Shift(bias, self.config.scale(module)))
         return changes
@@ -80,7 +80,7 @@ class AdapterPlan:
             match = _PART.fullmatch(name)
             # The base's own layer lies below LoRA's, and is saved with it if it was trained
             # (biases), resized or an embedding; a layer saved whole once was below a wrapper.
-            plain = name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+            layer = name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
             if name == key:
                 raise LinesError(
                     f"{self.file}: found a tensor {key}, wanted names that begin with {PREFIX}, as "
@@ -94,11 +94,11 @@ class AdapterPlan:
                 raise Unsupported(f"it holds {key}")
             elif ".original_module." in name:
                 continue  # the base's own, which the trained copy replaces
-            elif plain == name:
-                saved[plain] = source
-                whole.add(plain)
-            elif plain not in whole:
-                saved[plain] = source
+            elif layer == name:
+                saved[layer] = source
+                whole.add(layer)
+            elif layer not in whole:
+                saved[layer] = source
         for module in parts:
             if "base_layer" in module.split(".") or module in tokens or f"{module}.weight" in whole:
                 raise Unsupported(f"it changes {module} twice")
@@ -113,15 +113,15 @@ class AdapterPlan:
         with and without the name of the inner model, as transformers does on loading.
         """
         lookup = {name: name for name in self.base}
-        found = _found(names, lookup, self.base)
-        if len(found) < len(names) and self._base_config is not None:
+        located = _located(names, lookup, self.base)
+        if len(located) < len(names) and self._base_config is not None:
             lookup = {**_renamed(self._base_config, self.base), **lookup}
-            found = _found(names, lookup, self.base)
-        missing = [name for name in names if name not in found]
+            located = _located(names, lookup, self.base)
+        missing = [name for name in names if name not in located]
         if not missing:
-            if _FUSED in found.values():
+            if _FUSED in located.values():
                 raise Unsupported("transformers fuses tensors that it changes")
-            return found
+            return located
         for name in missing:
             if name.replace(".weight", ".in_proj_weight") in lookup:
                 raise Unsupported(f"{name.removesuffix('.weight')} is a MultiheadAttention")
@@ -136,16 +136,16 @@ class AdapterPlan:
             f"({some(missing, 3)}). {hint}"
         )
 
-    def _check_ties(self, found: Mapping[str, str], rows: Collection[str]) -> None:
+    def _check_ties(self, base_names: Mapping[str, str], rows: Collection[str]) -> None:
         """Refuse to change a tensor that two layers share, as PEFT trains only one of them.
 
         Rows of a tied embedding are trained in both of its places.
         """
         shared = _shared(self._base_config, self.base)
-        for name in sorted(set(found) - set(rows)):
-            if name in shared or found[name] in shared:
+        for name in sorted(set(base_names) - set(rows)):
+            if name in shared or base_names[name] in shared:
                 raise LinesError(
-                    f"{self.file}: changes {found[name]}, which the base uses in two layers; "
+                    f"{self.file}: changes {base_names[name]}, which the base uses in two layers; "
                     f"merged, the adapter would change both, and was trained on one. Untie the "
                     f"base first (load it with tie_word_embeddings=False and save it)."
                 )
@@ -199,8 +199,8 @@ class AdapterPlan:
 
     def _tokens(self, module: str, rows: Source, shape: tuple[int, ...]) -> Tokens:
         indices = self.config.token_indices(module)
-        wanted = (len(indices), *shape[1:])
-        if rows.shape != wanted or len(shape) != 2 or max(indices, default=0) >= shape[0]:
+        rows_shape = (len(indices), *shape[1:])
+        if rows.shape != rows_shape or len(shape) != 2 or max(indices, default=0) >= shape[0]:
             raise LinesError(
                 f"{self.file}: the trained rows of {module} have the shape {rows.shape}, and "
                 f"replace {len(indices)} rows up to number {max(indices, default=0)} of a tensor "
@@ -210,19 +210,19 @@ class AdapterPlan:
 
     def _check_parts(self, module: str, held: Mapping[str, Source]) -> None:
         embedding = "lora_embedding_A" in held or "lora_embedding_B" in held
-        wanted = {f"lora_embedding_{side}" if embedding else f"lora_{side}.weight" for side in "AB"}
-        wanted |= {"lora_magnitude_vector"} if self.config.dora else set()
-        wanted |= {"lora_B.bias"} if self.config.bias and not embedding else set()
-        if set(held) != wanted:
+        needed = {f"lora_embedding_{side}" if embedding else f"lora_{side}.weight" for side in "AB"}
+        needed |= {"lora_magnitude_vector"} if self.config.dora else set()
+        needed |= {"lora_B.bias"} if self.config.bias and not embedding else set()
+        if set(held) != needed:
             raise LinesError(
                 f"{self.file}: of {module} it holds {some(held)}, and by {self.config.file.name} "
-                f"it should hold {some(wanted)}. Save the adapter again."
+                f"it should hold {some(needed)}. Save the adapter again."
             )
 
-    def _check_shape(self, name: str, found: Source, wanted: tuple[int, ...]) -> None:
-        if found.shape != wanted:
+    def _check_shape(self, name: str, tensor: Source, shape: tuple[int, ...]) -> None:
+        if tensor.shape != shape:
             raise LinesError(
-                f"{self.file}: {name} has the shape {found.shape}, and the base's has {wanted}. "
+                f"{self.file}: {name} has the shape {tensor.shape}, and the base's has {shape}. "
                 f"Use the base that the adapter was made for, with its vocabulary resized if that "
                 f"is where they differ."
             )
@@ -238,10 +238,10 @@ def _renamed(base_config: Any, names: Iterable[str]) -> dict[str, str]:
     transforms = get_model_conversion_mapping(model)
     renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
     converters = [one for one in transforms if not isinstance(one, WeightRenaming)]
-    inner, known = model.base_model_prefix, model.state_dict()
+    inner, tensors = model.base_model_prefix, model.state_dict()
     result = {}
     for name in names:
-        renamed, fused = rename_source_key(name, renamings, converters, inner, known)
+        renamed, fused = rename_source_key(name, renamings, converters, inner, tensors)
         result[renamed] = name if fused is None else _FUSED
     return result
 
@@ -254,7 +254,7 @@ def _shared(base_config: Any, names: Collection[str]) -> set[str]:
     return tied_names(base_config, names) | sources
 
 
-def _found(
+def _located(
     names: Collection[str], lookup: Mapping[str, str], base: Iterable[str]
 ) -> dict[str, str]:
     """Return what the names are in the base, by the rule that finds most of them."""

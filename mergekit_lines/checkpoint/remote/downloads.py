@@ -15,27 +15,27 @@ from mergekit_lines.checkpoint.remote.failures import reading, status_of, unreac
 from mergekit_lines.checkpoint.remote.headers import HubHeaders
 from mergekit_lines.errors import LinesError
 
-Wanted = Mapping[tuple[str, "str | None"], HubHeaders]
+HubModels = Mapping[tuple[str, "str | None"], HubHeaders]
 
 
-def wanted_of(headers: Mapping[ModelReference, Headers]) -> Wanted:
+def hub_models(headers: Mapping[ModelReference, Headers]) -> HubModels:
     """Return the recipe's models on the Hub, by name and revision."""
     return {
-        (model.model.path, model.model.revision): found
-        for model, found in headers.items()
-        if isinstance(found, HubHeaders)
+        (model.model.path, model.model.revision): entry
+        for model, entry in headers.items()
+        if isinstance(entry, HubHeaders)
     }
 
 
 @contextmanager
-def files_from_hub(wanted: Wanted) -> Iterator[None]:
+def files_from_hub(models: HubModels) -> Iterator[None]:
     """Let mergekit's downloads be those that are needed, at the commits that were looked at.
 
     mergekit itself asks for every .safetensors of a repository, second copies and those of
     subfolders too, asks anew each time it wants a path, and cannot do without a network.
     """
     original = common.huggingface_hub
-    common.huggingface_hub = _Client(wanted)
+    common.huggingface_hub = _Client(models)
     try:
         yield
     finally:
@@ -45,8 +45,8 @@ def files_from_hub(wanted: Wanted) -> Iterator[None]:
 class _Client:
     """huggingface_hub as mergekit sees it meanwhile."""
 
-    def __init__(self, wanted: Wanted) -> None:
-        self._wanted = wanted
+    def __init__(self, models: HubModels) -> None:
+        self._models = models
         self._folders: dict[tuple[str, str | None], str] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -54,12 +54,12 @@ class _Client:
 
     def list_repo_files(self, repo_id: str, **more: Any) -> list[str]:
         """Return the names of the files that are needed, without asking again."""
-        found = self._wanted.get((repo_id, more.get("revision")))
-        if found is None:
+        model = self._models.get((repo_id, more.get("revision")))
+        if model is None:
             return list(huggingface_hub.list_repo_files(repo_id, **more))
-        if found.files:
-            return list(found.files)
-        return [path.name for path in found.folder.iterdir()] if found.folder else []
+        if model.files:
+            return list(model.files)
+        return [path.name for path in model.folder.iterdir()] if model.folder else []
 
     def snapshot_download(
         self,
@@ -70,8 +70,8 @@ class _Client:
     ) -> str:
         """Return the folder of a model, downloading what is missing of it."""
         key = (repo_id, revision)
-        found = self._wanted.get(key)
-        if found is None:
+        model = self._models.get(key)
+        if model is None:
             return huggingface_hub.snapshot_download(
                 repo_id,
                 revision=revision,
@@ -79,26 +79,26 @@ class _Client:
                 allow_patterns=list(allow_patterns or []) or None,
             )
         if key not in self._folders:
-            self._folders[key] = _download(found, cache_dir)
+            self._folders[key] = _download(model, cache_dir)
         return self._folders[key]
 
 
-def _download(found: HubHeaders, cache_dir: str | None) -> str:
-    if found.commit is None:  # no network: the snapshot as it is
-        return str(found.folder)
+def _download(model: HubHeaders, cache_dir: str | None) -> str:
+    if model.commit is None:  # no network: the snapshot as it is
+        return str(model.folder)
     try:
         return str(
             huggingface_hub.snapshot_download(
-                found.repo,
-                revision=found.commit,
+                model.repo,
+                revision=model.commit,
                 cache_dir=cache_dir,
-                allow_patterns=[_literal(name) for name in found.files],
+                allow_patterns=[_literal(name) for name in model.files],
             )
         )
     except Exception as error:
         if status_of(error) is None and not unreached(error):
             raise  # a full disk, for one
-        raise LinesError(reading(f"model {found.repo}", error)) from error
+        raise LinesError(reading(f"model {model.repo}", error)) from error
 
 
 def _literal(name: str) -> str:

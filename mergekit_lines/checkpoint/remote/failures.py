@@ -53,12 +53,12 @@ def unreached(error: BaseException) -> bool:
     )
 
 
-def plain(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """Return what an error says, without addresses (they may be signed) and tokens."""
     for cause in _causes(error):
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
-            said = cause.response.headers.get("X-Error-Message") or cause.server_message or ""
-            return _clean(f"{cause.response.status_code} {said}".strip())[:200]
+            message = cause.response.headers.get("X-Error-Message") or cause.server_message or ""
+            return _clean(f"{cause.response.status_code} {message}".strip())[:200]
     return _clean(reason(error))
 
 
@@ -76,12 +76,12 @@ def reading(where: str, error: BaseException, *, folder: bool = True) -> str:
         error: what huggingface_hub raised.
         folder: whether a folder might have been meant.
     """
-    said = plain(error)
+    message = message_of(error)
     absent = "there is no such folder, and " if folder else ""
     reasons = (
         (
             _is(error, GatedRepoError),
-            f"the Hub gives access to it only on request ({said}). Ask for it on the model's "
+            f"the Hub gives access to it only on request ({message}). Ask for it on the model's "
             f"page, then {LOGIN}.",
         ),
         (
@@ -89,7 +89,7 @@ def reading(where: str, error: BaseException, *, folder: bool = True) -> str:
             "the Hub has no such revision. Check what stands after the @.",
         ),
         (
-            "nvalid credentials" in said,
+            "nvalid credentials" in message,
             f"the Hub does not accept your token. Log in again with {LOGIN}.",
         ),
         (
@@ -108,7 +108,7 @@ def reading(where: str, error: BaseException, *, folder: bool = True) -> str:
         ),
         (
             True,
-            f"the Hub does not give it ({said}). Check the name and the network, or download it "
+            f"the Hub does not give it ({message}). Check the name and the network, or download it "
             f"first.",
         ),
     )
@@ -124,7 +124,7 @@ def _first(reasons: Sequence[tuple[bool, str]]) -> str:
 
 
 @contextmanager
-def told(where: str) -> Iterator[None]:
+def push_failures(where: str) -> Iterator[None]:
     """Turn what huggingface_hub raises during a push into one sentence.
 
     Raises:
@@ -144,7 +144,7 @@ def told(where: str) -> Iterator[None]:
 
 
 def _writing(where: str, error: Exception) -> str:
-    status, said = status_of(error), plain(error)
+    status, message = status_of(error), message_of(error)
     reasons = (
         (isinstance(error, HFValidationError), "found no name of a model, wanted USER/NAME."),
         (
@@ -155,10 +155,10 @@ def _writing(where: str, error: Exception) -> str:
             _is(error, LocalTokenNotFoundError),
             f"found no token, wanted one that may write. Log in with {LOGIN}.",
         ),
-        (status == 401, f"the Hub wants a token that may write ({said}). Log in with {LOGIN}."),
+        (status == 401, f"the Hub wants a token that may write ({message}). Log in with {LOGIN}."),
         (
             status == 403,
-            f"your token may not do this ({said}). Push to a name of your own, or log "
+            f"your token may not do this ({message}). Push to a name of your own, or log "
             f"in with a token that may write there: {LOGIN}.",
         ),
         (_is(error, RevisionNotFoundError), "the Hub has no such branch. Check --branch."),
@@ -168,12 +168,12 @@ def _writing(where: str, error: Exception) -> str:
         ),
         (
             status in (409, 412),
-            f"somebody else has changed it meanwhile ({said}), and nothing was "
+            f"somebody else has changed it meanwhile ({message}), and nothing was "
             f"committed. Run the same command again.",
         ),
         (
             status in (402, 413, 507),
-            f"the Hub has no room for it ({said}). Free some of your storage.",
+            f"the Hub has no room for it ({message}). Free some of your storage.",
         ),
         (
             unreached(error),
@@ -182,7 +182,7 @@ def _writing(where: str, error: Exception) -> str:
         ),
         (
             True,
-            f"the Hub refused ({said}), and no commit was made. Run the same command again; "
+            f"the Hub refused ({message}), and no commit was made. Run the same command again; "
             f"what the Hub has is not sent twice.",
         ),
     )

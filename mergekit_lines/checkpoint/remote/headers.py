@@ -16,14 +16,13 @@ from typing import Any
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.constants import (
     PYTORCH_WEIGHTS_NAME,
-    SAFETENSORS_INDEX_FILE,
-    SAFETENSORS_SINGLE_FILE,
 )
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from mergekit_lines.checkpoint.headers import Headers, TensorHeader, read_headers
-from mergekit_lines.checkpoint.remote.failures import plain, reading, status_of, unreached
+from mergekit_lines.checkpoint.remote.failures import message_of, reading, status_of, unreached
 from mergekit_lines.errors import some
+from mergekit_lines.files import INDEX, WEIGHTS
 
 SHARDS_AT_ONCE = 8
 # Beside the weights, what mergekit, transformers and the output's tokenizer want of a model.
@@ -75,21 +74,20 @@ def remote_headers(
     try:
         info = api.model_info(repo_id, revision=revision, files_metadata=True)
         sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or []}
-        found = _cached(repo_id, info.sha, cache_dir)
-        if found is None:
+        headers: Headers | None = _cached(repo_id, info.sha, cache_dir)
+        if headers is None:
             headers = _from_hub(api, repo_id, info.sha, set(sizes), where, cache_dir)
-            if not isinstance(headers, RemoteHeaders):
-                return headers
-            found = headers
-        found.repo, found.commit = repo_id, info.sha
-        found.files = _needed(sizes, found)
+        if not isinstance(headers, HubHeaders):
+            return headers
+        headers.repo, headers.commit = repo_id, info.sha
+        headers.files = _needed(sizes, headers)
     except Exception as error:  # noqa: BLE001 - the Hub's clients raise a dozen kinds
         if not isinstance(error, HfHubHTTPError):  # no answer at all
-            found = _cached(repo_id, revision, cache_dir)
-            if found:
-                return found
+            cached = _cached(repo_id, revision, cache_dir)
+            if cached:
+                return cached
         return Headers(problems=[_unread(where, error)])
-    return found
+    return headers
 
 
 def _unread(where: str, error: Exception) -> str:
@@ -97,7 +95,7 @@ def _unread(where: str, error: Exception) -> str:
         return reading(where, error)
     return (
         f"{where}: its index or the headers of its shards cannot be read on the Hub "
-        f"({plain(error)}). Check the model's files, or use another revision."
+        f"({message_of(error)}). Check the model's files, or use another revision."
     )
 
 
@@ -141,54 +139,52 @@ def _from_hub(
     where: str,
     cache_dir: str | None,
 ) -> Headers:
-    if {SAFETENSORS_SINGLE_FILE, SAFETENSORS_INDEX_FILE} <= files:
+    if {WEIGHTS, INDEX} <= files:
         return Headers(
             problems=[
-                f"{where}: found both {SAFETENSORS_SINGLE_FILE} and {SAFETENSORS_INDEX_FILE} on "
+                f"{where}: found both {WEIGHTS} and {INDEX} on "
                 f"the Hub, of which mergekit reads the second and transformers the first. "
                 f"Download the model and remove the stale one."
             ]
         )
-    if not {SAFETENSORS_SINGLE_FILE, SAFETENSORS_INDEX_FILE} & files:
+    if not {WEIGHTS, INDEX} & files:
         if {PYTORCH_WEIGHTS_NAME, f"{PYTORCH_WEIGHTS_NAME}.index.json"} & files:
             return RemoteHeaders()  # pickled: no headers, but no problem
         return Headers(
             problems=[
-                f"{where}: found no {SAFETENSORS_SINGLE_FILE}, no {PYTORCH_WEIGHTS_NAME} and no "
+                f"{where}: found no {WEIGHTS}, no {PYTORCH_WEIGHTS_NAME} and no "
                 f"index of either on the Hub, wanted a checkpoint in one of these forms. Check "
                 f"the name in the recipe."
             ]
         )
     weight_map = None
-    if SAFETENSORS_INDEX_FILE in files:
-        index = api.hf_hub_download(
-            repo_id, SAFETENSORS_INDEX_FILE, revision=commit, cache_dir=cache_dir
-        )
+    if INDEX in files:
+        index = api.hf_hub_download(repo_id, INDEX, revision=commit, cache_dir=cache_dir)
         weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-    shards = sorted({*weight_map.values()}) if weight_map else [SAFETENSORS_SINGLE_FILE]
+    shards = sorted({*weight_map.values()}) if weight_map else [WEIGHTS]
     outside = [file for file in shards if PurePosixPath(file).name != file or "\\" in file]
     if outside:
         return Headers(
             problems=[
-                f"{where}: {SAFETENSORS_INDEX_FILE} names shards outside the model's folder "
+                f"{where}: {INDEX} names shards outside the model's folder "
                 f"({some(outside, 3)}), wanted files beside the index. Do not use this checkpoint."
             ]
         )
     with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
-        found = pool.map(
+        metadata = pool.map(
             lambda file: api.parse_safetensors_file_metadata(repo_id, file, revision=commit), shards
         )
         tensors = {
             name: TensorHeader(info.dtype, tuple(info.shape), file)
-            for file, metadata in zip(shards, found, strict=True)
-            for name, info in metadata.tensors.items()
+            for file, shard in zip(shards, metadata, strict=True)
+            for name, info in shard.tensors.items()
         }
     headers = RemoteHeaders()
     weight_map = weight_map or tensors
     absent = [name for name in weight_map if name not in tensors]
     if absent:
         headers.problems.append(
-            f"{where}: {SAFETENSORS_INDEX_FILE} names {len(absent)} tensors that no shard holds: "
+            f"{where}: {INDEX} names {len(absent)} tensors that no shard holds: "
             f"{some(absent)}. Index and shards are of different models; use another revision."
         )
     # mergekit finds tensors through the index alone.
