@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mergekit_lines._version import __version__ as __version__
     from mergekit_lines.api import merge
     from mergekit_lines.errors import LinesError
     from mergekit_lines.lines.depth import BlockDepth, block_depths
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from mergekit_lines.search.soup import soup
     from mergekit_lines.search.sweep import sweep
 
-from mergekit_lines._version import __version__
 
 __all__ = [
     "BlockDepth",
@@ -45,6 +45,7 @@ _HOMES = {
     "LinesError": "errors",
     "LiveModel": "live.model",
     "Schedule": "lines.schedule",
+    "__version__": "_version",
     "block_depths": "lines.depth",
     "edit_state_dict": "merges.edits",
     "greedy": "search.greedy",
