@@ -6,12 +6,15 @@ import codecs
 import os
 import sys
 from io import TextIOWrapper
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
+
+from mergekit_lines.errors import visible
 
 WIDE = 10_000  # columns of a pipe: nothing is folded or cut there
 
@@ -45,8 +48,8 @@ def open_console() -> Console:
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
-    """Print a line of text."""
-    console.print(Text(text, style=style), overflow="fold")
+    """Print a line of text, with what a terminal would obey as escapes."""
+    console.print(Text(visible(text), style=style), overflow="fold")
 
 
 def print_table(console: Console, table: Table) -> None:
@@ -64,9 +67,17 @@ def print_table(console: Console, table: Table) -> None:
         console.file.write(f"{line.rstrip()}\n")
 
 
+class _Table(Table):
+    def add_column(self, header: Any = "", *args: Any, **kwargs: Any) -> None:
+        super().add_column(visible(header), *args, **kwargs)
+
+    def add_row(self, *cells: Any, **kwargs: Any) -> None:
+        super().add_row(*(visible(cell) for cell in cells), **kwargs)
+
+
 def new_table(first: str, *others: str) -> Table:
-    """Return an empty table of names and numbers."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    """Return an empty table of names and numbers, which are shown as lines are."""
+    table = _Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
     table.add_column(first, overflow="fold")
     for header in others:
         table.add_column(header, justify="right", no_wrap=True)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mergekit_lines.cli.searching import model_of, prepare, search_options, settings_of
+from mergekit_lines.errors import tell
 
 
 @click.command()
@@ -45,4 +46,4 @@ def greedy(recipe: Path, out: Path, **given: Any) -> None:
         **model_of(given),
     )
     telling.show_greedy(found)
-    click.echo(f"[lines] recipe: {out / GREEDY}", err=True)
+    tell(f"recipe: {out / GREEDY}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mergekit_lines.errors import LinesError
+from mergekit_lines.errors import LinesError, visible_json
 
 # mergekit's own flags, as far as they change what a merge reads, writes, needs or refuses.
 SWITCHES = (
@@ -109,7 +108,7 @@ def _report(folder: Path, as_json: bool, other: Path | None) -> None:
     if other is not None:
         raise click.UsageError("--out and --plot are for recipes, and this is a merged model.")
     if as_json:
-        click.echo(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
+        click.echo(visible_json(report))
         return
     from mergekit_lines.report.show import show_report
 
@@ -142,7 +141,7 @@ def _json(told: list[Any], recipe: Path) -> str:
         "recipe": str(recipe),
         "documents": [one.to_dict() for one in told],
     }
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    return visible_json(content)
 
 
 def _draw(told: list[Any], path: Path, refused: bool) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mergekit_lines.errors import LinesError
+from mergekit_lines.errors import LinesError, visible
 from mergekit_lines.files import write_whole
 
 
@@ -36,23 +36,27 @@ def pull(repo: str, recipe: Path, pin: bool, force: bool) -> None:
     with silent():
         pulled = pull_recipe(repo, pin=pin)
     _write(recipe, pulled.text)
-    click.echo(f"{recipe}: merge_method {pulled.method}, from {repo} at {pulled.commit[:12]}")
+    _say(f"{recipe}: merge_method {pulled.method}, from {repo} at {pulled.commit[:12]}")
     for note in pulled.notes:
-        click.echo(note)
+        _say(note)
     click.echo("it needs")
     width = max((len(need.name) for need in pulled.needs), default=0)
     for need in pulled.needs:
         size = f", {need.download:,} bytes to download" if need.download else ""
-        click.echo(f"  {need.name:{width}}  {need.where}{size}")
+        _say(f"  {need.name:{width}}  {need.where}{size}")
     total = sum(need.download for need in pulled.needs)
     if total:
         click.echo(f"  {total:,} bytes in all")
     if pulled.problems:
         click.echo("as it is, a merge would be refused here:")
         for problem in pulled.problems:
-            click.echo(f"  {problem}")
+            _say(f"  {problem}")
     command = shlex.join(["mergekit-yaml", str(recipe), "OUT", *pulled.flags])
-    click.echo(f"{'when that is mended, ' if pulled.problems else ''}run it with `{command}`")
+    _say(f"{'when that is mended, ' if pulled.problems else ''}run it with `{command}`")
+
+
+def _say(line: str) -> None:
+    click.echo(visible(line))
 
 
 def _is_there(recipe: Path) -> bool:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mergekit_lines.errors import tell, visible
+
 if TYPE_CHECKING:
     from mergekit_lines.hub.parcel import Parcel
 
@@ -48,21 +50,17 @@ def push(
         reach(options)
     parcel = pack(out, options)
     for note in parcel.notes:
-        _say(note)
+        tell(note)
     if dry_run:
-        click.echo(parcel.card)
+        click.echo(visible(parcel.card, keep="\n\t"))
         _list(parcel)
         return
-    click.echo(send(parcel, options, _say))
-
-
-def _say(text: str) -> None:
-    click.echo(f"[lines] {text}", err=True)
+    click.echo(visible(send(parcel, options, tell)))
 
 
 def _list(parcel: Parcel) -> None:
     sizes = {name: parcel.size(name) for name in parcel.files}
     width = max(len(f"{sum(sizes.values()):,}"), 5)
     for name, size in sizes.items():
-        click.echo(f"{size:>{width},}  {name}")
+        click.echo(f"{size:>{width},}  {visible(name)}")
     click.echo(f"{sum(sizes.values()):>{width},}  bytes in {len(sizes)} files")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mergekit_lines.errors import LinesError
+from mergekit_lines.errors import LinesError, tell
 
 if TYPE_CHECKING:
     from mergekit_lines.evaluate import Settings
@@ -129,6 +129,6 @@ def draw(function: Callable[[Any, Path], None], found: Any, path: Path) -> None:
     try:
         function(found, path)
     except LinesError as error:
-        click.echo(f"[lines] no figure: {error.message.removeprefix('[lines] ')}", err=True)
+        tell(f"no figure: {'; '.join(map(str, error.problems))}")
     else:
-        click.echo(f"[lines] figure: {path}", err=True)
+        tell(f"figure: {path}")

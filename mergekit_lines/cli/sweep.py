@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mergekit_lines.cli.searching import draw, model_of, prepare, search_options, settings_of
+from mergekit_lines.errors import tell
 
 
 @click.command()
@@ -71,4 +72,4 @@ def sweep(recipe: Path, axes: tuple[str, ...], out: Path, **given: Any) -> None:
     draw(telling.draw_sweep, found, out / FIGURE)
     if found.test:
         telling.write_results(found, out / CARD)
-    click.echo(f"[lines] recipe: {out / BEST}", err=True)
+    tell(f"recipe: {out / BEST}")

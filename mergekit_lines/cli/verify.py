@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mergekit_lines.errors import LinesError
+from mergekit_lines.errors import LinesError, visible_json
 
 
 def _moved(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -74,7 +73,7 @@ def verify(out: Path, as_json: bool, **given: Any) -> None:
     with silent():
         verdict = recompute(out, Choice(**given))
     if as_json:
-        click.echo(json.dumps(verdict.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
+        click.echo(visible_json(verdict.to_dict()))
     else:
         from mergekit_lines.verify.show import show_verdict
 

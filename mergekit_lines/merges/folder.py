@@ -25,7 +25,7 @@ from mergekit_lines.checkpoint.remote.downloads import HubModels, files_from_hub
 from mergekit_lines.checkpoint.room import check_room, check_space
 from mergekit_lines.checkpoint.writer import ShardLayout, ShardWriter, lay_out
 from mergekit_lines.engine.engine import Engine
-from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.errors import LinesError, reason, some, tell, visible
 from mergekit_lines.files import CARD, RECIPE, REPORT
 from mergekit_lines.host.process import end_at_once, ending_on_sigterm, one_thread
 from mergekit_lines.host.state import (
@@ -78,7 +78,7 @@ def run_lines_merge(
     out = real_out(given)
     recipe = source or _as_yaml(config)
     original = config.model_copy(deep=True)
-    say = _silent if options.quiet else _say
+    say = _silent if options.quiet else tell
     problems = [] if out_path else ["OUT: found an empty text, wanted a folder to make. Name one."]
     problems += check_recipe(config, given, options, source) + check_models(config, options)
     if problems:
@@ -89,7 +89,7 @@ def run_lines_merge(
         summaries.append(summary)
         # That nothing is scaled by depth is told even under --quiet.
         for line in describe(summary):
-            (say if summary.containers else _say)(line)
+            (say if summary.containers else tell)(line)
 
     run = MergeRun.of(config, options)
     with_card = options.write_model_card
@@ -169,12 +169,8 @@ def _as_yaml(config: MergeConfiguration) -> str:
         ) from error
 
 
-def _say(text: str) -> None:
-    click.echo(f"[lines] {text}", err=True)
-
-
 def _silent(text: str) -> None:
-    LOG.info(text)
+    LOG.info(visible(text))
 
 
 @contextmanager

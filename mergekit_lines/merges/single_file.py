@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import click
 import torch
 from filelock import FileLock, Timeout
 from mergekit.common import dtype_from_name
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 from mergekit_lines.checkpoint.headers import BUFFERS, FLOATS
 from mergekit_lines.checkpoint.partial import MARK, partial_path
-from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.errors import LinesError, reason, some, tell
 from mergekit_lines.files import REPORT
 from mergekit_lines.kernels.scale import scale_task_vector, work_dtype
 from mergekit_lines.lines.depth import block_depths, natural_key
@@ -107,7 +106,7 @@ def edit_file(
         coefficients, summary = _plan(list(headers[model]), _values(config))
         if not options.quiet or not summary.containers:
             for line in describe(summary):
-                click.echo(f"[lines] {line}", err=True)
+                tell(line)
         rule = _Rule(config, coefficients, options.device or "cpu", headers)
         layout = rule.layout(headers[model], headers[base])
         _check_space(out, layout)
@@ -125,7 +124,7 @@ def edit_file(
             text = to_json(report(summary, config.merge_method, recipe))
             (folder / _report_file(out).name).write_text(text, encoding="utf-8")
     if not options.quiet:
-        click.echo(f"[lines] the edited model is {out}", err=True)
+        tell(f"the edited model is {out}")
 
 
 # --- what is to be done --------------------------------------------------------------------

@@ -19,7 +19,7 @@ from mergekit.options import MergeOptions
 from mergekit_lines.checkpoint.adapters.adapter import Adapter
 from mergekit_lines.checkpoint.headers import TensorHeader, read_headers, weight_files
 from mergekit_lines.checkpoint.opened import OpenedModels, adapter_folder
-from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.errors import LinesError, reason, some, visible
 from mergekit_lines.recipe.models import models_in_order
 
 LOG = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def adapter_of(
         raise LinesError([f"model {model}: {problem}" for problem in error.problems]) from None
     if adapter.reason is None:
         return adapter
-    LOG.info("adapter %s is merged by peft: %s", adapter.folder, adapter.reason)
+    LOG.info(visible(f"adapter {adapter.folder} is merged by peft: {adapter.reason}"))
     adapter.close()
     return None
 

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mergekit_lines._version import __version__
-from mergekit_lines.errors import LinesError
+from mergekit_lines.errors import LinesError, visible
 from mergekit_lines.evaluate import Evaluator, check_apart, measure_all
 from mergekit_lines.host.process import ending_on_sigterm
 from mergekit_lines.lines.summary import Summary
@@ -241,7 +241,7 @@ class Bench:
     def say(self, text: str) -> None:
         """Tell something, above the bar."""
         if not self._bar.disable:
-            tqdm.write(f"[lines] {text}", file=self._bar.fp)
+            tqdm.write(f"[lines] {visible(text)}", file=self._bar.fp)
 
 
 def _place(split: str, evaluator: Evaluator) -> str:
