@@ -18,9 +18,7 @@ from matplotlib.text import Text
 from mergekit_lines import figures
 from mergekit_lines.errors import LinesError
 from mergekit_lines.figures.drawing import new_figure, numbers, wrapped
-from mergekit_lines.figures.fronts import build_front
-from mergekit_lines.figures.heat import build_heat
-from mergekit_lines.figures.sweeps import build_sweep
+from mergekit_lines.figures.parts import DPI, TALL, WIDTH
 
 NAN = float("nan")
 BETAS = [0.1, 0.2, 0.3, 0.4]
@@ -39,7 +37,7 @@ LONG = [f"a_choice_with_quite_a_long_name_{n}" for n in range(8)]
 
 
 def sheet() -> Any:
-    return new_figure("a.png", figures.WIDTH, figures.TALL, figures.DPI)
+    return new_figure("a.png", WIDTH, TALL, DPI)
 
 
 def sweep(
@@ -48,7 +46,7 @@ def sweep(
     figure = sheet()
     panels = panels or {"accuracy (%)": LINES}
     baselines = {"accuracy (%)": BASELINES} if baselines is None else baselines
-    build_sweep(figure, Path("a.png"), "parameters.beta", xs, panels, chosen, baselines, title)
+    figures.sweep_panels(figure, "parameters.beta", xs, panels, chosen, baselines, title)
     return figure
 
 
@@ -63,8 +61,7 @@ def heat(
 ) -> Any:
     figure = sheet()
     x_name, y_name = names
-    path = Path("a.png")
-    build_heat(figure, path, x_name, xs, y_name, ys, grids, chosen, metric, title)
+    figures.sweep_heat(figure, x_name, xs, y_name, ys, grids, chosen, metric, title)
     return figure
 
 
@@ -82,7 +79,7 @@ def front(
     fronts: Any = FRONTS, marks: Any = None, names: tuple[str, str] = ("joy", "length")
 ) -> Any:
     figure = sheet()
-    build_front(figure, Path("a.png"), names, fronts, marks or {}, None)
+    figures.soup_front(figure, names, fronts, marks)
     return figure
 
 
@@ -431,32 +428,36 @@ def test_every_word_can_be_read(case: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def saved(call: Callable[..., None], path: Path) -> None:
-    """Each of the four functions, called as a command calls it."""
-    if call is figures.sweep_curve:
-        call(path, "beta", BETAS, LINES, 0.3, BASELINES, "accuracy (%)")
-    elif call is figures.sweep_panels:
-        call(path, "beta", BETAS, {"a": LINES, "b": LINES}, 0.3, {"a": BASELINES})
-    elif call is figures.sweep_heat:
-        call(
-            path,
-            "beta",
-            [1, 2],
-            "alpha",
-            [3],
-            {"LiNeS": [[1.0, 2.0]], "unscaled": [[0.5, 1.5]]},
-            (1, 3),
-            "accuracy",
-        )
-    else:
-        call(path, ("joy", "length"), FRONTS)
+    """Each of the four pictures, drawn as a command draws it."""
+    with figures.page(path) as figure:
+        call(figure)
 
 
-FOUR = [figures.sweep_curve, figures.sweep_panels, figures.sweep_heat, figures.soup_front]
+def one_panel(figure: Any) -> None:
+    panels = {"accuracy (%)": LINES}
+    figures.sweep_panels(figure, "beta", BETAS, panels, 0.3, {"accuracy (%)": BASELINES})
+
+
+def two_panels(figure: Any) -> None:
+    panels = {"a": LINES, "b": LINES}
+    figures.sweep_panels(figure, "beta", BETAS, panels, 0.3, {"a": BASELINES})
+
+
+def two_maps(figure: Any) -> None:
+    grids = {"LiNeS": [[1.0, 2.0]], "unscaled": [[0.5, 1.5]]}
+    figures.sweep_heat(figure, "beta", [1, 2], "alpha", [3], grids, (1, 3), "accuracy")
+
+
+def two_fronts(figure: Any) -> None:
+    figures.soup_front(figure, ("joy", "length"), FRONTS)
+
+
+FOUR = [one_panel, two_panels, two_maps, two_fronts]
 
 
 @pytest.mark.parametrize("call", FOUR)
 def test_file(call: Callable[..., None], tmp_path: Path) -> None:
-    """Each function writes one PNG file, 1,600 pixels wide and higher than 600."""
+    """Each picture is one PNG file, 1,600 pixels wide and higher than 600."""
     saved(call, tmp_path / "a.png")
     (path,) = tmp_path.iterdir()
     content = path.read_bytes()
@@ -468,7 +469,7 @@ def test_file(call: Callable[..., None], tmp_path: Path) -> None:
 
 def test_size_of_the_file(tmp_path: Path) -> None:
     """The file has the pixels of the figure: axes of 3.3 inches at 200 dots per inch, and texts."""
-    saved(figures.sweep_curve, tmp_path / "a.png")
+    saved(one_panel, tmp_path / "a.png")
     figure = sweep()
     (axes,) = figure.axes
     assert axes.get_window_extent().height == pytest.approx(3.3 * 200, abs=4)

@@ -37,10 +37,11 @@ def new_figure(where: str, width: float, height: float, dpi: int) -> Any:
         ) from error
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
+    figure.set_label(where)  # it stands in no picture
     return figure
 
 
-def save(figure: Any, path: Path, where: str) -> None:
+def save(figure: Any, path: Path) -> None:
     """Write a figure as a PNG file, in one piece once it is drawn.
 
     Raises:
@@ -52,7 +53,7 @@ def save(figure: Any, path: Path, where: str) -> None:
         path.write_bytes(drawn.getvalue())
     except OSError as error:
         raise LinesError(
-            f"{where}: cannot be written ({error.strerror}). Choose another file."
+            f"{figure.get_label()}: cannot be written ({error.strerror}). Choose another file."
         ) from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,18 +26,32 @@ Fronts = Mapping[
 ]
 
 
-def build_front(
+def soup_front(
     figure: Any,
-    path: Path,
     names: tuple[str, str],
     fronts: Fronts,
-    marks: Mapping[str, tuple[float, float]],
-    title: str | None,
+    marks: Mapping[str, tuple[float, float]] | None = None,
+    title: str | None = None,
 ) -> None:
-    """Draw what :func:`mergekit_lines.figures.soup_front` tells into an empty figure."""
+    """Draw the fronts of a rewarded soup over two rewards, as the paper's figure 4.
+
+    Every point is drawn; the Pareto set of each front is filled and joined, the rest hollow. The
+    value of c is written at both ends and in the middle, where it has room.
+
+    Args:
+        figure: of :func:`~mergekit_lines.figures.parts.page`, empty.
+        names: names and units of the rewards along x and y, both higher is better.
+        fronts: label → (c [points], x [points], y [points], standard errors of x and of y
+            [points] or ``None``, indices of the Pareto set).
+        marks: label → (x, y) of single points, e.g. the base model.
+        title: written above.
+
+    Raises:
+        LinesError: none of the points has a value.
+    """
     from matplotlib.lines import Line2D
 
-    refuse_nothing(path, [values for front in fronts.values() for values in front[1:3]])
+    refuse_nothing(figure, [values for front in fronts.values() for values in front[1:3]])
     axes = figure.subplots()
     looks = looks_of(fronts)
     handles: list[Any] = []
@@ -86,7 +99,7 @@ def build_front(
         dominated = dominated or bool((~best & ~np.isnan(x + y)).any())
         points += list(zip(x.tolist(), y.tolist(), strict=True))
         joined.append(np.column_stack((x[list(pareto)], y[list(pareto)])))
-    for n, (label, (u, v)) in enumerate(marks.items()):
+    for n, (label, (u, v)) in enumerate((marks or {}).items()):
         mark = axes.plot([u], [v], "X*P"[n % 3], color=INK, markersize=9, zorder=4, label=label)
         handles += mark
         points.append((u, v))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,9 +31,8 @@ SMALLEST, LARGEST = 6.5, 9.0  # points, of a value in its cell
 UNKNOWN = "#eeeeee"
 
 
-def build_heat(
+def sweep_heat(
     figure: Any,
-    path: Path,
     x_name: str,
     xs: Sequence[float | str],
     y_name: str,
@@ -42,9 +40,30 @@ def build_heat(
     grids: Mapping[str, ArrayLike],
     chosen: tuple[float | str, float | str] | None,
     metric_name: str,
-    title: str | None,
+    title: str | None = None,
 ) -> None:
-    """Draw what :func:`mergekit_lines.figures.sweep_heat` tells into an empty figure."""
+    """Draw one metric over two swept keys, a panel for each way to merge.
+
+    All panels share one scale of colours. The best value of each stands in its title, and every
+    value in its cell where there is room. Panels of few columns stand side by side, others one
+    above the other.
+
+    Args:
+        figure: of :func:`~mergekit_lines.figures.parts.page`, empty.
+        x_name: the key of the columns.
+        xs: its values, numbers or texts.
+        y_name: the key of the rows.
+        ys: its values, the first at the bottom.
+        grids: label → values [len(ys), len(xs)], higher is better; NaN is a point that was not
+            measured. The first is the one that was chosen from.
+        chosen: the (x, y) that was chosen, ringed in the first panel; ``None`` marks none.
+        metric_name: name and unit of the metric.
+        title: written above.
+
+    Raises:
+        LinesError: none of the points has a value.
+        ValueError: a grid is not [len(ys), len(xs)].
+    """
     from matplotlib.patches import Patch
 
     panels = {label: np.asarray(grid, dtype=np.float64) for label, grid in grids.items()}
@@ -52,7 +71,7 @@ def build_heat(
     for label, values in panels.items():
         if list(values.shape) != wanted:
             raise ValueError(f"{label}: found {list(values.shape)}, wanted {wanted}")
-    refuse_nothing(path, panels.values())
+    refuse_nothing(figure, panels.values())
     every = np.stack(list(panels.values()))
     texts = _texts(every)
     room = _room(figure, ys, (y_name, metric_name), texts, 1, len(panels))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,35 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mergekit_lines.errors import LinesError
-from mergekit_lines.figures.drawing import COLOURS, MARKERS, number, numbers, wrapped
+from mergekit_lines.figures.drawing import (
+    COLOURS,
+    MARKERS,
+    new_figure,
+    number,
+    numbers,
+    save,
+    wrapped,
+)
 
 # One line has one look in every figure, whatever stands beside it.
-PLACES = {"LiNeS": 0, "plain": 1, "unscaled": 1, "uniform, equal mean": 2}
+PLACES = {"LiNeS": 0, "unscaled": 1, "uniform, equal mean": 2}
 DASHES = ("-", (0, (5, 2)), (0, (5, 1.5, 1, 1.5)), (0, (2, 1.2)), (0, (7, 2, 2, 2)), (0, (3, 3)))
+
+WIDTH, TALL, DPI = 8.0, 30.0, 200  # inches; the height until it is known what is in the figure
+
+
+@contextmanager
+def page(path: Path) -> Iterator[Any]:
+    """Yield an empty figure, and write it to a PNG file when it was drawn.
+
+    It is 1,600 pixels wide, twice the width of a page, and as high as what is in it needs.
+
+    Raises:
+        LinesError: matplotlib is not there, or the file cannot be made.
+    """
+    figure = new_figure(str(path), WIDTH, TALL, DPI)
+    yield figure
+    save(figure, path)
 
 
 def looks_of(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -75,11 +100,13 @@ def turns_ticks(texts: Sequence[float | str], room: int) -> bool:
     return max(wrapped(text, each).count("\n") for text in words) >= 4
 
 
-def refuse_nothing(path: Path, values: Iterable[ArrayLike]) -> None:
+def refuse_nothing(figure: Any, values: Iterable[ArrayLike]) -> None:
     """Refuse a figure without any point.
 
     Raises:
         LinesError: none of the arrays has a finite number.
     """
     if not any(np.isfinite(np.asarray(known, dtype=np.float64)).any() for known in values):
-        raise LinesError(f"{path}: there is nothing to draw: no point has a value yet.")
+        raise LinesError(
+            f"{figure.get_label()}: there is nothing to draw: no point has a value yet."
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,18 +25,34 @@ Lines = Mapping[str, tuple[ArrayLike, ArrayLike | None]]
 LEVELS = ((0, (1, 1.2)), (0, (6, 2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1)))
 
 
-def build_sweep(
+def sweep_panels(
     figure: Any,
-    path: Path,
     axis_name: str,
     xs: Sequence[float | str],
     panels: Mapping[str, Lines],
     chosen_x: float | str | None,
     baselines: Mapping[str, Mapping[str, float]],
-    title: str | None,
+    title: str | None = None,
 ) -> None:
-    """Draw the panels of :func:`mergekit_lines.figures.sweep_panels` into an empty figure."""
-    refuse_nothing(path, [ys for lines in panels.values() for ys, _ in lines.values()])
+    """Draw metrics over one swept key, a panel for each in the order given.
+
+    Put the objective first: of an odd number of panels the first has the whole width.
+
+    Args:
+        figure: of :func:`~mergekit_lines.figures.parts.page`, empty.
+        axis_name: the key, e.g. ``parameters.beta``.
+        xs: its values, numbers or texts [points].
+        panels: name and unit of a metric → label → (values [points], their standard errors
+            [points] or ``None``). NaN is a point that was not measured. The first line is the
+            one that was chosen from.
+        chosen_x: the value that was chosen; ``None`` marks none.
+        baselines: name and unit → label → value that does not depend on the key.
+        title: written above.
+
+    Raises:
+        LinesError: none of the points has a value.
+    """
+    refuse_nothing(figure, [ys for lines in panels.values() for ys, _ in lines.values()])
     looks = looks_of(label for lines in panels.values() for label in lines)
     levels = list(dict.fromkeys(label for known in baselines.values() for label in known))
     handles: dict[str, Any] = {}

@@ -35,7 +35,7 @@ def draw(inspections: Sequence[Inspection], path: Path) -> None:
         panels = figure.subplots(len(known), squeeze=False)[:, 0]
         for axes, told in zip(panels, known, strict=True):
             _panel(axes, told)
-    save(figure, path, f"--plot {path}")
+    save(figure, path)
 
 
 def _drawable(told: Inspection) -> bool:

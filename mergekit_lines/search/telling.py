@@ -125,7 +125,8 @@ def draw_sweep(found: Sweep, path: Path) -> None:
             names[own]: record.metrics[name].value for own, record in found.inputs.items()
         }
     chosen = next(iter(found.best.settings.values()))
-    figures.sweep_panels(path, axis.name, axis.values, panels, chosen, baselines)
+    with figures.page(path) as figure:
+        figures.sweep_panels(figure, axis.name, axis.values, panels, chosen, baselines)
 
 
 def _objective_lines(found: Sweep) -> dict[str, tuple[list[float], list[float] | None]]:
@@ -145,16 +146,17 @@ def _draw_heat(found: Sweep, path: Path) -> None:
         scores = [point.scores[way] for point in found.points]
         grids[way] = [scores[start : start + width] for start in range(0, len(scores), width)]
     y, x = found.best.settings.values()
-    figures.sweep_heat(
-        path,
-        columns.name,
-        columns.values,
-        rows.name,
-        rows.values,
-        grids,
-        (x, y),
-        f"objective ({found.objective})",
-    )
+    with figures.page(path) as figure:
+        figures.sweep_heat(
+            figure,
+            columns.name,
+            columns.values,
+            rows.name,
+            rows.values,
+            grids,
+            (x, y),
+            f"objective ({found.objective})",
+        )
 
 
 def write_results(found: Sweep, path: Path) -> None:
@@ -224,7 +226,8 @@ def draw_soup(found: Soup, path: Path) -> None:
         for way, front in found.bootstrap.fronts.items()
     }
     x, y = (found.base.metrics[name].value for name in found.rewards)
-    figures.soup_front(path, found.rewards, fronts, {"base": (x, y)})
+    with figures.page(path) as figure:
+        figures.soup_front(figure, found.rewards, fronts, {"base": (x, y)})
 
 
 def show_greedy(found: Greedy) -> None:

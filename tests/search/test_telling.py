@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -58,6 +59,7 @@ def test_two_axes_are_drawn_three_ways(monkeypatch: pytest.MonkeyPatch) -> None:
         points.append(Point(settings, dict.fromkeys(scores, none), scores))
     best = next(p for p in points if list(p.settings.values()) == [0.2, 3])
     drawn: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(figures, "page", contextlib.nullcontext)  # the path for the figure
     monkeypatch.setattr(figures, "sweep_heat", lambda *told: drawn.append(told))
     draw_sweep(Sweep(axes, "mean", tuple(points), best, {}, {}, {}), Path("a.png"))
     grids = {
