@@ -22,7 +22,7 @@ from mergekit_lines.errors import tell
     help="sum, or an expression over the metrics' names; higher is better.",
 )
 @search_options
-def greedy(recipe: Path, out: Path, **given: Any) -> None:
+def greedy(recipe: Path, out: Path, **options: Any) -> None:
     """Choose checkpoints for a soup greedily, with LiNeS after.
 
     RECIPE is `lines` around task_arithmetic with the checkpoints under `models`; its alpha, beta
@@ -36,14 +36,14 @@ def greedy(recipe: Path, out: Path, **given: Any) -> None:
     from mergekit_lines.search.greedy import greedy as search
     from mergekit_lines.search.store import GREEDY
 
-    found = search(
+    soups = search(
         recipe,
-        given["evaluate"],
+        options["evaluate"],
         out,
-        test=given["test"],
-        objective=given["objective"],
-        settings=settings_of(given),
-        **model_of(given),
+        test=options["test"],
+        objective=options["objective"],
+        settings=settings_of(options),
+        **model_of(options),
     )
-    telling.show_greedy(found)
+    telling.show_greedy(soups)
     tell(f"recipe: {out / GREEDY}")

@@ -103,17 +103,18 @@ def search_options(command: F) -> F:
     return command
 
 
-def settings_of(given: dict[str, Any]) -> Settings:
+def settings_of(options: dict[str, Any]) -> Settings:
     """Return the evaluators' settings among a command's options."""
     from mergekit_lines.evaluate import Settings
 
-    return Settings(**{name: given[name] for name in SETTINGS})
+    return Settings(**{name: options[name] for name in SETTINGS})
 
 
-def model_of(given: dict[str, Any]) -> dict[str, Any]:
+def model_of(options: dict[str, Any]) -> dict[str, Any]:
     """Return what a live model is opened with, among a command's options."""
+    values = {name: options[name] for name in MODEL}
     return {
-        name: given[name] for name in MODEL if given[name] is not None and given[name] is not False
+        name: value for name, value in values.items() if value is not None and value is not False
     }
 
 
@@ -124,10 +125,10 @@ def prepare() -> None:
     mergekit_lines.register()
 
 
-def draw(function: Callable[[Any, Path], None], found: Any, path: Path) -> None:
+def draw(function: Callable[[Any, Path], None], search: Any, path: Path) -> None:
     """Draw a figure, or say why there is none: the numbers are there all the same."""
     try:
-        function(found, path)
+        function(search, path)
     except LinesError as error:
         tell(f"no figure: {'; '.join(map(str, error.problems))}")
     else:

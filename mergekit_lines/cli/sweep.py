@@ -33,7 +33,7 @@ from mergekit_lines.errors import tell
 @click.option("--control", "controls", multiple=True, help="Of retention: a control metric.")
 @click.option("--target-weight", type=float, default=2.0, show_default=True, help="Of retention.")
 @search_options
-def sweep(recipe: Path, axes: tuple[str, ...], out: Path, **given: Any) -> None:
+def sweep(recipe: Path, axes: tuple[str, ...], out: Path, **options: Any) -> None:
     """Tune one or two keys of a recipe by evaluation.
 
     One model is held on a device. Measures LiNeS at every point, and beside it the unscaled merge
@@ -60,16 +60,16 @@ def sweep(recipe: Path, axes: tuple[str, ...], out: Path, **given: Any) -> None:
     from mergekit_lines.search.sweep import sweep as search
 
     words = ("evaluate", "test", "objective", "targets", "controls", "target_weight")
-    found = search(
+    swept = search(
         recipe,
         axes,
         out=out,
-        settings=settings_of(given),
-        **{word: given[word] for word in words},
-        **model_of(given),
+        settings=settings_of(options),
+        **{word: options[word] for word in words},
+        **model_of(options),
     )
-    telling.show_sweep(found)
-    draw(telling.draw_sweep, found, out / FIGURE)
-    if found.test:
-        telling.write_results(found, out / CARD)
+    telling.show_sweep(swept)
+    draw(telling.draw_sweep, swept, out / FIGURE)
+    if swept.test:
+        telling.write_results(swept, out / CARD)
     tell(f"recipe: {out / BEST}")

@@ -48,7 +48,7 @@ def _moved(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
 )
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the models.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def verify(out: Path, as_json: bool, **given: Any) -> None:
+def verify(out: Path, as_json: bool, **options: Any) -> None:
     """Recompute a merged model's tensors in float64.
 
     OUT is the folder of a merge; lines_report.json in it names the recipe and the inputs, whose
@@ -71,7 +71,7 @@ def verify(out: Path, as_json: bool, **given: Any) -> None:
     from mergekit_lines.verify.verify import verify as recompute
 
     with silent():
-        verdict = recompute(out, Choice(**given))
+        verdict = recompute(out, Choice(**options))
     if as_json:
         click.echo(visible_json(verdict.to_dict()))
     else:

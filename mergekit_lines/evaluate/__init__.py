@@ -3,7 +3,7 @@
 A spec is ``[NAME=]KIND:ARGS[?key=value[&key=value…]]``, with one of these kinds:
 
 - ``perplexity:FILE``: token-weighted perplexity of a text file (:mod:`.perplexity`);
-- ``lm_eval:task,task``: tasks of lm-evaluation-harness (:mod:`.harness`);
+- ``lm_eval:task,task``: tasks of lm-evaluation-harness (:mod:`.harness.evaluator`);
 - ``python:module:function``: a function of model and tokenizer (:mod:`.functions`);
 - ``rewards:module:function``: a function of prompts and generated texts (:mod:`.rewards`).
 

@@ -12,7 +12,7 @@ from mergekit_lines.evaluate.spec import Settings, Spec, parse_spec
 
 # kind: (module, class); each class is made of (spec, split, settings).
 _KINDS = {
-    "lm_eval": ("harness", "Harness"),
+    "lm_eval": ("harness.evaluator", "Harness"),
     "perplexity": ("perplexity", "Perplexity"),
     "python": ("functions", "PythonFunction"),
     "rewards": ("rewards", "Rewards"),

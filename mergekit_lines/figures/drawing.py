@@ -71,12 +71,12 @@ def number(value: float) -> str:
 
 def numbers(values: Iterable[float]) -> list[str]:
     """Return the numbers of one axis, with as many decimals on each as the longest needs."""
-    known = list(values)
-    shown = [f"{value:.6g}" for value in known]
-    if any("e" in text for text in shown if float(text)):
-        return [number(value) for value in known]
-    decimals = max((len(text.partition(".")[2]) for text in shown if "e" not in text), default=0)
-    return [f"{value + 0.0:,.{decimals}f}".replace("-", "−") for value in known]
+    listed = list(values)
+    texts = [f"{value:.6g}" for value in listed]
+    if any("e" in text for text in texts if float(text)):
+        return [number(value) for value in listed]
+    decimals = max((len(text.partition(".")[2]) for text in texts if "e" not in text), default=0)
+    return [f"{value + 0.0:,.{decimals}f}".replace("-", "−") for value in listed]
 
 
 def number_ticks(axis: Any) -> None:

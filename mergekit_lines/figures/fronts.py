@@ -117,12 +117,12 @@ def soup_front(
     if title:
         figure.suptitle(wrapped(title, 80), fontsize=12)
     legend_below(figure, handles)
-    wanted = []
+    labels = []
     for label, (cs, xs, ys, *_) in fronts.items():
         c, x, y = (np.asarray(values, dtype=np.float64) for values in (cs, xs, ys))
         for index in dict.fromkeys((0, len(c) - 1, len(c) // 2)):
             if not np.isnan(x[index] + y[index]):
                 text = f"c = {number(c[index])}"
-                wanted.append((text, x[index], y[index], looks[label]["color"]))
+                labels.append((text, x[index], y[index], looks[label]["color"]))
     fit_height(figure, axes, 1, 4.4)
-    write_beside(axes, wanted, points, joined, bars)
+    write_beside(axes, labels, points, joined, bars)

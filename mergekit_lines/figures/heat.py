@@ -67,10 +67,10 @@ def sweep_heat(
     from matplotlib.patches import Patch
 
     panels = {label: np.asarray(grid, dtype=np.float64) for label, grid in grids.items()}
-    wanted = [len(ys), len(xs)]
+    shape = [len(ys), len(xs)]
     for label, values in panels.items():
-        if list(values.shape) != wanted:
-            raise ValueError(f"{label}: found {list(values.shape)}, wanted {wanted}")
+        if list(values.shape) != shape:
+            raise ValueError(f"{label}: found {list(values.shape)}, wanted {shape}")
     refuse_nothing(figure, panels.values())
     every = np.stack(list(panels.values()))
     texts = _texts(every)
@@ -85,10 +85,10 @@ def sweep_heat(
     margin = 0.0 if high > low else 0.05 * max(abs(high), 1.0)
     for axes, (label, values) in zip(grid.flat, panels.items(), strict=True):
         image = _draw_panel(axes, values, low - margin, high + margin)
-        known = values[~np.isnan(values)]
-        best = f"best {texts[float(known.max())]}" if known.size else "not measured"
-        told = [label, best] if rows == 1 else [f"{label}  ·  {best}"]
-        axes.set_title("\n".join(wrapped(line, room) for line in told), fontsize=10.5)
+        measured = values[~np.isnan(values)]
+        best = f"best {texts[float(measured.max())]}" if measured.size else "not measured"
+        lines = [label, best] if rows == 1 else [f"{label}  ·  {best}"]
+        axes.set_title("\n".join(wrapped(line, room) for line in lines), fontsize=10.5)
     for axes in grid[-1]:
         place_ticks(axes.xaxis, xs, room)
     _row_ticks(grid[0, 0].yaxis, ys, height)
@@ -121,12 +121,12 @@ def sweep_heat(
 
 def _texts(values: NDArray[np.float64]) -> dict[float, str]:
     """Return each value in as many decimals as give the greatest four digits."""
-    known = np.unique(values[~np.isnan(values)])
-    greatest = float(np.abs(known).max())
+    distinct = np.unique(values[~np.isnan(values)])
+    greatest = float(np.abs(distinct).max())
     decimals = max(3 - math.floor(math.log10(greatest)), 0) if greatest else 0
     if decimals > 6:
-        return {float(value): f"{value:.3g}".replace("-", "−") for value in known}
-    rounded = {float(value): round(float(value), decimals) + 0.0 for value in known}
+        return {float(value): f"{value:.3g}".replace("-", "−") for value in distinct}
+    rounded = {float(value): round(float(value), decimals) + 0.0 for value in distinct}
     return {value: f"{near:,.{decimals}f}".replace("-", "−") for value, near in rounded.items()}
 
 
@@ -213,8 +213,8 @@ def _ring(axes: Any, column: int, row: int) -> Any:
 
 def _choice(names: Sequence[str], chosen: Sequence[float | str]) -> str:
     """Return what was chosen, in words; a line may end between the two keys."""
-    known = [f"{name} = {word(value)}" for name, value in zip(names, chosen, strict=True)]
-    return "chosen: " + ", ".join(text.replace(" ", "\u00a0") for text in known)
+    pairs = [f"{name} = {word(value)}" for name, value in zip(names, chosen, strict=True)]
+    return "chosen: " + ", ".join(text.replace(" ", "\u00a0") for text in pairs)
 
 
 def _cell_size(width: float, texts: Mapping[float, str]) -> float:

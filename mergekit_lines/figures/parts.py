@@ -44,11 +44,11 @@ def page(path: Path) -> Iterator[Any]:
 
 def looks_of(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return colour, marker and dashes of each line: a known name's own, then what is free."""
-    known = list(dict.fromkeys(labels))
-    taken = {PLACES[label] for label in known if label in PLACES}
-    free = iter(place for place in range(len(known) + len(PLACES)) if place not in taken)
+    distinct = list(dict.fromkeys(labels))
+    taken = {PLACES[label] for label in distinct if label in PLACES}
+    free = iter(place for place in range(len(distinct) + len(PLACES)) if place not in taken)
     looks = {}
-    for label in known:
+    for label in distinct:
         place = (PLACES[label] if label in PLACES else next(free)) % len(COLOURS)
         looks[label] = {
             "color": COLOURS[place],
@@ -106,7 +106,7 @@ def refuse_nothing(figure: Any, values: Iterable[ArrayLike]) -> None:
     Raises:
         LinesError: none of the arrays has a finite number.
     """
-    if not any(np.isfinite(np.asarray(known, dtype=np.float64)).any() for known in values):
+    if not any(np.isfinite(np.asarray(array, dtype=np.float64)).any() for array in values):
         raise LinesError(
             f"{figure.get_label()}: there is nothing to draw: no point has a value yet."
         )

@@ -17,7 +17,7 @@ ANGLES = np.deg2rad([45, 135, -45, -135, 90, -90, 0, 180, 20, 160, -20, -160, 70
 
 def write_beside(
     axes: Any,
-    wanted: Sequence[tuple[str, float, float, str]],
+    texts: Sequence[tuple[str, float, float, str]],
     markers: Sequence[tuple[float, float]],
     lines: Sequence[Floats],
     thin: Sequence[Floats],
@@ -28,7 +28,7 @@ def write_beside(
 
     Args:
         axes: matplotlib axes, all else drawn.
-        wanted: texts in order of importance, and their points in data coordinates.
+        texts: texts in order of importance, and their points in data coordinates.
         markers: points that no text may cover.
         lines: lines that no text may cover, as their corners [n, 2].
         thin: lines to keep clear of if there is room, e.g. error bars.
@@ -40,7 +40,7 @@ def write_beside(
         + [_along(_pixels(axes, line), 1.5 * scale) for line in lines]
     )
     soft = np.concatenate([firm] + [_along(_pixels(axes, line), 0.5 * scale) for line in thin])
-    for text, x, y, colour in wanted:
+    for text, x, y, colour in texts:
         drawn = axes.annotate(
             text,
             (x, y),
@@ -56,10 +56,10 @@ def write_beside(
         half = np.array([extent.width, extent.height]) / 2 + 1.5 * scale
         drawn.remove()
         (centre,) = _pixels(axes, [(x, y)])
-        found = _free(axes, centre, half, soft, scale) or _free(axes, centre, half, firm, scale)
-        if found is None:
+        place = _free(axes, centre, half, soft, scale) or _free(axes, centre, half, firm, scale)
+        if place is None:
             continue
-        far, offset = found
+        far, offset = place
         axes.annotate(
             text,
             (x, y),
@@ -101,8 +101,8 @@ def _offsets(half: Floats, scale: float) -> Iterator[tuple[bool, Floats]]:
 
 
 def _pixels(axes: Any, points: Any) -> Floats:
-    known = np.asarray(points, dtype=np.float64).reshape(-1, 2)
-    placed: Floats = axes.transData.transform(known[~np.isnan(known).any(axis=1)])
+    places = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    placed: Floats = axes.transData.transform(places[~np.isnan(places).any(axis=1)])
     return placed
 
 

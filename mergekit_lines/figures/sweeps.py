@@ -54,7 +54,7 @@ def sweep_panels(
     """
     refuse_nothing(figure, [ys for lines in panels.values() for ys, _ in lines.values()])
     looks = looks_of(label for lines in panels.values() for label in lines)
-    levels = list(dict.fromkeys(label for known in baselines.values() for label in known))
+    levels = list(dict.fromkeys(label for named in baselines.values() for label in named))
     handles: dict[str, Any] = {}
     height = 3.3 if len(panels) == 1 else 2.4
     grid = _grid(figure, len(panels))
@@ -84,8 +84,8 @@ def sweep_panels(
     if title:
         figure.suptitle(wrapped(title, 76), fontsize=12)
     for label in looks:
-        known = [lines[label][0] for lines in panels.values() if label in lines]
-        if not np.isfinite(np.concatenate([np.asarray(ys, float) for ys in known])).any():
+        named = [lines[label][0] for lines in panels.values() if label in lines]
+        if not np.isfinite(np.concatenate([np.asarray(ys, float) for ys in named])).any():
             handles[f"line {label}"].set_label(f"{label} (not measured)")
     if "chosen" in handles:
         handles["chosen"] = handles.pop("chosen")  # the last of the legend

@@ -64,7 +64,7 @@ def parameter_names(model: nn.Module, slots: Sequence[Slot]) -> dict[str, Slot]:
     held: dict[str, torch.Tensor] = dict(model.state_dict(keep_vars=True))
     prefix = getattr(model, "base_model_prefix", "")
     ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
-    found: dict[str, Slot] = {}
+    stored: dict[str, Slot] = {}
     strange, unlike = [], []
     for slot in slots:
         names = [slot.name, f"{prefix}.{slot.name}"]
@@ -75,7 +75,7 @@ def parameter_names(model: nn.Module, slots: Sequence[Slot]) -> dict[str, Slot]:
         elif tuple(held[name].shape) != slot.shape:
             unlike.append(f"{slot.name} {slot.shape} and {tuple(held[name].shape)}")
         else:
-            found[name] = slot
+            stored[name] = slot
     kind = type(model).__name__
     if strange:
         raise LinesError(
@@ -88,17 +88,17 @@ def parameter_names(model: nn.Module, slots: Sequence[Slot]) -> dict[str, Slot]:
             f"architecture {kind}: {some(unlike, 3)} differ between recipe and config. Save the "
             f"models again, with the config that belongs to them."
         )
-    _untie(model, found)
+    _untie(model, stored)
     groups = find_tied_parameters(model)
-    shared = {name for group in groups if any(n in found for n in group) for name in group}
+    shared = {name for group in groups if any(n in stored for n in group) for name in group}
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    empty = [name for name in parameters if name not in found and name not in shared]
+    empty = [name for name in parameters if name not in stored and name not in shared]
     if empty:
         raise LinesError(
             f"architecture {kind}: {some(empty, 3)} of the model are not in the recipe's output, "
             f"wanted a value for every parameter. Is config.json that of these checkpoints?"
         )
-    return found
+    return stored
 
 
 def _untie(model: nn.Module, stored: Collection[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,20 +19,18 @@ from mergekit.io.tasks import GatherTensors, LoaderCache
 from tqdm import tqdm
 
 from mergekit_lines.checkpoint.opened import OpenedModels
-from mergekit_lines.checkpoint.sources import HeldTensor, Source, whole
-from mergekit_lines.checkpoint.writer import Slot
+from mergekit_lines.checkpoint.sources import HeldTensor, Source
 from mergekit_lines.engine.engine import Engine
-from mergekit_lines.engine.pieces import PIECE, Sink
 from mergekit_lines.engine.tasks import WriteTask, engine_task
 from mergekit_lines.engine.vectors import TaskVectors, wrapped_key
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.files import file_digest
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches, names_from_indexes
-from mergekit_lines.kernels.scale import work_dtype
 from mergekit_lines.lines.placed import AUTO
 from mergekit_lines.lines.summary import Summary
-from mergekit_lines.live.opened import Accounting, Opened
+from mergekit_lines.live.blueprint import Accounting, Blueprint
+from mergekit_lines.live.inputs import copy_tensor, input_problem
 from mergekit_lines.live.placement import Device, LiveWeights
 from mergekit_lines.plan.planner import LinesPlanner
 from mergekit_lines.plan.prepare import refused_values
@@ -107,24 +104,24 @@ class LiveModel:
         if isinstance(memory_budget, bool) or not isinstance(memory_budget, int):
             raise LinesError(f"memory_budget: found {memory_budget!r}, wanted a number of bytes.")
         with _plain_failures(), ExitStack() as stack:
-            opened = Opened(recipe, device, max_memory, options)
+            blueprint = Blueprint(recipe, device, max_memory, options)
             folder = stack.enter_context(tempfile.TemporaryDirectory(dir=offload_folder))
-            self._opened = opened
-            self._models: OpenedModels = opened.open(Path(folder), stack)
-            self.accounting: Accounting = opened.accounting()
+            self._blueprint = blueprint
+            self._models: OpenedModels = blueprint.open(Path(folder), stack)
+            self.accounting: Accounting = blueprint.accounting()
             weights, vectors = Path(folder, "weights"), Path(folder, "vectors")
             weights.mkdir()
             vectors.mkdir()
-            self._weights = LiveWeights(opened.layout, weights)
-            flags = opened.options.model_copy(update={"device": str(opened.layout.main)})
+            self._weights = LiveWeights(blueprint.layout, weights)
+            flags = blueprint.options.model_copy(update={"device": str(blueprint.layout.main)})
             kept = TaskVectors(memory_budget, vectors)
             self._engine = Engine(self._models, self._weights, flags, kept)
             stack.callback(self._engine.close)
             self.model: Any = self._weights.model
-            self.tokenizer: Any = opened.tokenizer()
-            opened.configure(self.model)
+            self.tokenizer: Any = blueprint.tokenizer()
+            blueprint.configure(self.model)
             self._calibrations = Calibrations()
-            self._document = opened.document
+            self._document = blueprint.document
             self.summary: Summary
             self.set()
             self._stack = stack.pop_all()
@@ -162,7 +159,7 @@ class LiveModel:
         Weights by file, size, time and digest of the header; the base's config, tokenizer and
         settings of generation by their SHA-256.
         """
-        base = self._models.models[self._opened.recipe.base_model].folder
+        base = self._models.models[self._blueprint.recipe.base_model].folder
         texts = {
             path.name: file_digest(path)
             for path in sorted(base.iterdir())
@@ -195,7 +192,7 @@ class LiveModel:
         return self.set_recipe(with_settings(self._document, {**(settings or {}), **words}))
 
     def set_recipe(self, document: Mapping[str, Any]) -> Summary:
-        """Make the weights those of a recipe that differs from the opened one in parameters alone.
+        """Make the weights those of a recipe that differs from the open one in parameters alone.
 
         Args:
             document: the recipe, as YAML would hold it.
@@ -210,7 +207,7 @@ class LiveModel:
             )
         document = copy.deepcopy(dict(document))
         text, config = parsed(document)
-        problems = check_recipe(config, None, self._opened.options, text)
+        problems = check_recipe(config, None, self._blueprint.options, text)
         if problems:
             raise LinesError(list(dict.fromkeys(problems)))
         with _plain_failures(), self._merging(config) as planner:
@@ -223,7 +220,7 @@ class LiveModel:
                 desc="Setting weights",
                 delay=2,
                 leave=False,
-                disable=self._opened.options.quiet,
+                disable=self._blueprint.options.quiet,
             )
             for _ in bar:
                 pass
@@ -243,73 +240,37 @@ class LiveModel:
             LinesError: the recipe has no such model, or it lacks a tensor of the output.
         """
         _, config = parsed(self._document)
-        known = {str(each): each for each in self._models.models}
-        wanted = config.base_model if model is None else known.get(str(model))
-        if wanted is None:
+        models = {str(each): each for each in self._models.models}
+        reference = config.base_model if model is None else models.get(str(model))
+        if reference is None:
             raise LinesError(
-                f"model {model}: the recipe has {', '.join(known)}, wanted one of them."
+                f"model {model}: the recipe has {', '.join(models)}, wanted one of them."
             )
-        if problem := self.input_problem(wanted):
+        if problem := input_problem(self._blueprint, reference):
             raise LinesError(problem)
         with _plain_failures(), self._merging(config) as planner:
             for item in planner.planned():
                 name = item.weight.name
                 if not self._weights.wants(name):
                     continue
-                source = self._input(item.task, wanted)
+                source = self._input(item.task, reference)
                 slot = self._weights.slot(name)
                 if source is None or source.shape != slot.shape:
                     raise LinesError(f"model {model}: has no tensor for {name} of the output.")
-                self._copy(source, item.task.input_dtype(), slot, self._weights.sink(name))
+                copy_tensor(source, item.task.input_dtype(), slot, self._weights.sink(name))
             self._models.check_unchanged()
 
-    def input_problem(self, model: Any = None) -> str | None:
-        """Return why an input cannot be loaded as it is, or None: slices may stack other blocks.
-
-        Args:
-            model: mergekit's reference; the base if it is not given.
-        """
-        model = model or self._opened.recipe.base_model
-        shifted = []
-        for item in self._opened.prepared.planned:
-            gather: Any = item.task.gather_tensors
-            gather = getattr(gather, "gather_tensors", gather)
-            source = dict(gather.weight_info.items()).get(model)
-            if source is None or source.name != item.weight.name:
-                shifted.append(item.weight.name)
-        trust = self._opened.options.trust_remote_code
-        blocks = {
-            getattr(config, "num_hidden_layers", None)
-            for config in (self._opened.config, model.config(trust_remote_code=trust))
-        }
-        if not shifted and len(blocks) == 1:
-            return None
-        return (
-            f"model {model}: has other blocks than the output of this recipe's slices, so that it "
-            f"cannot be measured as it is in the same model. Give an objective that needs no "
-            f"input's own numbers."
-        )
-
-    @staticmethod
-    def _copy(source: Source, cast: torch.dtype | None, slot: Slot, sink: Sink) -> None:
-        """Write a tensor to its place, piece by piece, by way of the recipe's dtype."""
-        if not source.dtype.is_floating_point:
-            sink.write(0, whole(source).to(slot.dtype).flatten())
-            return
-        entries = math.prod(source.shape)
-        buffer = torch.empty(min(entries, PIECE), dtype=work_dtype(source.dtype))
-        for start in range(0, entries, PIECE):
-            piece = buffer[: min(PIECE, entries - start)]
-            source.read_into(start, start + len(piece), piece)
-            sink.write(start, piece.to(cast or piece.dtype).to(slot.dtype))
+    def input_problem(self) -> str | None:
+        """Return why the base cannot be loaded as it is, or None: slices may stack other blocks."""
+        return input_problem(self._blueprint)
 
     def _input(self, task: Any, model: Any) -> Source | None:
         gather = task.gather_tensors
         if not isinstance(gather, GatherTensors):  # a vocabulary that has to be aligned
             aligned = engine_task(task, WriteTask, engine=self._engine, number=0).gather_tensors
             ((_, tensors),) = Executor([aligned]).run(quiet=True)
-            found: torch.Tensor | None = tensors.get(model)
-            return None if found is None else HeldTensor(found.contiguous())
+            tensor: torch.Tensor | None = tensors.get(model)
+            return None if tensor is None else HeldTensor(tensor.contiguous())
         weights = dict(gather.weight_info.items())
         return self._models.source(model, weights[model]) if model in weights else None
 
@@ -319,27 +280,27 @@ class LiveModel:
         if self._closed:
             raise LinesError("the live model was closed. Open the recipe again.")
         self._models.check_unchanged()
-        opened = self._opened
+        blueprint = self._blueprint
         run = replace(
-            MergeRun.of(config, opened.options),
-            tokenizer=opened.prepared.tokenizer,
+            MergeRun.of(config, blueprint.options),
+            tokenizer=blueprint.prepared.tokenizer,
             engine=self._engine,
             partial=self._calibrations,
         )
         with ONE_AT_A_TIME, one_thread(), torch.no_grad(), fresh_caches(), names_from_indexes():
-            LoaderCache().setup(options=opened.options)
+            LoaderCache().setup(options=blueprint.options)
             LoaderCache().loaders.update(
-                {model: found.loader for model, found in self._models.models.items()}
+                {model: each.loader for model, each in self._models.models.items()}
             )
             recipe = config.model_copy(deep=True)  # mergekit's planner rewrites it
-            arch = opened.prepared.arch_info
+            arch = blueprint.prepared.arch_info
             with planning(run):
-                yield LinesPlanner(recipe, arch, opened.options, opened.config)
+                yield LinesPlanner(recipe, arch, blueprint.options, blueprint.config)
 
     def _plan(self, planner: LinesPlanner) -> None:
         planned = planner.planned()
-        found = [item.weight.name for item in planned]
-        if found != [item.weight.name for item in self._opened.prepared.planned]:
+        names = [item.weight.name for item in planned]
+        if names != [item.weight.name for item in self._blueprint.prepared.planned]:
             raise LinesError("the recipe gives other tensors than the model was opened with.")
         problems = refused_values(planned)[:1]
         if problems:

@@ -61,11 +61,11 @@ class Layout:
 
     def bytes(self) -> dict[str, int]:
         """Return the bytes of weights per device, ``cpu`` and ``disk`` among them."""
-        found: dict[str, int] = {}
+        totals: dict[str, int] = {}
         for name, slot in self.slots.items():
             device = str(self.device_of(name))
-            found[device] = found.get(device, 0) + slot.bytes
-        return found
+            totals[device] = totals.get(device, 0) + slot.bytes
+        return totals
 
 
 def lay_out(
@@ -108,10 +108,10 @@ def lay_out(
         )
     limits[main] -= working
     whole = getattr(model, "_no_split_modules", None)
-    found = infer_auto_device_map(
+    device_map = infer_auto_device_map(
         model, max_memory=limits, no_split_module_classes=sorted(whole) if whole else None
     )
-    return Layout(model, slots, ties, found, _device(main))
+    return Layout(model, slots, ties, device_map, _device(main))
 
 
 def _device(main: Device) -> torch.device:
@@ -143,16 +143,16 @@ def in_dtypes(model: nn.Module, slots: Mapping[str, Slot]) -> None:
     ties = find_tied_parameters(model)
     for name, slot in slots.items():
         names = next((group for group in ties if name in group), [name])
-        made: nn.Parameter | None = None
+        parameter: nn.Parameter | None = None
         for each in names:
             holder, _, own = each.rpartition(".")
             module = model.get_submodule(holder)
             if own not in module._parameters:
                 continue
-            if made is None:
+            if parameter is None:
                 empty = torch.empty(slot.shape, dtype=slot.dtype, device="meta")
-                made = nn.Parameter(empty, requires_grad=False)
-            module._parameters[own] = made
+                parameter = nn.Parameter(empty, requires_grad=False)
+            module._parameters[own] = parameter
 
 
 class LiveWeights:
@@ -228,15 +228,15 @@ class LiveWeights:
             return HeldResult(self._host[own])
         holder, _, last = own.rpartition(".")
         module = self.model.get_submodule(holder)
-        found: torch.Tensor = getattr(module, last)
+        tensor: torch.Tensor = getattr(module, last)
         slot = self._layout.slots[own]
-        if (tuple(found.shape), found.dtype) != (slot.shape, slot.dtype) or found.is_meta:
+        if (tuple(tensor.shape), tensor.dtype) != (slot.shape, slot.dtype) or tensor.is_meta:
             raise LinesError(
-                f"the live model's {own} was changed from outside: found {found.dtype} "
-                f"{tuple(found.shape)}, wanted {slot.dtype} {slot.shape}. Let evaluators work on a "
-                f"copy, and open the model again."
+                f"the live model's {own} was changed from outside: found {tensor.dtype} "
+                f"{tuple(tensor.shape)}, wanted {slot.dtype} {slot.shape}. Let evaluators work on "
+                f"a copy, and open the model again."
             )
-        return HeldResult(found.detach())
+        return HeldResult(tensor.detach())
 
     def stored(self, name: str) -> None:
         """Take note of nothing: a weight in its place is there."""

@@ -45,27 +45,27 @@ def parse_axis(text: str) -> Axis:
     Raises:
         LinesError: it is neither, or there is no value.
     """
-    key, equals, given = text.partition("=")
-    if not equals or not key.strip() or not given.strip():
+    key, equals, listing = text.partition("=")
+    if not equals or not key.strip() or not listing.strip():
         raise LinesError(
             f"--set {text}: wanted KEY=START:STOP:STEP or KEY=VALUE,VALUE, e.g. "
             f"parameters.beta=0.1:1.0:0.1."
         )
-    values = _range(text, given) if ":" in given else _listed(text, given)
+    values = _range(text, listing) if ":" in listing else _listed(text, listing)
     if len(set(map(repr, values))) < len(values):
         raise LinesError(f"--set {text}: a value stands there twice, wanted each once.")
     return Axis(full_key(key.strip()), tuple(values))
 
 
-def _range(text: str, given: str) -> list[int | float]:
+def _range(text: str, listing: str) -> list[int | float]:
     try:
-        start, stop, step = (Decimal(part.strip()) for part in given.split(":"))
+        start, stop, step = (Decimal(part.strip()) for part in listing.split(":"))
         finite = all(number.is_finite() for number in (start, stop, step))
     except (InvalidOperation, ValueError):
         finite = False
     if not finite or not step or (stop - start) / step < 0:
         raise LinesError(
-            f"--set {text}: found {given!r}, wanted START:STOP:STEP, three numbers with a STEP "
+            f"--set {text}: found {listing!r}, wanted START:STOP:STEP, three numbers with a STEP "
             f"that leads from START to STOP."
         )
     count = int((stop - start) / step) + 1
@@ -76,9 +76,9 @@ def _range(text: str, given: str) -> list[int | float]:
     return [int(number) if whole else float(number) for number in numbers]
 
 
-def _listed(text: str, given: str) -> list[Any]:
+def _listed(text: str, listing: str) -> list[Any]:
     values = []
-    for part in given.split(","):
+    for part in listing.split(","):
         try:
             value = yaml.safe_load(part)
         except yaml.YAMLError:

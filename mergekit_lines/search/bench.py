@@ -59,9 +59,9 @@ def _one_coefficient(recipe: Recipe, value: float, dropped: set[str]) -> dict[st
             }
         return [without(item) for item in part] if isinstance(part, (list, tuple)) else part
 
-    made: dict[str, Any] = without(copy.deepcopy(dict(recipe)))
-    made["parameters"] = {**(made.get("parameters") or {}), "alpha": value, "beta": 0.0}
-    return made
+    result: dict[str, Any] = without(copy.deepcopy(dict(recipe)))
+    result["parameters"] = {**(result.get("parameters") or {}), "alpha": value, "beta": 0.0}
+    return result
 
 
 def mean_coefficient(summary: Summary) -> float:
@@ -76,11 +76,11 @@ class _Remembered:
     """An evaluator as an earlier run knew it: what it measured was on these examples."""
 
     spec: str
-    known: Mapping[str, Any]
+    described: Mapping[str, Any]
     examples: frozenset[str]
 
     def identity(self) -> dict[str, Any]:
-        return dict(self.known)
+        return dict(self.described)
 
     def digests(self) -> frozenset[str]:
         return self.examples
@@ -136,9 +136,9 @@ class Bench:
             self._bar = stack.enter_context(
                 tqdm(total=total, desc="Measuring", unit="point", disable=quiet)
             )
-            if self.store.found:
-                found = self.store.found
-                self.say(f"found {found} results in {out}: going on behind them")
+            if self.store.count:
+                count = self.store.count
+                self.say(f"found {count} results in {out}: going on behind them")
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Bench:
@@ -165,9 +165,9 @@ class Bench:
         Raises:
             LinesError: the recipe is refused, or an evaluator cannot measure it.
         """
-        found = self.store.find(split, recipe)
-        if found is not None:
-            return self._known(found)
+        record = self.store.find(split, recipe)
+        if record is not None:
+            return self._kept(record)
         begun = time.monotonic()
         try:
             summary = self.live.set_recipe(recipe)
@@ -185,14 +185,14 @@ class Bench:
             LinesError: the model cannot be loaded as it is, or an evaluator cannot measure it.
         """
         stands_for = {"model": name}
-        found = self.store.find(split, stands_for)
-        if found is not None:
-            return self._known(found)
+        record = self.store.find(split, stands_for)
+        if record is not None:
+            return self._kept(record)
         begun = time.monotonic()
         self.live.load(name)
         return self._measured(split, stands_for, None, begun)
 
-    def _known(self, record: Record) -> Record:
+    def _kept(self, record: Record) -> Record:
         # The bar's rate is that of measurements.
         if self._bar.total is not None:
             self._bar.total = max(self._bar.total - 1, self._bar.n)
@@ -222,8 +222,8 @@ class Bench:
         for evaluator in self._evaluators.get(split, ()):
             digests = stored.get(_place(split, evaluator))
             if digests and not evaluator.digests():
-                known = frozenset(digests)
-                yield _Remembered(evaluator.spec, evaluator.identity(), known)
+                examples = frozenset(digests)
+                yield _Remembered(evaluator.spec, evaluator.identity(), examples)
             else:
                 yield evaluator
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Evaluator, Settings, check_settings, parse_evaluators
-from mergekit_lines.host.names import METHODS
+from mergekit_lines.live.blueprint import check_method
 from mergekit_lines.plugin import register
 from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.recipe.models import models_in_order
@@ -27,11 +27,7 @@ def open_recipe(recipe: Any) -> dict[str, Any]:
     register()
     _, document = read_recipe(recipe)
     _, config = parsed(document)
-    if config.merge_method not in METHODS:
-        raise LinesError(
-            f"merge_method: found {config.merge_method!r}, wanted {' or '.join(METHODS)}: it "
-            f"is their coefficients that are searched."
-        )
+    check_method(config)
     return dict(document)
 
 
@@ -52,8 +48,8 @@ def check_recipes(
     for recipe, point in zip(recipes, points, strict=True):
         text, config = parsed(recipe)
         at = ", ".join(f"{key} = {value}" for key, value in point.items())
-        found = [*check_recipe(config, None, options, text), *_overridden(recipe, point)]
-        for problem in found:
+        sentences = [*check_recipe(config, None, options, text), *_overridden(recipe, point)]
+        for problem in sentences:
             problems.setdefault(problem, f" (at {at})" if at else "")
     if problems:
         raise LinesError([f"{problem}{where}" for problem, where in problems.items()])

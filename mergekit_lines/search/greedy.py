@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Settings
 from mergekit_lines.recipe.settings import tuned_entries, with_settings
 from mergekit_lines.search.bench import Bench, Recipe, unscaled
 from mergekit_lines.search.checks import check_recipes, input_names, make_evaluators, open_recipe
 from mergekit_lines.search.objective import parse_objective
-from mergekit_lines.search.store import GREEDY, Record, write_output
+from mergekit_lines.search.store import GREEDY, Record, write_recipe
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def greedy(
     """
     document = open_recipe(recipe)
     places = tuned_entries(document)
-    _check(document, places)
+    _check_soup(document, places)
     names = input_names(document)[1:]
     every = soup_recipe(document, range(len(places)))
     check_recipes([every], [{}])
@@ -96,7 +94,7 @@ def greedy(
         }
         soups = {name: bench.measure(each) for name, each in recipes.items()}
         tested = {name: bench.measure(each, "test") for name, each in recipes.items() if test}
-        write_output(Path(out, GREEDY), _text(document, chosen))
+        write_recipe(Path(out, GREEDY), _chosen_alone(document, chosen))
     return Greedy(
         scores={names[number]: own[names[number]] for number in ranked},
         chosen=tuple(names[number] for number in chosen),
@@ -118,7 +116,7 @@ def soup_recipe(document: Recipe, chosen: Sequence[int]) -> dict[str, Any]:
     return with_settings(document, {"weights": weights})
 
 
-def _check(document: Recipe, places: Sequence[int]) -> None:
+def _check_soup(document: Recipe, places: Sequence[int]) -> None:
     words = document.get("parameters") or {}
     wrap = words.get("wrap", "task_arithmetic")
     if document.get("merge_method") != "lines" or wrap != "task_arithmetic" or len(places) < 2:
@@ -159,7 +157,8 @@ def _scorer(objective: str) -> Callable[[Record], float]:
     return score
 
 
-def _text(document: Recipe, chosen: Sequence[int]) -> str:
+def _chosen_alone(document: Recipe, chosen: Sequence[int]) -> Recipe:
+    """Return the soup's recipe without the checkpoints that were not chosen."""
     recipe = soup_recipe(document, chosen)
     places = tuned_entries(recipe)
     kept = {places[number] for number in chosen}
@@ -168,4 +167,4 @@ def _text(document: Recipe, chosen: Sequence[int]) -> str:
         for number, entry in enumerate(recipe["models"])
         if number in kept or number not in places
     ]
-    return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    return recipe

@@ -74,17 +74,17 @@ class Objective:
         Raises:
             LinesError: one is not; with the nearest name.
         """
-        known = list(metric_names)
-        wanted = [*self.targets, *self.controls] if self.text == RETENTION else []
+        measured = list(metric_names)
+        named = [*self.targets, *self.controls] if self.text == RETENTION else []
         if self.text not in {MEAN, RETENTION}:
-            wanted = [name for _, name in self._named()]
+            named = [name for _, name in self._named()]
         problems = []
-        for name in dict.fromkeys(wanted):
-            if name not in known:
-                words = known if self.text == RETENTION else [*known, MEAN, RETENTION]
+        for name in dict.fromkeys(named):
+            if name not in measured:
+                words = measured if self.text == RETENTION else [*measured, MEAN, RETENTION]
                 problems.append(
                     f"objective {self.text!r}: there is no metric {name!r}."
-                    f"{nearest(name, words)} Measured are: {', '.join(known) or 'none'}."
+                    f"{nearest(name, words)} Measured are: {', '.join(measured) or 'none'}."
                 )
         if problems:
             raise LinesError(problems)
@@ -101,25 +101,25 @@ class Objective:
             LinesError: a baseline or a metric is missing, a ratio has a value that is not above
                 0, or the result is not a finite number.
         """
-        given = {"": metrics, "tuned": tuned or {}, "base": base or {}}
+        values = {"": metrics, "tuned": tuned or {}, "base": base or {}}
         if self.text == MEAN:
-            result = self._mean_ratio(list(metrics), given, "tuned")
+            result = self._mean_ratio(list(metrics), values, "tuned")
         elif self.text == RETENTION:
-            target = self._mean_ratio(self.targets, given, "tuned")
-            control = self._mean_ratio(self.controls, given, "base")
+            target = self._mean_ratio(self.targets, values, "tuned")
+            control = self._mean_ratio(self.controls, values, "base")
             result = self.target_weight * target + control
         else:
-            result = self._evaluate(given)
+            result = self._evaluate(values)
         return result
 
     def _mean_ratio(
-        self, names: Sequence[str], given: Mapping[str, _Metrics], baseline: str
+        self, names: Sequence[str], values: Mapping[str, _Metrics], baseline: str
     ) -> float:
         if not names:
             raise LinesError(f"objective {self.text}: there are no metrics.")
         ratios = []
         for name in names:
-            point, reference = (self._metric(given, place, name) for place in ("", baseline))
+            point, reference = (self._metric(values, place, name) for place in ("", baseline))
             above, below = point.value, reference.value
             whose = "the fine-tuned" if baseline == "tuned" else "the base"
             wrong = f"{whose} model's {name} is {below}" if not below > 0 else None
@@ -135,27 +135,27 @@ class Objective:
             ratios.append(above / below)
         return math.fsum(ratios) / len(ratios)
 
-    def _metric(self, given: Mapping[str, _Metrics], place: str, name: str) -> Metric:
-        if name not in given[place]:
+    def _metric(self, values: Mapping[str, _Metrics], place: str, name: str) -> Metric:
+        if name not in values[place]:
             whose = {"": "at this point", "tuned": "of the fine-tuned model"}
             raise LinesError(
                 f"objective {self.text!r}: {name} was not measured "
                 f"{whose.get(place, 'of the base model')}. Measure it there with the same "
                 f"evaluators."
             )
-        return given[place][name]
+        return values[place][name]
 
     def _named(self) -> Iterator[tuple[str, str]]:
         """Yield the metrics of an expression, each behind ``tuned``, ``base`` or nothing."""
         yield from dict.fromkeys(_names(_parse(self.text)))
 
-    def _evaluate(self, given: Mapping[str, _Metrics]) -> float:
-        values = {
-            (place, name): self._metric(given, place, name).value for place, name in self._named()
+    def _evaluate(self, values: Mapping[str, _Metrics]) -> float:
+        numbers = {
+            (place, name): self._metric(values, place, name).value for place, name in self._named()
         }
-        said = ", ".join(f"{f'{p}.' if p else ''}{name} = {v}" for (p, name), v in values.items())
+        said = ", ".join(f"{f'{p}.' if p else ''}{name} = {v}" for (p, name), v in numbers.items())
         try:
-            result = _value(_parse(self.text), values)
+            result = _value(_parse(self.text), numbers)
         except (ArithmeticError, ValueError) as error:
             raise LinesError(
                 f"objective {self.text!r} has no value ({error}) with {said}. Mend the expression."
@@ -231,7 +231,7 @@ def _example(point: Metric, name: str, baseline: str) -> str:
 def _parse(text: str) -> ast.expr:
     try:
         tree = ast.parse(text, mode="eval").body
-        _check(tree, text)
+        _check_node(tree, text)
     except SyntaxError as error:
         raise LinesError(f"objective {text!r}: {error.msg}. {_FORM}") from error
     except (ValueError, OverflowError, RecursionError, MemoryError) as error:
@@ -241,22 +241,22 @@ def _parse(text: str) -> ast.expr:
     return tree
 
 
-def _check(node: ast.expr, text: str) -> None:
+def _check_node(node: ast.expr, text: str) -> None:
     """Refuse every part that is not on the list."""
     match node:
         case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATORS:
-            _check(left, text)
-            _check(right, text)
+            _check_node(left, text)
+            _check_node(right, text)
         case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
-            _check(operand, text)
+            _check_node(operand, text)
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
             if not arguments or (name in _ONE_ARGUMENT and len(arguments) != 1):
-                wanted = "one argument" if name in _ONE_ARGUMENT else "at least one argument"
+                arity = "one argument" if name in _ONE_ARGUMENT else "at least one argument"
                 raise LinesError(
-                    f"objective {text!r}: {name} has {len(arguments)} arguments, wanted {wanted}."
+                    f"objective {text!r}: {name} has {len(arguments)} arguments, wanted {arity}."
                 )
             for argument in arguments:
-                _check(argument, text)
+                _check_node(argument, text)
         case ast.Attribute(value=ast.Name(id=baseline)) if baseline in BASELINES:
             pass
         case ast.Name(id=name) if name not in {*FUNCTIONS, *BASELINES, RETENTION}:
@@ -305,8 +305,9 @@ def _value(node: ast.expr, values: Mapping[tuple[str, str], float]) -> float:
             value = _value(operand, values)
             return -value if isinstance(operator, ast.USub) else value
         case ast.Call(func=ast.Name(id=name), args=arguments):
-            found = [_value(argument, values) for argument in arguments]
-            return _ONE_ARGUMENT[name](found[0]) if name in _ONE_ARGUMENT else _SEVERAL[name](found)
+            operands = [_value(argument, values) for argument in arguments]
+            one = _ONE_ARGUMENT.get(name)
+            return one(operands[0]) if one else _SEVERAL[name](operands)
         case ast.Attribute(value=ast.Name(id=baseline), attr=name):
             return values[baseline, name]
         case ast.Name(id=name):

@@ -69,14 +69,14 @@ def pareto_set(points: ArrayLike) -> list[int]:
     Raises:
         ValueError: the points are not [n, 2] finite numbers.
     """
-    known = _finite("points", points, 2)
-    order = np.lexsort((np.arange(len(known)), -known[:, 1], -known[:, 0]))
-    best, found = -np.inf, []
+    values = _finite("points", points, 2)
+    order = np.lexsort((np.arange(len(values)), -values[:, 1], -values[:, 0]))
+    best, indices = -np.inf, []
     for index in order:  # from the right: what lies no higher than all so far is dominated
-        if known[index, 1] > best:
-            best = known[index, 1]
-            found.append(int(index))
-    return found[::-1]
+        if values[index, 1] > best:
+            best = values[index, 1]
+            indices.append(int(index))
+    return indices[::-1]
 
 
 def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
@@ -130,9 +130,9 @@ def bootstrap(
         raise ValueError(f"samples: found {samples!r}, wanted at least 1")
     if not 0 < level < 1:
         raise ValueError(f"level: found {level!r}, wanted a number between 0 and 1")
-    known = _checked(scores)
-    prompts = next(iter(known.values())).shape[-1]
-    means = {name: values.mean(axis=-1) for name, values in known.items()}
+    rewards_by_front = _checked(scores)
+    prompts = next(iter(rewards_by_front.values())).shape[-1]
+    means = {name: values.mean(axis=-1) for name, values in rewards_by_front.items()}
     if reference is None:
         fixed: Floats = np.concatenate(list(means.values())).min(axis=0)
     else:
@@ -144,7 +144,7 @@ def bootstrap(
     values = {name: float(_areas(known_means, fixed)) for name, known_means in means.items()}
     drawn = {
         name: _areas(np.moveaxis(rewards @ weights, -1, 0), fixed)
-        for name, rewards in known.items()
+        for name, rewards in rewards_by_front.items()
     }
     fronts = {
         name: Front(
@@ -154,10 +154,10 @@ def bootstrap(
             errors=rewards.std(axis=-1, ddof=1) / np.sqrt(prompts),
             pareto=pareto_set(means[name]),
         )
-        for name, rewards in known.items()
+        for name, rewards in rewards_by_front.items()
     }
     differences = {}
-    for a, b in combinations(known, 2):
+    for a, b in combinations(rewards_by_front, 2):
         value = values[a] - values[b]
         differences[a, b] = Difference(value, _interval(value, drawn[a] - drawn[b], level))
     return Bootstrap(fixed, fronts, differences)
@@ -182,17 +182,17 @@ def _interval(
 
 def _checked(scores: Mapping[str, ArrayLike]) -> dict[str, Floats]:
     """Return the scores as arrays of one number of prompts."""
-    known = {name: _finite(f"scores of {name!r}", given, 3) for name, given in scores.items()}
-    if not known:
+    arrays = {name: _finite(f"scores of {name!r}", array, 3) for name, array in scores.items()}
+    if not arrays:
         raise ValueError("scores: found no front, wanted at least one")
-    for name, values in known.items():
+    for name, values in arrays.items():
         if not len(values):
             raise ValueError(f"scores of {name!r}: found no point, wanted at least one")
-    counts = {name: values.shape[-1] for name, values in known.items()}
+    counts = {name: values.shape[-1] for name, values in arrays.items()}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name!r} has {count}" for name, count in counts.items())
+        listing = ", ".join(f"{name!r} has {count}" for name, count in counts.items())
         raise ValueError(
-            f"scores: found different numbers of prompts ({told}), wanted the same prompts "
+            f"scores: found different numbers of prompts ({listing}), wanted the same prompts "
             f"for every front: score them all on one set"
         )
     if (count := next(iter(counts.values()))) < 2:
@@ -200,28 +200,28 @@ def _checked(scores: Mapping[str, ArrayLike]) -> dict[str, Floats]:
             f"scores: found {count} prompt{'s' * (count != 1)}, wanted at least 2: "
             f"one prompt has no spread to resample"
         )
-    return known
+    return arrays
 
 
-def _reference(given: ArrayLike) -> Floats:
-    reference = np.asarray(given, dtype=np.float64)
+def _reference(point: ArrayLike) -> Floats:
+    reference = np.asarray(point, dtype=np.float64)
     if reference.shape != (2,) or not np.isfinite(reference).all():
-        raise ValueError(f"reference: found {given!r:.80}, wanted two finite numbers")
+        raise ValueError(f"reference: found {point!r:.80}, wanted two finite numbers")
     return reference
 
 
-def _finite(what: str, given: ArrayLike, dimensions: int) -> Floats:
+def _finite(what: str, array: ArrayLike, dimensions: int) -> Floats:
     """Return the numbers as float64 [n, 2] or [n, 2, prompts]; an empty list is no points."""
-    values: Floats = np.ascontiguousarray(given, dtype=np.float64)
-    wanted = "[n, 2]" if dimensions == 2 else "[points, 2, prompts]"
+    values: Floats = np.ascontiguousarray(array, dtype=np.float64)
+    form = "[n, 2]" if dimensions == 2 else "[points, 2, prompts]"
     if values.shape == (0,):
         values = values.reshape((0, 2, 0)[:dimensions])
     if values.ndim != dimensions or values.shape[1] != 2:
-        raise ValueError(f"{what}: found the shape {list(values.shape)}, wanted {wanted}")
+        raise ValueError(f"{what}: found the shape {list(values.shape)}, wanted {form}")
     wrong = np.argwhere(~np.isfinite(values))
     if len(wrong):
         place = tuple(int(index) for index in wrong[0])
         raise ValueError(
-            f"{what}: found {values[place]} at {list(place)} of {wanted}, wanted a finite number"
+            f"{what}: found {values[place]} at {list(place)} of {form}, wanted a finite number"
         )
     return values

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from mergekit_lines.api import merge
 from mergekit_lines.errors import LinesError
@@ -19,7 +18,7 @@ from mergekit_lines.recipe.settings import tuned_entries, with_settings
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED, Bench, Recipe
 from mergekit_lines.search.checks import check_recipes, input_names, make_evaluators, open_recipe
 from mergekit_lines.search.pareto import Bootstrap, bootstrap
-from mergekit_lines.search.store import RECIPES, Record, write_output
+from mergekit_lines.search.store import RECIPES, Record, write_recipe
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def soup(
     Source: arXiv 2410.17146, section 5.4 and figure 4; rewarded soups, arXiv 2306.04488.
     """
     document = open_recipe(recipe)
-    _check(document)
+    _check_policies(document)
     if points < 2 or samples < 1:
         raise LinesError(f"found {points} points and {samples} samples, wanted 2 and 1 or more.")
     shares = tuple(round(number / (points - 1), 12) for number in range(points))
@@ -103,7 +102,7 @@ def soup(
         for old in folder.glob("c*.yml"):  # of a front with other points
             old.unlink()
         for number in result.bootstrap.fronts[LINES].pareto:
-            write_output(folder / f"c{shares[number]:g}.yml", _text(recipes[number]))
+            write_recipe(folder / f"c{shares[number]:g}.yml", recipes[number])
     return result
 
 
@@ -125,13 +124,13 @@ def write(recipe: Any, share: float, out: str | os.PathLike[str], **options: Any
         LinesError: c is not within 0 and 1, or the merge is refused.
     """
     document = open_recipe(recipe)
-    _check(document)
+    _check_policies(document)
     if not 0 <= share <= 1:
         raise LinesError(f"--write c={share:g}: wanted c from 0 to 1.")
     return merge(at_share(document, share), out, **options)
 
 
-def _check(document: Recipe) -> None:
+def _check_policies(document: Recipe) -> None:
     places = tuned_entries(document)
     if document.get("merge_method") != "lines" or len(places) != 2:
         raise LinesError(
@@ -143,12 +142,12 @@ def _check(document: Recipe) -> None:
 
 def _check_alike(chosen: Sequence[Any]) -> None:
     """See that all rewards score the same texts: one front compares them prompt by prompt."""
-    told = [evaluator.identity() for evaluator in chosen]
-    kinds = [str(one["spec"]).partition("?")[0] for one in told]
+    identities = [evaluator.identity() for evaluator in chosen]
+    kinds = [str(one["spec"]).partition("?")[0] for one in identities]
     if not all(re.match(r"(?:\w+=)?rewards:", kind) for kind in kinds):
         raise LinesError(f"--rewards: found {', '.join(kinds)}, wanted rewards:MODULE:FUNCTION.")
     for key in ("data", "options"):
-        if any(one[key] != told[0][key] for one in told[1:]):
+        if any(one[key] != identities[0][key] for one in identities[1:]):
             raise LinesError(
                 f"--rewards: found other {key} for {' and '.join(kinds)}, wanted the same prompts "
                 f"and the same generation for both. Give them by --prompts, --limit, --seed and "
@@ -176,7 +175,3 @@ def _two(record: Record) -> tuple[str, str]:
 def _scores(records: Sequence[Record], names: tuple[str, str]) -> np.ndarray[Any, Any]:
     """Return the scores, shape [points, 2, prompts]."""
     return np.array([[record.metrics[name].examples for name in names] for record in records])
-
-
-def _text(recipe: Recipe) -> str:
-    return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)

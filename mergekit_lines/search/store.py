@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from mergekit_lines.errors import LinesError, reason, some
@@ -78,7 +79,7 @@ class Store:
         self._path = folder / RESULTS
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
         self._records: dict[str, Record] = {}
-        self.found = 0
+        self.count = 0
         self._check_identity()
         self._read()
 
@@ -125,7 +126,7 @@ class Store:
                     f"Take the line out to measure that point again."
                 ) from error
             self._records[record.key] = record
-        self.found = len(self._records)
+        self.count = len(self._records)
 
     def find(self, split: str, recipe: Mapping[str, Any]) -> Record | None:
         """Return what was measured of a recipe on a split, or None."""
@@ -155,11 +156,11 @@ class Store:
                 f"{path}: cannot be read ({reason(error)}). Choose another --out."
             ) from error
 
-    def keep_digests(self, found: Mapping[str, Iterable[str]]) -> None:
+    def keep_digests(self, learnt: Mapping[str, Iterable[str]]) -> None:
         """Keep such digests: they tell later whether two splits share examples."""
-        known = {**self.digests(), **{spec: sorted(digests) for spec, digests in found.items()}}
-        if known != self.digests():
-            write_output(self.folder / EXAMPLES, json.dumps(known, indent=1) + "\n")
+        digests = {**self.digests(), **{spec: sorted(digests) for spec, digests in learnt.items()}}
+        if digests != self.digests():
+            write_output(self.folder / EXAMPLES, json.dumps(digests, indent=1) + "\n")
 
 
 def _to_json(record: Record) -> dict[str, Any]:
@@ -214,6 +215,11 @@ def write_output(path: Path, text: str) -> None:
         write_whole(path, text)
     except OSError as error:
         raise unwritten(path, error) from error
+
+
+def write_recipe(path: Path, recipe: Mapping[str, Any], head: str = "") -> None:
+    """Write a recipe for ``mergekit-yaml``, behind lines of comment."""
+    write_output(path, head + yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
 
 
 def unwritten(path: Path, error: OSError) -> LinesError:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Metric, Settings
 from mergekit_lines.recipe.settings import with_settings
@@ -17,7 +15,7 @@ from mergekit_lines.search.axes import Axis, grid, parse_axis
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED, Bench, Recipe
 from mergekit_lines.search.checks import check_recipes, input_names, make_evaluators, open_recipe
 from mergekit_lines.search.objective import Objective, parse_objective
-from mergekit_lines.search.store import BEST, CARD, Record, write_output
+from mergekit_lines.search.store import BEST, CARD, Record, write_recipe
 
 
 @dataclass(frozen=True)
@@ -118,8 +116,8 @@ def sweep(
     """
     document = open_recipe(recipe)
     axes = [axes] if isinstance(axes, str) else axes
-    found = [axis if isinstance(axis, Axis) else parse_axis(axis) for axis in axes]
-    points = grid(found)
+    parsed_axes = [axis if isinstance(axis, Axis) else parse_axis(axis) for axis in axes]
+    points = grid(parsed_axes)
     recipes = [with_settings(document, point) for point in points]
     check_recipes(recipes, points)
     evaluators = make_evaluators(settings, "--evaluate", evaluate, test)
@@ -145,7 +143,7 @@ def sweep(
         best = max(measured, key=lambda point: point.scores[LINES])
         chosen = recipes[measured.index(best)]
         own = {name: judge.score(record) for name, record in inputs.items()}
-        result = Sweep(tuple(found), objective, tuple(measured), best, inputs, own)
+        result = Sweep(tuple(parsed_axes), objective, tuple(measured), best, inputs, own)
         if test:
             result = replace(
                 result,
@@ -154,7 +152,7 @@ def sweep(
             )
         else:  # what an earlier run reported was of another choice, perhaps
             Path(out, CARD).unlink(missing_ok=True)
-        write_output(Path(out, BEST), _text(chosen, result))
+        write_recipe(Path(out, BEST), chosen, _head(result))
     return result
 
 
@@ -170,27 +168,26 @@ class _Judge:
         best: dict[str, Metric] = {}
         for own in self.tuned:
             for name, metric in own.metrics.items():
-                known = best.get(name)
-                if known is None or (metric.value > known.value) == metric.higher_is_better:
+                so_far = best.get(name)
+                if so_far is None or (metric.value > so_far.value) == metric.higher_is_better:
                     best[name] = metric
         base = self.base.metrics if self.base else None
         return self.objective.score(record.metrics, best or None, base)
 
 
-def _tested(bench: Bench, recipe: Recipe, found: Sweep) -> Iterator[tuple[str, Record]]:
-    for name in found.inputs:
+def _tested(bench: Bench, recipe: Recipe, swept: Sweep) -> Iterator[tuple[str, Record]]:
+    for name in swept.inputs:
         yield name, bench.measure_input(name, "test")
     yield LINES, bench.measure(recipe, "test")
-    yield UNIFORM, bench.measure(found.best.records[UNIFORM].recipe, "test")
-    yield "uniform, best", bench.measure(found.best_uniform.records[UNIFORM].recipe, "test")
-    yield UNSCALED, bench.measure(found.best.records[UNSCALED].recipe, "test")
+    yield UNIFORM, bench.measure(swept.best.records[UNIFORM].recipe, "test")
+    yield "uniform, best", bench.measure(swept.best_uniform.records[UNIFORM].recipe, "test")
+    yield UNSCALED, bench.measure(swept.best.records[UNSCALED].recipe, "test")
 
 
-def _text(recipe: Recipe, result: Sweep) -> str:
+def _head(result: Sweep) -> str:
     best = ", ".join(f"{key} = {value}" for key, value in result.best.settings.items())
     score = result.best.scores[LINES]
-    head = (
+    return (
         f"# Chosen by a sweep among {len(result.points)} points: {best}\n"
         f"# (objective {result.objective}: {score:.6g} on validation data).\n"
     )
-    return head + yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)

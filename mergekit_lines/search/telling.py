@@ -46,42 +46,42 @@ def with_error(metric: Metric) -> str:
     return number(metric.value) + ("" if error is None else f" ± {error:.2g}")
 
 
-def show_sweep(found: Sweep) -> None:
+def show_sweep(swept: Sweep) -> None:
     """Print a sweep's points, its choice, and what was measured on test data."""
     console = open_console()
-    axes = [axis.name for axis in found.axes]
-    metrics = list(found.best.lines.metrics)
+    axes = [axis.name for axis in swept.axes]
+    metrics = list(swept.best.lines.metrics)
     table = new_table(axes[0], *axes[1:], "mean λ", *metrics, *WAYS, "")
-    for point in found.points:
+    for point in swept.points:
         values = [str(value) for value in point.settings.values()]
         values += [number(point.lines.mean)]
         values += [with_error(point.lines.metrics[name]) for name in metrics]
         values += [number(point.scores[way]) for way in WAYS]
-        table.add_row(*values, "chosen" if point is found.best else "")
-    print_line(console, f"validation; metrics of LiNeS, then the objective ({found.objective})")
+        table.add_row(*values, "chosen" if point is swept.best else "")
+    print_line(console, f"validation; metrics of LiNeS, then the objective ({swept.objective})")
     print_table(console, table)
-    names = short_names(found.inputs)
-    rows = {names[name]: record for name, record in found.inputs.items()}
-    scores = {names[name]: score for name, score in found.input_scores.items()}
+    names = short_names(swept.inputs)
+    rows = {names[name]: record for name, record in swept.inputs.items()}
+    scores = {names[name]: score for name, score in swept.input_scores.items()}
     if rows:
         print_line(console, "")
         print_line(console, "inputs as they are, validation")
         print_table(console, _rows(rows, metrics, scores))
-    best, rival = found.best.scores[LINES], found.best_uniform.scores[UNIFORM]
-    chosen = zip(axes, found.best.settings.values(), strict=True)
+    best, rival = swept.best.scores[LINES], swept.best_uniform.scores[UNIFORM]
+    chosen = zip(axes, swept.best.settings.values(), strict=True)
     at = ", ".join(f"{axis} {value}" for axis, value in chosen)
     print_line(console, "")
     print_line(console, f"chosen: {at}; objective {number(best)} with LiNeS")
-    flat = number(found.best_uniform.lines.mean)
+    flat = number(swept.best_uniform.lines.mean)
     verdict = "no better than" if best <= rival else "better than"
     print_line(
         console,
         f"LiNeS is {verdict} the best uniform coefficient of the grid, {flat}: {number(rival)}",
     )
-    if found.test:
+    if swept.test:
         print_line(console, "")
         print_line(console, "test")
-        tested = {names.get(name, name): record for name, record in found.test.items()}
+        tested = {names.get(name, name): record for name, record in swept.test.items()}
         print_table(console, _rows(tested, list(tested[LINES].metrics)))
 
 
@@ -97,40 +97,40 @@ def _rows(
     return table
 
 
-def draw_sweep(found: Sweep, path: Path) -> None:
+def draw_sweep(swept: Sweep, path: Path) -> None:
     """Draw a sweep: curves over one axis, maps over two, of LiNeS and what stands beside it.
 
     Raises:
         LinesError: matplotlib is not there, or the file cannot be made.
     """
-    if len(found.axes) == 2:
-        _draw_heat(found, path)
+    if len(swept.axes) == 2:
+        _draw_heat(swept, path)
         return
-    (axis,) = found.axes
+    (axis,) = swept.axes
     panels: dict[str, dict[str, tuple[list[float], list[float] | None]]]
-    panels = {f"objective ({found.objective})": _objective_lines(found)}
-    names = short_names(found.inputs)
+    panels = {f"objective ({swept.objective})": _objective_lines(swept)}
+    names = short_names(swept.inputs)
     baselines = {
-        next(iter(panels)): {names[own]: score for own, score in found.input_scores.items()}
+        next(iter(panels)): {names[own]: score for own, score in swept.input_scores.items()}
     }
-    for name in found.best.lines.metrics:
+    for name in swept.best.lines.metrics:
         panels[name] = {
             way: (
-                [point.records[way].metrics[name].value for point in found.points],
-                _errors([point.records[way].metrics[name] for point in found.points]),
+                [point.records[way].metrics[name].value for point in swept.points],
+                _errors([point.records[way].metrics[name] for point in swept.points]),
             )
             for way in WAYS
         }
         baselines[name] = {
-            names[own]: record.metrics[name].value for own, record in found.inputs.items()
+            names[own]: record.metrics[name].value for own, record in swept.inputs.items()
         }
-    chosen = next(iter(found.best.settings.values()))
+    chosen = next(iter(swept.best.settings.values()))
     with figures.page(path) as figure:
         figures.sweep_panels(figure, axis.name, axis.values, panels, chosen, baselines)
 
 
-def _objective_lines(found: Sweep) -> dict[str, tuple[list[float], list[float] | None]]:
-    return {way: ([point.scores[way] for point in found.points], None) for way in WAYS}
+def _objective_lines(swept: Sweep) -> dict[str, tuple[list[float], list[float] | None]]:
+    return {way: ([point.scores[way] for point in swept.points], None) for way in WAYS}
 
 
 def _errors(metrics: Sequence[Metric]) -> list[float] | None:
@@ -138,14 +138,14 @@ def _errors(metrics: Sequence[Metric]) -> list[float] | None:
     return None if None in errors else [error for error in errors if error is not None]
 
 
-def _draw_heat(found: Sweep, path: Path) -> None:
-    rows, columns = found.axes
+def _draw_heat(swept: Sweep, path: Path) -> None:
+    rows, columns = swept.axes
     width = len(columns.values)
     grids = {}
     for way in WAYS:
-        scores = [point.scores[way] for point in found.points]
+        scores = [point.scores[way] for point in swept.points]
         grids[way] = [scores[start : start + width] for start in range(0, len(scores), width)]
-    y, x = found.best.settings.values()
+    y, x = swept.best.settings.values()
     with figures.page(path) as figure:
         figures.sweep_heat(
             figure,
@@ -155,19 +155,19 @@ def _draw_heat(found: Sweep, path: Path) -> None:
             rows.values,
             grids,
             (x, y),
-            f"objective ({found.objective})",
+            f"objective ({swept.objective})",
         )
 
 
-def write_results(found: Sweep, path: Path) -> None:
+def write_results(swept: Sweep, path: Path) -> None:
     """Write the test metrics of the chosen point as results for a model card.
 
     ``mergekit-lines push`` reads them from ``results.json`` in the folder of a merged model.
     """
-    record = found.test[LINES]
+    record = swept.test[LINES]
     results = [
         {
-            "task": {"type": found.task},
+            "task": {"type": swept.task},
             "dataset": {"type": "custom", "name": metric.origin},
             "metrics": [{"type": name, "name": name, "value": metric.value}],
         }
@@ -176,28 +176,28 @@ def write_results(found: Sweep, path: Path) -> None:
     write_output(path, json.dumps({"format": 1, "results": results}, indent=2) + "\n")
 
 
-def show_soup(found: Soup) -> None:
+def show_soup(soup: Soup) -> None:
     """Print a front: every point three ways, hypervolumes, and their differences."""
     console = open_console()
-    table = new_table("c", "way", "mean λ", *found.rewards, "")
-    for number_, share in enumerate(found.shares):
-        for way, records in found.fronts.items():
+    table = new_table("c", "way", "mean λ", *soup.rewards, "")
+    for number_, share in enumerate(soup.shares):
+        for way, records in soup.fronts.items():
             record = records[number_]
-            optimal = number_ in found.bootstrap.fronts[way].pareto
-            cells = [with_error(record.metrics[name]) for name in found.rewards]
+            optimal = number_ in soup.bootstrap.fronts[way].pareto
+            cells = [with_error(record.metrics[name]) for name in soup.rewards]
             table.add_row(
                 f"{share:g}", way, number(record.mean), *cells, "Pareto-optimal" if optimal else ""
             )
     print_table(console, table)
-    base = ", ".join(f"{name} {with_error(found.base.metrics[name])}" for name in found.rewards)
+    base = ", ".join(f"{name} {with_error(soup.base.metrics[name])}" for name in soup.rewards)
     print_line(console, "")
     print_line(console, f"base: {base}")
-    reference = ", ".join(number(float(value)) for value in found.bootstrap.reference)
+    reference = ", ".join(number(float(value)) for value in soup.bootstrap.reference)
     print_line(console, f"hypervolumes above ({reference}), 95% intervals over the prompts")
     volumes = new_table("front", "hypervolume", "interval")
-    for way, front in found.bootstrap.fronts.items():
+    for way, front in soup.bootstrap.fronts.items():
         volumes.add_row(way, number(front.hypervolume), _interval(front.interval))
-    for (one, other), difference in found.bootstrap.differences.items():
+    for (one, other), difference in soup.bootstrap.differences.items():
         volumes.add_row(
             f"{one} minus {other}", number(difference.value), _interval(difference.interval)
         )
@@ -208,7 +208,7 @@ def _interval(bounds: Sequence[float]) -> str:
     return f"{number(bounds[0])} to {number(bounds[1])}"
 
 
-def draw_soup(found: Soup, path: Path) -> None:
+def draw_soup(soup: Soup, path: Path) -> None:
     """Draw the fronts, each point with its standard errors.
 
     Raises:
@@ -216,32 +216,32 @@ def draw_soup(found: Soup, path: Path) -> None:
     """
     fronts = {
         way: (
-            found.shares,
+            soup.shares,
             front.means[:, 0],
             front.means[:, 1],
             front.errors[:, 0],
             front.errors[:, 1],
             front.pareto,
         )
-        for way, front in found.bootstrap.fronts.items()
+        for way, front in soup.bootstrap.fronts.items()
     }
-    x, y = (found.base.metrics[name].value for name in found.rewards)
+    x, y = (soup.base.metrics[name].value for name in soup.rewards)
     with figures.page(path) as figure:
-        figures.soup_front(figure, found.rewards, fronts, {"base": (x, y)})
+        figures.soup_front(figure, soup.rewards, fronts, {"base": (x, y)})
 
 
-def show_greedy(found: Greedy) -> None:
+def show_greedy(soups: Greedy) -> None:
     """Print the checkpoints, the choice, and the soups."""
     console = open_console()
     table = new_table("checkpoint", "objective", "")
-    for name, score in found.scores.items():
-        table.add_row(name, number(score), "chosen" if name in found.chosen else "")
+    for name, score in soups.scores.items():
+        table.add_row(name, number(score), "chosen" if name in soups.chosen else "")
     print_table(console, table)
-    for split, records in (("validation", found.soups), ("test", found.test)):
+    for split, records in (("validation", soups.soups), ("test", soups.test)):
         if records:
             print_line(console, "")
             print_line(console, split)
             metrics = list(next(iter(records.values())).metrics)
             print_table(
-                console, _rows(records, metrics, found.values if split == "validation" else None)
+                console, _rows(records, metrics, soups.values if split == "validation" else None)
             )

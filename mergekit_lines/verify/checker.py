@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,19 @@ from mergekit_lines.methods.registry import registered
 from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.verify.comparison import (
     Comparison,
-    Merged,
+    Restated,
     compare,
     compare_equal,
     compare_whole,
     uses_draws,
 )
 from mergekit_lines.verify.exact import Exact, ExactInputs
-from mergekit_lines.verify.restatement import METHODS, Parameters
+from mergekit_lines.verify.parameters import RESTATED, parameters_of
 from mergekit_lines.verify.sample import SHARE
 from mergekit_lines.verify.verdict import Checked, Verdict
 
 
-class _Stored:
+class Stored:
     """The tensors of the merged model."""
 
     def __init__(self, out: Path, stack: ExitStack) -> None:
@@ -53,7 +53,7 @@ class _Stored:
         return tensor
 
 
-class _Checker:
+class Checker:
     """Recomputes one tensor after the other, and remembers how."""
 
     def __init__(self, inputs: ExactInputs, seed: int, verdict: Verdict, workers: Workers) -> None:
@@ -88,17 +88,17 @@ class _Checker:
         if not all(bool(torch.isfinite(one.tensor).all()) for one in inputs.values()):
             self._verdict.skipped.append(name)
             return
-        found, allowed = self._compare(task, coefficient, inputs, stored), 0
-        if registered(task.method_name).wrapped.spec.name not in METHODS:
+        comparison, allowed = self._compare(task, coefficient, inputs, stored), 0
+        if registered(task.method_name).wrapped.spec.name not in RESTATED:
             allowed = stored.numel() // SHARE
         dtype = str(stored.dtype).removeprefix("torch.")
-        self._verdict.checked.append(Checked(name, dtype, coefficient, found, allowed))
+        self._verdict.checked.append(Checked(name, dtype, coefficient, comparison, allowed))
 
     def _read(self, task: LinesTask) -> dict[ModelReference, Exact]:
         gather: Any = task.gather_tensors
         if isinstance(gather, GatherTensors):
-            found = {m: self._inputs.read(m, weight) for m, weight in gather.weight_info.items()}
-            return {model: one for model, one in found.items() if one is not None}
+            tensors = {m: self._inputs.read(m, weight) for m, weight in gather.weight_info.items()}
+            return {model: one for model, one in tensors.items() if one is not None}
         # The same for aligned vocabularies: mergekit's own task, on tensors that we read.
         self._aligned = True
         own = EngineGather(weight_info=gather.gather_tensors.weight_info, engine=self)
@@ -108,10 +108,10 @@ class _Checker:
 
     def gather(self, task: GatherTensors) -> dict[ModelReference, torch.Tensor]:
         """Return a tensor of every model, as the merge's engine does for the alignment."""
-        found = {m: self._inputs.read(m, weight) for m, weight in task.weight_info.items()}
+        tensors = {m: self._inputs.read(m, weight) for m, weight in task.weight_info.items()}
         return {
             model: one.tensor if one.error is None or one.doubled else one.tensor.float()
-            for model, one in found.items()
+            for model, one in tensors.items()
             if one is not None
         }
 
@@ -138,15 +138,15 @@ class _Checker:
                 f"{dtype}. Merge again."
             )
         method = registered(task.method_name).wrapped.spec.name
-        if method not in METHODS or base is None:
+        if method not in RESTATED or base is None:
             self._own.add(method)
             return self._by_mergekit(task, coefficient, inputs, stored)
         tuned = [m for m in task.model_order if m in inputs and m != task.base_model]
         cast = task.input_dtype()
         doubled = cast == torch.float64 if cast else any(one.doubled for one in inputs.values())
-        parameters = _parameters(task, method, tuned, coefficient)
+        parameters = parameters_of(task, method, tuned, coefficient)
         self._drawn |= uses_draws(method, dict(enumerate(parameters.densities)))
-        merged = Merged(
+        merged = Restated(
             task.output_weight.name,
             self._seed,
             parameters,
@@ -185,30 +185,3 @@ class _Checker:
             stored,
             coefficient,
         )
-
-
-def _parameters(
-    task: LinesTask, method: str, models: Sequence[ModelReference], coefficient: float
-) -> Parameters:
-    """Return what the recipe gives a method that is restated here."""
-    if method == "passthrough":
-        return Parameters(method, [1.0], [1.0], [0.0], [0.0], False, False, 1.0, coefficient)
-    words = registered(task.method_name).names  # some are ours too, and have another name
-    shared = dict(task.parameters.items())
-    own = task.input_values(models)
-
-    def each(name: str) -> list[float]:
-        values = own.get(words.get(name, ""), {})
-        return [float(values.get(model, 0.0)) for model in models]
-
-    return Parameters(
-        method=method,
-        weights=each("weight"),
-        densities=each("density"),
-        gammas=each("gamma"),
-        epsilons=each("epsilon"),
-        rescale=shared[words["rescale"]],
-        normalize=shared[words["normalize"]],
-        scale=shared[words["lambda"]],
-        coefficient=coefficient,
-    )

@@ -10,18 +10,9 @@ import torch
 
 from mergekit_lines.engine.workers import Workers
 from mergekit_lines.verify.exact import Exact
-from mergekit_lines.verify.restatement import (
-    DRAWN,
-    METHODS,
-    Kept,
-    Parameters,
-    Piece,
-    draws_key,
-    keep,
-    outcome,
-    rounding,
-    spacing,
-)
+from mergekit_lines.verify.masks import DRAWN, Kept, draws_key, keep
+from mergekit_lines.verify.parameters import RESTATED, Parameters
+from mergekit_lines.verify.restatement import Piece, outcome, rounding, spacing
 
 # Entries compared at a time; of float64 there are some dozens of copies of each.
 PIECE = 1 << 16
@@ -67,7 +58,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Merged:
+class Restated:
     """One output tensor of a method that is restated here.
 
     Args:
@@ -86,7 +77,7 @@ class Merged:
     arithmetic: torch.dtype
 
 
-def compare(merged: Merged, stored: torch.Tensor, workers: Workers) -> Comparison:
+def compare(merged: Restated, stored: torch.Tensor, workers: Workers) -> Comparison:
     """Recompute a tensor, and compare it with the stored one of the same shape."""
     size = stored.numel()
     kept = [_kept(merged, number, stored.shape) for number in range(len(merged.models))]
@@ -126,13 +117,13 @@ def compare_whole(
             values, error = one.run(start, stop)
             widest = torch.maximum(widest, values.abs() + error)
         bound = UNCOUNTED * rounding(torch.float32) * (1 + abs(coefficient)) * widest
-        found = stored.reshape(-1)[start:stop]
-        judged = _Judged(found, expected.reshape(-1)[start:stop].double(), bound)
+        piece = stored.reshape(-1)[start:stop]
+        judged = _Judged(piece, expected.reshape(-1)[start:stop].double(), bound)
         wrong = judged.wrong
         if bool(wrong.any()):
             other = again() if other is None else other
-            wanted = other.reshape(-1)[start:stop].double()
-            wrong = wrong & _Judged(found, wanted, bound).wrong
+            alternative = other.reshape(-1)[start:stop].double()
+            wrong = wrong & _Judged(piece, alternative, bound).wrong
         result += judged.result(wrong, start, int((judged.wrong & ~wrong).sum()))
     return result
 
@@ -148,8 +139,8 @@ def compare_equal(expected: torch.Tensor, stored: torch.Tensor) -> Comparison:
     return Comparison(stored.numel(), float(count > 0), wrong=count, example=example)
 
 
-def _kept(merged: Merged, number: int, shape: Sequence[int]) -> Kept:
-    kind, density = METHODS[merged.parameters.method][0], merged.parameters.densities[number]
+def _kept(merged: Restated, number: int, shape: Sequence[int]) -> Kept:
+    kind, density = RESTATED[merged.parameters.method][0], merged.parameters.densities[number]
     if not kind or density >= 1:
         return Kept()
     size, unit = merged.base.tensor.numel(), rounding(merged.arithmetic)
@@ -167,7 +158,7 @@ def _kept(merged: Merged, number: int, shape: Sequence[int]) -> Kept:
     return keep(merged.parameters, number, delta, error, shape, key, unit)
 
 
-def _piece(merged: Merged, kept: Sequence[Kept], start: int, stop: int) -> Piece:
+def _piece(merged: Restated, kept: Sequence[Kept], start: int, stop: int) -> Piece:
     base, base_error = merged.base.run(start, stop)
     deltas, errors = [], []
     for model in merged.models:
@@ -189,12 +180,12 @@ def _piece(merged: Merged, kept: Sequence[Kept], start: int, stop: int) -> Piece
 class _Judged:
     """Stored entries, what they should be, and how far off the two may be."""
 
-    def __init__(self, stored: torch.Tensor, wanted: torch.Tensor, bound: torch.Tensor) -> None:
-        self.stored, self.wanted = stored.double(), wanted
-        unit, slack = spacing(wanted, stored.dtype), MARGIN * bound
-        gap = (self.stored - wanted).abs()
+    def __init__(self, stored: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor) -> None:
+        self.stored, self.expected = stored.double(), expected
+        unit, slack = spacing(expected, stored.dtype), MARGIN * bound
+        gap = (self.stored - expected).abs()
         # What is beyond the output's dtype is infinity in both.
-        same = self.stored == wanted.to(stored.dtype).double()
+        same = self.stored == expected.to(stored.dtype).double()
         right = same | (gap <= unit / 2 + slack)
         self.wrong = ~right
         self.off = right & ~same
@@ -207,7 +198,7 @@ class _Judged:
         count, example = int(wrong.sum()), None
         if count:
             place = int(wrong.nonzero()[0])
-            example = (start + place, float(self.stored[place]), float(self.wanted[place]))
+            example = (start + place, float(self.stored[place]), float(self.expected[place]))
         counted = self.error[~self.wrong | wrong]
         return Comparison(
             entries=len(self.stored),
@@ -220,21 +211,21 @@ class _Judged:
         )
 
 
-def _compare_piece(merged: Merged, piece: Piece, stored: torch.Tensor, start: int) -> Comparison:
-    wanted, bound, _ = outcome(merged.parameters, piece, piece.shares(), merged.arithmetic)
-    judged = _Judged(stored, wanted, bound)
+def _compare_piece(merged: Restated, piece: Piece, stored: torch.Tensor, start: int) -> Comparison:
+    expected, bound, _ = outcome(merged.parameters, piece, piece.shares(), merged.arithmetic)
+    judged = _Judged(stored, expected, bound)
     wrong = judged.wrong
     if not bool(wrong.any()):
         return judged.result(wrong, start)
     places = wrong.nonzero().view(-1)
-    some, found = piece.at(places), stored[places]
+    some, entries = piece.at(places), stored[places]
     kinds = torch.zeros(len(places), dtype=torch.int8)  # 1: a sign explains it, 2: a threshold
     for kind, shares in _alternatives(some):
         for turned in (False, True):
-            wanted, bound, doubtful = outcome(
+            expected, bound, doubtful = outcome(
                 merged.parameters, some, shares, merged.arithmetic, turned=turned
             )
-            fits = ~_Judged(found, wanted, bound).wrong & (kinds == 0)
+            fits = ~_Judged(entries, expected, bound).wrong & (kinds == 0)
             kinds[fits & doubtful if turned else fits] = kind
         if bool((kinds > 0).all()):
             break
@@ -268,5 +259,5 @@ def _alternatives(piece: Piece) -> Iterator[tuple[int, list[torch.Tensor]]]:
 
 def uses_draws(method: str, densities: Mapping[object, float]) -> bool:
     """Tell whether a method's results hang on random draws."""
-    drawn = METHODS.get(method, ("", False))[0] in DRAWN
+    drawn = RESTATED.get(method, ("", False))[0] in DRAWN
     return drawn and any(0 < density < 1 for density in densities.values())

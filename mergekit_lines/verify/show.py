@@ -26,17 +26,17 @@ def show_verdict(verdict: Verdict, title: str) -> None:
         "wrong",
     )
     for one in verdict.checked:
-        found = one.found
+        comparison = one.comparison
         table.add_row(
             one.name,
             one.dtype,
-            f"{found.entries:,}",
+            f"{comparison.entries:,}",
             f"{one.coefficient:.4g}",
-            f"{found.error:.3g}",
-            f"{found.off:,}",
-            f"{found.threshold_flips:,}",
-            f"{found.sign_flips:,}",
-            f"{found.wrong:,}",
+            f"{comparison.error:.3g}",
+            f"{comparison.off:,}",
+            f"{comparison.threshold_flips:,}",
+            f"{comparison.sign_flips:,}",
+            f"{comparison.wrong:,}",
         )
     print_table(console, table)
     print_line(
@@ -53,12 +53,12 @@ def show_verdict(verdict: Verdict, title: str) -> None:
 
 
 def _example(one: Checked) -> str:
-    if one.found.example is None:
+    if one.comparison.example is None:
         return f"{one.name}: wrong"
-    place, stored, wanted = one.found.example
+    place, stored, expected = one.comparison.example
     return (
-        f"{one.name}: {one.found.wrong:,} of {one.found.entries:,} entries are wrong; entry "
-        f"{place:,} is {stored:.9g}, and {wanted:.9g} by recipe and inputs"
+        f"{one.name}: {one.comparison.wrong:,} of {one.comparison.entries:,} entries are wrong; "
+        f"entry {place:,} is {stored:.9g}, and {expected:.9g} by recipe and inputs"
     )
 
 

@@ -17,22 +17,22 @@ class Checked:
     name: str
     dtype: str
     coefficient: float
-    found: Comparison
+    comparison: Comparison
     allowed: int = 0  # wrong entries, where a method's own roundings are not known
 
     @property
     def right(self) -> bool:
         """Whether the tensor is what the report says."""
-        return self.found.wrong <= self.allowed
+        return self.comparison.wrong <= self.allowed
 
     def to_dict(self) -> dict[str, Any]:
         """Return the tensor as JSON values; what is not finite is text."""
-        found = {key: _plain(value) for key, value in asdict(self.found).items()}
+        numbers = {key: _plain(value) for key, value in asdict(self.comparison).items()}
         return {
             "tensor": self.name,
             "dtype": self.dtype,
             "coefficient": self.coefficient,
-            **found,
+            **numbers,
             "right": self.right,
         }
 
@@ -56,7 +56,7 @@ class Verdict:
         """All comparisons together."""
         result = Comparison(0)
         for one in self.checked:
-            result += one.found
+            result += one.comparison
         return result
 
     def to_dict(self) -> dict[str, Any]:

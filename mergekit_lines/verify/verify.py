@@ -32,7 +32,7 @@ from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.report.file import read_report
 from mergekit_lines.report.fingerprints import changed_files, changed_input
-from mergekit_lines.verify.checker import _Checker, _Stored
+from mergekit_lines.verify.checker import Checker, Stored
 from mergekit_lines.verify.exact import ExactInputs
 from mergekit_lines.verify.sample import Choice, choose
 from mergekit_lines.verify.verdict import Verdict
@@ -79,14 +79,14 @@ def verify(out: Path, choice: Choice) -> Verdict:
         )
         copies = stack.enter_context(tempfile.TemporaryDirectory(prefix="mergekit-lines-"))
         models = open_models(config, options, Path(copies), stack)
-        stored = _Stored(out, stack)
+        stored = Stored(out, stack)
         coefficients = _coefficients(report, planned, prepared.seed, stored)
         chosen = choose([item for item in planned if item.weight.name in stored.files], choice)
         verdict = Verdict(len(stored.files))
         inputs = ExactInputs(models, stack)
         workers = Workers()
         stack.callback(workers.close)
-        checker = _Checker(inputs, prepared.seed, verdict, workers)
+        checker = Checker(inputs, prepared.seed, verdict, workers)
         for item in tqdm(chosen, desc="Verifying", unit="tensor", delay=2, disable=None):
             name = item.weight.name
             checker.check(item, coefficients[name], stored.tensor(name))
@@ -137,11 +137,11 @@ def _recipe(
 ) -> tuple[MergeConfiguration, dict[ModelReference, str]]:
     """Return the report's recipe with its models where they are now, and the report's names."""
     document, original = _parsed(report["recipe"])
-    known = {path for model in original for path in _paths(model)}
-    if unknown := set(moved) - known:
+    paths = {path for model in original for path in _paths(model)}
+    if unknown := set(moved) - paths:
         raise LinesError(
             f"--model {some(unknown)}: the recipe has no such model, wanted one of "
-            f"{some(known, 10)}."
+            f"{some(paths, 10)}."
         )
     places = {**_pinned(report, original), **moved}
     config = MergeConfiguration.model_validate(_replaced(document, places))
@@ -221,16 +221,16 @@ def _check_inputs(
 
 
 def _coefficients(
-    report: Mapping[str, Any], planned: Sequence[PlannedTensor], seed: int, stored: _Stored
+    report: Mapping[str, Any], planned: Sequence[PlannedTensor], seed: int, stored: Stored
 ) -> dict[str, float]:
     """Return λ of every tensor; α is the report's, and nothing else of it.
 
     Raises:
         LinesError: the report's recipe does not give what else the report says.
     """
-    known = {item.weight.name: item for item in planned}
-    strange = [name for name in stored.files if name not in known]
-    lost = [n for n, item in known.items() if n not in stored.files and not item.weight.optional]
+    items = {item.weight.name: item for item in planned}
+    strange = [name for name in stored.files if name not in items]
+    lost = [n for n, item in items.items() if n not in stored.files and not item.weight.optional]
     if strange or lost:
         raise LinesError(
             f"the merged model's tensors are not those of its recipe: {some(strange + lost, 3)} "
@@ -243,14 +243,14 @@ def _coefficients(
         said.append("wrap")
     try:
         alpha = report["alpha"]["value"]
-        found = {name: item.placed.coefficient(alpha) for name, item in known.items()}
+        coefficients = {name: item.placed.coefficient(alpha) for name, item in items.items()}
         blocks = {one["name"]: one["coefficients"] for one in report["containers"]}
-        for name, item in known.items():
+        for name, item in items.items():
             place = item.placed.depth
-            given = report["outside"][name] if place is None else None
+            reported = report["outside"][name] if place is None else None
             if place is not None:
-                given = blocks[place.container][place.index]
-            if found[name] not in (given if isinstance(given, list) else [given]):
+                reported = blocks[place.container][place.index]
+            if coefficients[name] not in (reported if isinstance(reported, list) else [reported]):
                 said.append(f"the coefficient of {name}")
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise LinesError(
@@ -262,4 +262,4 @@ def _coefficients(
             f"{REPORT}: its recipe does not give {some(said, 3)} that it says. The report was "
             f"edited; restore it."
         )
-    return found
+    return coefficients

@@ -357,9 +357,9 @@ def test_a_wrong_kernel_is_found(
 def compared(stored: list[float], base: list[float], *tuned: list[float], density: float) -> Any:
     """Compare what ties of these fp32 models stored at λ = 1."""
     from mergekit_lines.engine.workers import Workers
-    from mergekit_lines.verify.comparison import Merged, compare
+    from mergekit_lines.verify.comparison import Restated, compare
     from mergekit_lines.verify.exact import Exact
-    from mergekit_lines.verify.restatement import Parameters
+    from mergekit_lines.verify.parameters import Parameters
 
     count = len(tuned)
     parameters = Parameters(
@@ -374,7 +374,7 @@ def compared(stored: list[float], base: list[float], *tuned: list[float], densit
         coefficient=1.0,
     )
     entries = [Exact(torch.tensor(values)) for values in (base, *tuned)]
-    task = Merged("t", 0, parameters, entries[0], entries[1:], torch.float32)
+    task = Restated("t", 0, parameters, entries[0], entries[1:], torch.float32)
     return compare(task, torch.tensor(stored), Workers(1))
 
 

@@ -16,7 +16,7 @@ import transformers
 
 from mergekit_lines import LinesError, LiveModel
 from mergekit_lines.live import model as live_model
-from mergekit_lines.live.opened import Opened
+from mergekit_lines.live.blueprint import Blueprint
 from tests import models, shaped
 from tests.live.compare import assert_as_files, assert_as_merged, same_bits, weights
 
@@ -196,7 +196,7 @@ def test_offloaded_to_disk(tied: bool, limit: int, recipe: Recipe, tmp_path: Pat
     """Under a limit some parts lie on disk: weights, logits and tokens are those without it."""
     if not tied:
         recipe = made(tmp_path, dtype=torch.bfloat16)
-    working = Opened(recipe).working
+    working = Blueprint(recipe).working
     limits = {"cpu": working + limit}
     with opened(recipe) as free, opened(recipe, max_memory=limits) as live:
         assert set(live.accounting.weights) == {"cpu", "disk"}
@@ -423,7 +423,7 @@ def test_a_full_disk(what: str, own: Recipe, small_disk: Path) -> None:
     """Task vectors or weights that find no room on disk are refused, and nothing is left."""
     options: dict[str, Any] = {"memory_budget": 0}
     if what == "weights":
-        options = {"max_memory": {"cpu": Opened(own).working + 40_000}}
+        options = {"max_memory": {"cpu": Blueprint(own).working + 40_000}}
     with pytest.raises(LinesError, match=r"the disk is full, and .* bytes more"):
         opened(own, offload_folder=small_disk, **options)
     assert list(small_disk.iterdir()) == []
@@ -445,7 +445,7 @@ def test_a_7b_model_fits_a_card_of_24_gb(tmp_path: Path) -> None:
             "models": [{"model": str(path)} for path in folders[1:]],
             "parameters": {**wrap, "alpha": 0.5, "beta": 0.5},
         }
-        plan = Opened(recipe, max_memory={0: "24GiB"}, options={"copy_tokenizer": False})
+        plan = Blueprint(recipe, max_memory={0: "24GiB"}, options={"copy_tokenizer": False})
         accounting = plan.accounting()
         assert accounting.main == "0"
         assert accounting.weights == {"0": 2 * shaped.LLAMA.parameters}

@@ -24,7 +24,7 @@ def test_gives_back_what_was_added(tmp_path: Path) -> None:
     """A record is found again by split and recipe, to the last digit, in another process too."""
     Store(tmp_path, IDENTITY).add(record(0.1))
     again = Store(tmp_path, IDENTITY)
-    assert again.found == 1
+    assert again.count == 1
     assert again.find("validation", {"parameters": {"beta": 0.1}}) == record(0.1)
     assert again.find("test", {"parameters": {"beta": 0.1}}) is None
     assert again.find("validation", {"parameters": {"beta": 0.2}}) is None
@@ -40,7 +40,7 @@ def test_drops_a_line_that_a_kill_cut_short(tmp_path: Path, cut: int) -> None:
     first, second = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + second[:cut])
     again = Store(tmp_path, IDENTITY)
-    assert again.found == 1
+    assert again.count == 1
     assert path.read_bytes() == first
     again.add(record(0.2))
     assert path.read_bytes() == first + second
@@ -61,8 +61,8 @@ def test_refuses_results_of_another_search(tmp_path: Path) -> None:
     with pytest.raises(LinesError, match="results of another search: inputs differ"):
         Store(tmp_path, {**IDENTITY, "inputs": {"a": 2}})
     with_test = {**IDENTITY, "the evaluators of test": ["x"]}
-    assert Store(tmp_path, with_test).found == 1
-    assert Store(tmp_path, IDENTITY).found == 1  # and without them again
+    assert Store(tmp_path, with_test).count == 1
+    assert Store(tmp_path, IDENTITY).count == 1  # and without them again
     with pytest.raises(LinesError, match="the evaluators of test differ"):
         Store(tmp_path, {**IDENTITY, "the evaluators of test": ["y"]})
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from mergekit import merge as mergekit_merge
 from mergekit.common import dtype_from_name
+from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 from transformers import AutoTokenizer, GenerationConfig
@@ -63,7 +64,20 @@ class Accounting:
         return self.weights.get(self.main, 0) + self.working
 
 
-class Opened:
+def check_method(recipe: MergeConfiguration) -> None:
+    """Check that a recipe has coefficients to set.
+
+    Raises:
+        LinesError: it is of another method than ours.
+    """
+    if recipe.merge_method not in METHODS:
+        raise LinesError(
+            f"merge_method: found {recipe.merge_method!r}, wanted {' or '.join(METHODS)}: only "
+            f"their coefficients can be set on a live model."
+        )
+
+
+class Blueprint:
     """A recipe for a live model that fits its models, and the model without its weights.
 
     Args:
@@ -89,11 +103,7 @@ class Opened:
         text, self.document = read_recipe(recipe)
         flags = merge_options({**(options or {}), "device": device or "cpu"})
         _, self.recipe = parsed(self.document)
-        if self.recipe.merge_method not in METHODS:
-            raise LinesError(
-                f"merge_method: found {self.recipe.merge_method!r}, wanted {' or '.join(METHODS)}: "
-                f"only their coefficients can be set on a live model."
-            )
+        check_method(self.recipe)
         problems = check_recipe(self.recipe, None, flags, text) + check_models(self.recipe, flags)
         if problems:
             raise LinesError(list(dict.fromkeys(problems)))
@@ -131,8 +141,8 @@ class Opened:
         # As transformers chooses it when it loads the output.
         named = getattr(self.config, "dtype", None)
         named = dtype_from_name(named) if isinstance(named, str) else named
-        given = [named, *(slot.dtype for slot in outputs)]
-        floating = (each for each in given if each is not None and each.is_floating_point)
+        dtypes = [named, *(slot.dtype for slot in outputs)]
+        floating = (each for each in dtypes if each is not None and each.is_floating_point)
         dtype = next(floating, torch.float32)
         model = empty_model(maker(self.config, dtype, trust_remote_code=trust))
         slots = parameter_names(model, outputs)
@@ -199,12 +209,12 @@ class Opened:
         """
         base = self.recipe.base_model
         if self.prepared.tokenizer is not None:
-            found = self.prepared.tokenizer.execute().tokenizer
+            tokenizer = self.prepared.tokenizer.execute().tokenizer
         elif not self.options.copy_tokenizer or base is None:
             return None
         else:
             try:
-                found = AutoTokenizer.from_pretrained(
+                tokenizer = AutoTokenizer.from_pretrained(
                     base.model.path,
                     revision=base.model.revision,
                     trust_remote_code=self.options.trust_remote_code,
@@ -214,8 +224,8 @@ class Opened:
                     f"tokenizer: the one of {base} cannot be loaded ({reason(error)}). Save it "
                     f"again, or give copy_tokenizer=False to go without it."
                 ) from error
-        mergekit_merge._set_chat_template(found, self.recipe)
-        return found
+        mergekit_merge._set_chat_template(tokenizer, self.recipe)
+        return tokenizer
 
     def configure(self, model: Any) -> None:
         """Give the model the base's settings of generation, as transformers would on loading."""

@@ -1,0 +1,78 @@
+"""What a recipe gives the methods whose formulas are written out again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mergekit.common import ModelReference
+
+from mergekit_lines.engine.tasks import LinesTask
+from mergekit_lines.methods.registry import registered
+
+# Sparsification and whether a sign is elected, by mergekit's name of the method.
+RESTATED: dict[str, tuple[str, bool]] = {
+    "passthrough": ("", False),  # lines_postprocess: the merge is the model itself
+    "task_arithmetic": ("", False),
+    "ties": ("magnitude", True),
+    "dare_linear": ("random", False),
+    "dare_ties": ("random", True),
+    "breadcrumbs": ("outliers", False),
+    "breadcrumbs_ties": ("outliers", True),
+    "della_linear": ("rows", False),
+    "della": ("rows", True),
+}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What the recipe gives a method for one tensor, the lists by model.
+
+    Attributes:
+        method: a key of :data:`RESTATED`.
+        weights: w.
+        densities: share of entries to keep.
+        gammas: breadcrumbs: share of the largest to drop.
+        epsilons: DELLA: half the range of the probabilities.
+        rescale: match each task vector's L1 norm from before.
+        normalize: divide by the sum of the weights.
+        scale: mergekit's ``lambda``.
+        coefficient: λ of LiNeS.
+    """
+
+    method: str
+    weights: Sequence[float]
+    densities: Sequence[float]
+    gammas: Sequence[float]
+    epsilons: Sequence[float]
+    rescale: bool
+    normalize: bool
+    scale: float
+    coefficient: float
+
+
+def parameters_of(
+    task: LinesTask, method: str, models: Sequence[ModelReference], coefficient: float
+) -> Parameters:
+    """Return what the recipe gives a method that is restated here."""
+    if method == "passthrough":
+        return Parameters(method, [1.0], [1.0], [0.0], [0.0], False, False, 1.0, coefficient)
+    words = registered(task.method_name).names  # some are ours too, and have another name
+    shared = dict(task.parameters.items())
+    own = task.input_values(models)
+
+    def each(name: str) -> list[float]:
+        values = own.get(words.get(name, ""), {})
+        return [float(values.get(model, 0.0)) for model in models]
+
+    return Parameters(
+        method=method,
+        weights=each("weight"),
+        densities=each("density"),
+        gammas=each("gamma"),
+        epsilons=each("epsilon"),
+        rescale=shared[words["rescale"]],
+        normalize=shared[words["normalize"]],
+        scale=shared[words["lambda"]],
+        coefficient=coefficient,
+    )
