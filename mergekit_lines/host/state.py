@@ -93,3 +93,14 @@ def names_from_indexes() -> Iterator[None]:
         yield
     finally:
         auto.get_model_tensor_names = original
+
+
+@contextmanager
+def layout_as_planned(arch_info: Any) -> Iterator[None]:
+    """Let mergekit merge by the layout that the plan was made with."""
+    original = mergekit_merge.get_architecture_info
+    mergekit_merge.get_architecture_info = lambda *_, **__: arch_info
+    try:
+        yield
+    finally:
+        mergekit_merge.get_architecture_info = original

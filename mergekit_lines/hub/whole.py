@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 import yaml
 from mergekit.config import MergeConfiguration
 from pydantic import ValidationError
 from transformers import AutoConfig
 
 from mergekit_lines.checkpoint.headers import TensorHeader, read_headers, weight_files
+from mergekit_lines.checkpoint.loading import tried_loading
 from mergekit_lines.checkpoint.writer import WRITING
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.files import INDEX, REPORT
@@ -134,22 +132,13 @@ def _misfits(folder: Path, tensors: Mapping[str, TensorHeader], notes: list[str]
     except Exception as error:  # noqa: BLE001 - transformers raises a dozen kinds
         yield f"{folder}/config.json: transformers refuses it ({reason(error)}). {AGAIN}"
         return
-    loader = getattr(transformers, (config.architectures or [""])[0], None)
-    shown = {name: torch.empty(header.shape, device="meta") for name, header in tensors.items()}
     try:
-        with silent(), _no_bar():
-            _, loading = loader.from_pretrained(  # type: ignore[union-attr]
-                None,
-                config=config,
-                state_dict=shown,
-                device_map="meta",
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
+        with silent():
+            loading = tried_loading(config, tensors)
     except Exception as error:  # noqa: BLE001 - likewise; it says nothing about the weights
         notes.append(f"whether transformers loads it could not be tried ({reason(error)})")
         return
-    missing, shapes = loading["missing_keys"], [str(key[0]) for key in loading["mismatched_keys"]]
+    missing, shapes = loading.missing, loading.mismatched
     if missing:
         yield (
             f"{folder}: by its config.json the model has {len(missing)} tensors that are not there "
@@ -160,19 +149,6 @@ def _misfits(folder: Path, tensors: Mapping[str, TensorHeader], notes: list[str]
             f"{folder}: {len(shapes)} tensors have another shape than by its config.json "
             f"({some(shapes, 3)}). {AGAIN}"
         )
-
-
-@contextmanager
-def _no_bar() -> Iterator[None]:
-    """Keep transformers from showing a bar for weights that are not loaded."""
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    if shown:
-        transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers.utils.logging.enable_progress_bar()
 
 
 def _own_code(folder: Path) -> bool:

@@ -22,7 +22,7 @@ from mergekit_lines.inspection.traffic import adapted_bytes, inputs
 from mergekit_lines.plan.fit import dropped_tensors
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.memory import estimate, process_bytes
-from mergekit_lines.plan.prepare import Prepared, prepare
+from mergekit_lines.plan.prepare import FROM_HEADERS, Prepared, prepare
 from mergekit_lines.plan.run import MergeRun
 from mergekit_lines.plan.sizes import Sizes
 from mergekit_lines.plan.tokenizer import check_tokenizers, vocabulary
@@ -90,6 +90,8 @@ def inspect_recipe(
             told = replace(told, seed=prepared.seed)
             told = _with_totals(told, prepared, sizes, calibrated, effective, process, notes)
             (notes if out is None else problems).extend(_room(prepared, sizes, effective, out))
+            if prepared.from_headers:
+                notes.append(FROM_HEADERS)
             for model, names in dropped_tensors(prepared.planned, sound).items():
                 notes.append(
                     f"{model}: {len(names)} tensors that the base lacks are dropped: "

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import torch
+from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
@@ -32,14 +33,14 @@ from mergekit_lines.host.state import (
     ONE_AT_A_TIME,
     donor_as_it_is,
     fresh_caches,
+    layout_as_planned,
     logged_failures,
-    names_from_indexes,
 )
 from mergekit_lines.lines.summary import Summary
 from mergekit_lines.plan.fit import dropped_tensors
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.opening import open_models
-from mergekit_lines.plan.prepare import Prepared, prepare
+from mergekit_lines.plan.prepare import FROM_HEADERS, Prepared, prepare
 from mergekit_lines.plan.run import MergeRun, planning
 from mergekit_lines.plan.sizes import Sizes
 from mergekit_lines.plan.tokenizer import check_tokenizers, vocabulary
@@ -105,8 +106,8 @@ def run_lines_merge(
             prepared = prepare(original, effective, run)
             dropped = dropped_tensors(prepared.planned, original)
             on_hub = _with_room(prepared, original, effective, partial.path)
-        for model, names in dropped.items():
-            say(f"{model}: {len(names)} tensors that the base lacks are dropped: {some(names, 3)}")
+        for line in _about_layout(prepared, dropped):
+            say(line)
         with fresh_caches(), ExitStack() as stack:
             LoaderCache().setup(options=effective)
             stack.enter_context(files_from_hub(on_hub))
@@ -134,7 +135,8 @@ def run_lines_merge(
             stack.push(engine.leave)
             donor = models_in_order(original)[0]
             # A copy: mergekit rewrites the recipe, and the caller may use it again.
-            with planning(run), logged_failures(), donor_as_it_is(donor), names_from_indexes():
+            layout = layout_as_planned(prepared.arch_info)
+            with planning(run), logged_failures(), donor_as_it_is(donor), layout:
                 run_merge(config.model_copy(deep=True), str(partial.path), effective, recipe)
             engine.finish()
             facts = {
@@ -157,6 +159,15 @@ def run_lines_merge(
         _write_texts(partial.path, original, summaries, recipe, name, facts)
         partial.publish(shards)
     say(f"the merged model is in {out_path}")
+
+
+def _about_layout(
+    prepared: Prepared, dropped: Mapping[ModelReference, Sequence[str]]
+) -> Iterator[str]:
+    if prepared.from_headers:
+        yield FROM_HEADERS
+    for model, names in dropped.items():
+        yield f"{model}: {len(names)} tensors that the base lacks are dropped: {some(names, 3)}"
 
 
 def _as_yaml(config: MergeConfiguration) -> str:

@@ -104,6 +104,24 @@ def check_plan(
     return problems
 
 
+def layout_fits(
+    planned: Sequence[PlannedTensor],
+    config: MergeConfiguration,
+    arch_info: Any,
+    options: MergeOptions,
+) -> bool:
+    """Tell whether a layout has a place for every tensor of the base, and every tensor it wants."""
+    convertible = Convertible(options)
+    for item in planned:
+        gather: Any = item.task.gather_tensors
+        for model, weight in getattr(gather, "gather_tensors", gather).weight_info.items():
+            index = LoaderCache().get(model).index.tensor_paths
+            held = weight.optional or any(name in index for name in _names(weight))
+            if not held and not convertible(model, weight.name):
+                return False
+    return not any(_check_lost(planned, config, arch_info, options))
+
+
 def dropped_tensors(
     planned: Sequence[PlannedTensor], config: MergeConfiguration
 ) -> dict[ModelReference, list[str]]:

@@ -32,6 +32,10 @@ from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.parameters import check_filters
 
 
+class LayoutError(LinesError):
+    """mergekit's layout of an architecture fails, or does not fit the models."""
+
+
 class LinesPlanner(plan.MergePlanner):
     """mergekit's planner, which for our methods gives each tensor its coefficient."""
 
@@ -163,7 +167,7 @@ class LinesPlanner(plan.MergePlanner):
         except LinesError:
             raise
         except Exception as error:
-            raise LinesError(
+            raise LayoutError(
                 f"mergekit cannot plan this recipe ({reason(error)}). Is the architecture one "
                 f"that mergekit merges?"
             ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,24 @@ from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.headers import Headers, read_headers
+from mergekit_lines.checkpoint.loading import tried_loading
 from mergekit_lines.checkpoint.remote.headers import remote_headers
 from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.host.process import silent
 from mergekit_lines.host.state import names_from_indexes
-from mergekit_lines.plan.fit import check_layers, check_plan
+from mergekit_lines.plan.fit import check_layers, check_plan, layout_fits
+from mergekit_lines.plan.layout import layout_from_names
 from mergekit_lines.plan.opening import adapter_of, open_model
 from mergekit_lines.plan.planned import PlannedTensor
-from mergekit_lines.plan.planner import LinesPlanner
+from mergekit_lines.plan.planner import LayoutError, LinesPlanner
 from mergekit_lines.plan.run import MergeRun, planning
 from mergekit_lines.plan.tokenizer import OrderedTokenizer
 from mergekit_lines.recipe.models import models_in_order
+
+FROM_HEADERS = (
+    "the layout is made of the tensors' own names: mergekit's description of this architecture "
+    "does not fit the models"
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Prepared:
     out_config: Any
     seed: int  # the recipe's, or that of the flag
     tokenizer: OrderedTokenizer | None  # builds the output's, where the recipe says `tokenizer`
+    from_headers: bool = False  # the layout is the checkpoints' own, and not mergekit's
 
 
 def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) -> Prepared:
@@ -60,25 +69,83 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     if problems:
         raise LinesError(list(dict.fromkeys(problems)))
     try:
+        return _prepared(config, _mergekits_layout(config, options), options, run, headers, copied)
+    except LayoutError:
+        layout = _headers_layout(config, options, headers)
+        if layout is None:
+            raise
+    prepared = _prepared(config, layout, options, run, headers, copied)
+    return replace(prepared, from_headers=True)
+
+
+def _mergekits_layout(config: MergeConfiguration, options: MergeOptions) -> Any:
+    try:
         with names_from_indexes():
-            arch_info = get_architecture_info(config, options)
+            return get_architecture_info(config, options)
     except Exception as error:
-        raise LinesError(
+        raise LayoutError(
             f"mergekit cannot tell the models' architecture ({reason(error)}). Is it one that "
             f"mergekit merges?"
         ) from error
-    problems = list(check_layers(config, arch_info, options))
+
+
+def _headers_layout(
+    config: MergeConfiguration, options: MergeOptions, headers: Mapping[ModelReference, Headers]
+) -> Any:
+    """Return a layout made of the checkpoints' names, or None where they do not tell enough.
+
+    Without mergekit's description nothing else says which tensors a model needs: a base that
+    transformers would fill up with random ones is not whole.
+    """
+    base = config.base_model
+    tensors = headers[base].tensors if base is not None else None
+    if tensors is None or config.models is None:
+        return None
+    try:
+        base_config = base.config(trust_remote_code=options.trust_remote_code)
+        with silent():
+            loading = tried_loading(base_config, tensors)
+    except Exception:  # noqa: BLE001 - a class that transformers cannot make, of many kinds
+        return None
+    if loading.missing or loading.mismatched:
+        return None
+    names = {model: list(LoaderCache().get(model).index.tensor_paths) for model in headers}
+    return layout_from_names(base, names, options)
+
+
+def _prepared(
+    config: MergeConfiguration,
+    arch_info: Any,
+    options: MergeOptions,
+    run: MergeRun,
+    headers: dict[ModelReference, Headers],
+    copied: set[ModelReference],
+) -> Prepared:
+    """Plan by one layout.
+
+    Raises:
+        LayoutError: the layout does not fit the models.
+        LinesError: the recipe or a model is at fault.
+    """
+    copy = config.model_copy(deep=True)  # mergekit's planner rewrites it
+    try:
+        problems = list(check_layers(config, arch_info, options))
+        out_config = mergekit_merge._model_out_config(copy, arch_info, options.trust_remote_code)
+    except RuntimeError as error:  # a config without the key that the layout counts blocks by
+        raise LayoutError(
+            f"mergekit's layout does not fit the models' configs ({reason(error)}). Is the "
+            f"architecture one that mergekit merges?"
+        ) from error
     if problems:
         raise LinesError(problems)
-    copy = config.model_copy(deep=True)  # mergekit's planner rewrites it
-    out_config = mergekit_merge._model_out_config(copy, arch_info, options.trust_remote_code)
     with planning(run):
         planner = LinesPlanner(copy, arch_info, options, out_config)
         planned = planner.planned()
     problems = check_plan(planned, headers, config, arch_info, options)
     problems += refused_values(planned)[:1]
     if problems:
-        raise LinesError(problems)
+        fits = layout_fits(planned, config, arch_info, options)
+        raise LinesError(problems) if fits else LayoutError(problems)
     return Prepared(
         planned, arch_info, headers, copied, out_config, planner.seed, planner.tokenizer
     )
