@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import numbers
@@ -16,10 +17,8 @@ from typing import Any
 from mergekit_lines.errors import LinesError, nearest, reason
 from mergekit_lines.evaluate.metric import Completions, Metric, metric
 from mergekit_lines.evaluate.models import still
+from mergekit_lines.evaluate.sources import code_files
 from mergekit_lines.evaluate.spec import Settings, Spec, check_name, one_of, read_options
-from mergekit_lines.files import file_digest
-
-_IMPORTED: dict[str, str] = {}  # source file -> SHA-256 when its function was first found
 
 
 class PythonFunction:
@@ -54,9 +53,10 @@ class PythonFunction:
         self._takes_split = _takes_split(self._function)
 
     def identity(self) -> dict[str, Any]:
-        """Return what the numbers hang on, as far as it can be known: the function's file.
+        """Return what the numbers hang on, as far as it can be known.
 
-        Modules that the function imports, and files that it reads, are not known.
+        That is the function's file and the modules that it imports, as :mod:`.sources` says.
+        Files that it reads are not known.
         """
         return {
             "spec": self.spec,
@@ -83,7 +83,9 @@ class PythonFunction:
         """
         words = {"split": self.split} if self._takes_split else {}
         with still(model, self._seed):
-            answer = call(self.spec, self._function, model, tokenizer, **words)
+            # A copy: of a tokenizer, what one point sets would hold for the next.
+            own = copy.deepcopy(tokenizer)
+            answer = call(self.spec, self._function, model, own, **words)
         if not isinstance(answer, Mapping):
             return {self.name: self._metric(self.name, answer)}
         if not answer:
@@ -150,7 +152,7 @@ def find_function(spec: Spec) -> tuple[Callable[..., Any], dict[str, str]]:
     """Import ``module:function``, from the current directory first.
 
     Returns:
-        The function, and its source file with its SHA-256 (nothing if it has no source).
+        The function, and the files of its code with their SHA-256 (none if it has no source).
 
     Raises:
         LinesError: the module cannot be imported, or has no such function.
@@ -167,7 +169,9 @@ def find_function(spec: Spec) -> tuple[Callable[..., Any], dict[str, str]]:
             module = importlib.import_module(module_name)
     except LinesError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if ends_the_program(error):
+            raise
         missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
         raise LinesError(
             f"{spec.text}: the module {module_name} cannot be imported ({reason(error)}"
@@ -183,23 +187,24 @@ def find_function(spec: Spec) -> tuple[Callable[..., Any], dict[str, str]]:
         function = getattr(function, part)
     if not callable(function):
         raise LinesError(f"{spec.text}: {path} is {type(function).__name__}, wanted a function.")
-    return function, _source(function, module)
+    with _current_directory_first():
+        return function, _code(function, module)
 
 
-def _source(function: Callable[..., Any], module: Any) -> dict[str, str]:
+def _code(function: Callable[..., Any], module: Any) -> dict[str, str]:
+    """Return the files of the function and of the module that it was named in."""
+    inner = inspect.unwrap(function)
     try:
-        file = inspect.getsourcefile(inspect.unwrap(function))
+        own = inspect.getsourcefile(inner)
     except TypeError:  # an object with __call__, or a function of C
-        file = getattr(module, "__file__", None)
-    if file is None or not Path(file).is_file():
-        return {}
-    digest = file_digest(Path(file))
-    if _IMPORTED.setdefault(file, digest) != digest:
-        raise LinesError(
-            f"{file}: changed since it was imported, and Python still runs what it was. Start "
-            f"Python again."
-        )
-    return {os.path.relpath(file): digest}
+        own = None
+    places = {getattr(module, "__file__", None): module.__name__, own: inner.__module__}
+    return {
+        os.path.relpath(path): digest
+        for file, name in places.items()
+        if file is not None and Path(file).is_file()
+        for path, digest in sorted(code_files(Path(file), name or "").items())
+    }
 
 
 @contextmanager
@@ -214,6 +219,7 @@ def _current_directory_first() -> Iterator[None]:
     try:
         yield
     finally:
+        os.chdir(here)  # a module that changes it would move what is named after it
         sys.path.remove(here)
         if not listed:
             sys.path.append(here)
@@ -229,13 +235,27 @@ def call(spec: str, function: Callable[..., Any], *arguments: Any, **words: Any)
         return function(*arguments, **words)
     except LinesError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if ends_the_program(error):
+            raise
         raise LinesError(
             f"{spec}: the function raised {reason(error)}{where(error)}. Mend it."
         ) from error
 
 
+def ends_the_program(error: BaseException) -> bool:
+    """Whether an exception is none of an evaluator's: Ctrl-C, or the exit that a signal asks for.
+
+    ``sys.exit()`` in an evaluator is a failure of it, like any exception. A signal's exit is told
+    apart by a class of its own.
+    """
+    if isinstance(error, SystemExit):
+        return type(error) is not SystemExit
+    return isinstance(error, (KeyboardInterrupt, GeneratorExit))
+
+
 def where(error: BaseException) -> str:
     """Return `` at FILE, line N`` of where an exception was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
+    called = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in called if not frame.filename.startswith("<")]
     return f" at {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
-from mergekit_lines.errors import LinesError
+from mergekit_lines.errors import LinesError, some, tell
+from mergekit_lines.evaluate.imprint import Imprint
 from mergekit_lines.evaluate.metric import Completions, Metric
 from mergekit_lines.evaluate.spec import rename
 
@@ -50,26 +52,54 @@ class Evaluator(Protocol):
         """
 
 
-def measure_all(evaluators: Sequence[Evaluator], model: Any, tokenizer: Any) -> dict[str, Metric]:
+def measure_all(
+    evaluators: Sequence[Evaluator],
+    model: Any,
+    tokenizer: Any,
+    say: Callable[[str], None] = tell,
+) -> dict[str, Metric]:
     """Measure one model with every evaluator; those that generate alike share the texts.
+
+    What one of them leaves behind in the model or the process is put back.
 
     Args:
         evaluators: of one split.
         model: a ``torch.nn.Module``, where its weights are now; it is not moved.
         tokenizer: the model's, or None.
+        say: tells the user a sentence, here what was put back.
 
     Raises:
-        LinesError: a measurement fails, a number is not finite, or two metrics have one name.
+        LinesError: a measurement fails, a number is not finite, two metrics have one name, or an
+            evaluator wrote over weights.
     """
     completions: Completions = {}
     metrics: dict[str, Metric] = {}
     owners: dict[str, Evaluator] = {}
+    imprint = Imprint(model)
     for evaluator in evaluators:
-        for name, metric in evaluator.measure(model, tokenizer, completions).items():
+        with _left_as_it_was(evaluator.spec, imprint, say):
+            measured = evaluator.measure(model, tokenizer, completions)
+        for name, metric in measured.items():
             if name in metrics:
                 raise LinesError(name_taken(owners[name], evaluator, name))
             metrics[name], owners[name] = metric, evaluator
     return metrics
+
+
+@contextmanager
+def _left_as_it_was(spec: str, imprint: Imprint, say: Callable[[str], None]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        changes = imprint.undo()
+    weights = {*imprint.overwritten(), *(one for one in changes if one.kind == "parameter")}
+    if weights:
+        raise LinesError(
+            f"{spec}: changed the model's weights ({some(map(str, weights), 3)}), and others are "
+            f"measured on them. Let it work on a copy: copy.deepcopy(model)."
+        )
+    if changes:
+        say(f"{spec}: left these changed, and they were put back: {some(map(str, changes))}")
 
 
 def name_taken(first: Evaluator, second: Evaluator, name: str | None = None) -> str:

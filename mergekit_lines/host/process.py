@@ -54,8 +54,12 @@ def ending_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+class Terminated(SystemExit):
+    """The end of the process, as a signal asked for it: no exit of somebody's code."""
+
+
 def _exit(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)  # as a shell tells it
+    raise Terminated(128 + number)  # as a shell tells it
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,8 @@ def test_json_lines_and_limit(here: Any, model: Any, tokenizer: Any) -> None:
     here("three.txt", "\ufeff" + "\r\n \t\r\n".join(DOCUMENTS[:3]))
     want = one("perplexity:three.txt").measure(model, tokenizer)
     assert len(want["perplexity"].examples or ()) == 3
+    assert want["perplexity"].origin == "three.txt"
+    want = {"perplexity": replace(want["perplexity"], origin="texts.jsonl")}
     assert one("perplexity:texts.jsonl?limit=3").measure(model, tokenizer) == want
     assert one("perplexity:texts.jsonl", limit=3).measure(model, tokenizer) == want
     assert one("perplexity:texts.jsonl?limit=3", limit=1).measure(model, tokenizer) == want

@@ -160,8 +160,12 @@ def test_what_was_of_another_choice_does_not_stay(
 def test_an_evaluator_that_changes_the_model_is_told(
     llama_base: Path, llama_a: Path, place: Path
 ) -> None:
-    """Later points would be rounded to what it left behind."""
-    with pytest.raises(LinesError, match=r"was changed from outside: found torch\.float16"):
+    """Later points would be rounded to what it left behind; so they would in a live model."""
+    with LiveModel(recipe(llama_base, llama_a), quiet=True) as live:
+        live.model.half()
+        with pytest.raises(LinesError, match=r"was changed from outside: found torch\.float16"):
+            live.set(beta=0.2)
+    with pytest.raises(LinesError, match=r"half: changed the model's weights \(parameter lm_head"):
         sweep(
             recipe(llama_base, llama_a),
             "beta=0.1,0.2",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_lines.errors import LinesError, nearest, reason
-from mergekit_lines.evaluate.functions import as_number
+from mergekit_lines.evaluate.functions import as_number, ends_the_program
 from mergekit_lines.evaluate.harness.tasks import Tasks
 from mergekit_lines.evaluate.metric import Completions, Metric, metric
 from mergekit_lines.evaluate.models import input_device, still, text_tokenizer
@@ -242,7 +242,9 @@ class Harness:
             yield
         except LinesError:
             raise
-        except Exception as error:
+        except BaseException as error:
+            if ends_the_program(error):
+                raise
             raise LinesError(f"{self.spec}: {what} ({reason(error)}).") from error
 
 

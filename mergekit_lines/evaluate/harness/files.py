@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from mergekit_lines.evaluate.sources import code_files
 from mergekit_lines.files import file_digest
 
 
@@ -23,23 +24,24 @@ _Loader.add_constructor("!function", _function)
 
 
 def code_digests(path: Path, root: Path) -> dict[str, str]:
-    """Return a YAML, what it includes and the files of its functions, each with its SHA-256.
+    """Return a YAML, what it includes and its functions' code, each file with its SHA-256.
 
     Args:
         path: the task's or group's YAML.
         root: the folder that names are relative to.
     """
-    pending, digests = [path.resolve()], {}
+    pending, digests = [path.resolve()], dict[Path, str]()
     while pending:
         file = pending.pop()
-        name = _name(file, root)
-        if name in digests or not file.is_file():
+        if file in digests or not file.is_file():
             continue
-        digests[name] = file_digest(file)
-        if file.suffix != ".py":
-            content = yaml.load(file.read_bytes(), Loader=_Loader)  # noqa: S506 - a SafeLoader
-            pending += [(file.parent / other).resolve() for other in _named(content)]
-    return dict(sorted(digests.items()))
+        if file.suffix == ".py":
+            digests |= code_files(file, "")
+            continue
+        digests[file] = file_digest(file)
+        content = yaml.load(file.read_bytes(), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        pending += [(file.parent / other).resolve() for other in _named(content)]
+    return dict(sorted((_name(file, root), digest) for file, digest in digests.items()))
 
 
 def _named(content: Any) -> Iterable[str]:
