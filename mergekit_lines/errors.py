@@ -5,9 +5,61 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import click
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong; :class:`LinesError` makes a sentence of it.
+
+    Attributes:
+        key: what it is about, said first: a key of the recipe, an option, a file, a model.
+        text: what was found, and where no ``rest`` follows, what is wanted and what to do.
+        tensors: the names of those it is about, listed behind ``text``.
+        rest: what stands behind the names.
+        example: what one of the tensors shows; problems that differ in it alone are one.
+        about: the recipe's parameter that it is about, and another that may have been meant.
+        of_mergekit: whether mergekit said it, which often only follows from another problem.
+    """
+
+    key: str
+    text: str
+    tensors: tuple[str, ...] = ()
+    rest: str = ""
+    example: str = field(default="", compare=False)
+    about: tuple[str, ...] = field(default=(), compare=False)
+    of_mergekit: bool = field(default=False, compare=False)
+
+    @classmethod
+    def of(cls, problem: str | Problem) -> Problem:
+        """Return a problem; a whole sentence is one without a key."""
+        return problem if isinstance(problem, Problem) else cls("", problem)
+
+    def under(self, place: str) -> Problem:
+        """Return the problem as one of a part of ``place``."""
+        return replace(self, key=f"{place}: {self.key}" if self.key else place)
+
+    def __str__(self) -> str:
+        """Return the sentence."""
+        start = f"{self.key}: " if self.key else ""
+        if not self.tensors:
+            return f"{start}{self.text}{self.rest}"
+        label = "" if self.rest else "tensors: "  # behind a whole sentence
+        return f"{start}{self.text} ({label}{some(self.tensors, 3)}{self.example}){self.rest}"
+
+
+def together(problems: Iterable[Problem]) -> list[Problem]:
+    """Return problems that differ in their tensors alone as one, with the tensors of all."""
+    alike: dict[Problem, list[Problem]] = {}
+    for problem in problems:
+        alike.setdefault(replace(problem, tensors=()), []).append(problem)
+    return [
+        replace(group[0], tensors=tuple(name for one in group for name in one.tensors))
+        for group in alike.values()
+    ]
 
 
 class LinesError(click.ClickException):
@@ -17,9 +69,10 @@ class LinesError(click.ClickException):
     message and exit status 1; raised from Python it carries the same text.
     """
 
-    def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
-        super().__init__(_text([visible(problem) for problem in self.problems]))
+    def __init__(self, problems: str | Problem | Sequence[str | Problem]) -> None:
+        listed = [problems] if isinstance(problems, (str, Problem)) else problems
+        self.problems = tuple(dict.fromkeys(map(Problem.of, listed)))
+        super().__init__(_text([visible(str(problem)) for problem in self.problems]))
 
 
 def _text(problems: Sequence[str]) -> str:
@@ -77,8 +130,13 @@ def tell(text: str) -> None:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the one of ``names`` nearest to ``name``, or ``""``."""
-    matches = difflib.get_close_matches(str(name), sorted(names), n=1, cutoff=0.6)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+    match = nearest_name(name, names)
+    return f" Did you mean {match!r}?" if match else ""
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str | None:
+    """Return the one of ``names`` that is nearest to ``name``, if one is near."""
+    return next(iter(difflib.get_close_matches(str(name), sorted(names), n=1, cutoff=0.6)), None)
 
 
 def some(names: Iterable[str], limit: int = 5) -> str:

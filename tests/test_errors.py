@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from mergekit_lines.console import new_table, print_line, print_table
-from mergekit_lines.errors import LinesError, tell, visible, visible_json
+from mergekit_lines.errors import LinesError, Problem, tell, together, visible, visible_json
 
 # As a terminal obeys them, and as they are to be shown; by hand from Unicode's tables.
 SHOWN = {
@@ -37,7 +37,8 @@ def test_what_a_terminal_would_obey_is_written_out(
     """In errors, told lines, printed lines and tables, by one rule; letters of any script stay."""
     assert visible(text) == shown
     assert LinesError(text).message == f"[lines] {shown}"
-    assert LinesError([text, text]).message.splitlines()[1:] == [f"  1. {shown}", f"  2. {shown}"]
+    several = LinesError([text, f"{text}."]).message.splitlines()
+    assert several[1:] == [f"  1. {shown}", f"  2. {shown}."]
     tell(text)
     assert capsys.readouterr().err == f"[lines] {shown}\n"
     console = Console(file=io.StringIO(), width=200, color_system=None, highlight=False)
@@ -64,3 +65,23 @@ def test_json_for_the_eye_is_json(text: str) -> None:
     assert json.loads(written) == content
     assert all(one.isprintable() or one == "\n" for one in written)
     assert visible_json({"ü": "α"}) == '{\n  "ü": "α"\n}'
+
+
+def test_a_problem_is_said_with_key_tensors_and_what_to_do() -> None:
+    """The sentence comes about in one place; a whole sentence is a problem without a key."""
+    problem = Problem("model a", "lacks tensors", ("y", "x"), ". Take another.", ": (1,) and (2,)")
+    sentence = "model a: lacks tensors (x, y: (1,) and (2,)). Take another."
+    assert LinesError(problem).message == f"[lines] {sentence}"
+    assert LinesError(["Whole.", "Whole."]).message == "[lines] Whole."
+    assert LinesError("Whole.").problems == (Problem("", "Whole."),)
+    assert str(problem.under("merge")) == f"merge: {sentence}"
+    assert str(Problem("", "Whole.", ("x",)).under("model a")) == "model a: Whole. (tensors: x)"
+
+
+def test_problems_that_differ_in_tensors_alone_are_one() -> None:
+    """Braces and words of a name are no places in a sentence that something is put into."""
+    names = ["{0}", "TENSORS", "%s", "a"]
+    problems = [Problem("k", "text", (name,), ".", f": {name}") for name in names]
+    (problem,) = together(problems)
+    assert str(problem) == "k: text (%s, TENSORS, a and 1 more: {0})."
+    assert len(together([*problems, Problem("l", "text", ("a",), ".")])) == 2

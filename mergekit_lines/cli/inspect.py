@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mergekit_lines.errors import LinesError, visible_json
+from mergekit_lines.errors import LinesError, Problem, visible_json
 
 # mergekit's own flags, as far as they change what a merge reads, writes, needs or refuses.
 SWITCHES = (
@@ -92,7 +92,7 @@ def inspect(recipe: Path, out: Path | None, as_json: bool, plot: Path | None, **
 
         show(told, str(recipe))
     problems = [
-        f"{one.name}: {text}" if one.name else text for one in told for text in one.problems
+        problem.under(one.name) if one.name else problem for one in told for problem in one.problems
     ]
     if plot is not None:
         problems += _draw(told, plot, bool(problems))
@@ -144,7 +144,7 @@ def _json(told: list[Any], recipe: Path) -> str:
     return visible_json(content)
 
 
-def _draw(told: list[Any], path: Path, refused: bool) -> tuple[str, ...]:
+def _draw(told: list[Any], path: Path, refused: bool) -> tuple[Problem, ...]:
     """Draw the picture; where the recipe is refused anyway, a failure is one more problem."""
     from mergekit_lines.inspection.plot import draw
 

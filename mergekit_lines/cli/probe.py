@@ -79,7 +79,7 @@ def _registered() -> dict[str, Any]:
         register()
         require_extended()
     except LinesError as error:
-        return {"seams": "; ".join(error.problems)}
+        return {"seams": "; ".join(map(str, error.problems))}
     from mergekit.merge_methods import registered_methods
 
     from mergekit_lines.methods.registry import check_wrap

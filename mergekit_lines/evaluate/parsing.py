@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import fields
 
-from mergekit_lines.errors import LinesError, nearest
+from mergekit_lines.errors import LinesError, Problem, nearest
 from mergekit_lines.evaluate.measuring import Evaluator, name_taken
 from mergekit_lines.evaluate.spec import Settings, Spec, parse_spec
 
@@ -36,7 +36,7 @@ def parse_evaluators(specs: Sequence[str], split: str, settings: Settings) -> li
     if split not in SPLITS:
         raise LinesError(f"found the split {split!r}, wanted {' or '.join(SPLITS)}.")
     evaluators: list[Evaluator] = []
-    problems: list[str] = []
+    problems: list[str | Problem] = []
     for text in specs:
         try:
             spec = parse_spec(text)

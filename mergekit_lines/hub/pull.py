@@ -188,7 +188,7 @@ def _look(config: MergeConfiguration, text: str) -> tuple[tuple[Need, ...], tupl
     """Return what a recipe needs, and for which problems it would be refused here."""
     if config.merge_method in METHODS:
         inspection = inspect_recipe(config, text, MergeOptions(quiet=True))
-        problems = list(inspection.problems)
+        problems = list(map(str, inspection.problems))
     else:
         problems = list(_unknown(config.merge_method))
     needs = []

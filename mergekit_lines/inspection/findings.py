@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mergekit_lines.errors import Problem
 from mergekit_lines.plan.memory import Memory
 
 FORMAT = 1
@@ -111,8 +112,8 @@ class Inspection:
     inputs: tuple[Input, ...] = ()
     totals: Totals | None = None
     notes: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON has it."""
-        return asdict(self)
+        return {**asdict(self), "problems": [str(problem) for problem in self.problems]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from mergekit_lines.checkpoint.partial import partial_path
 from mergekit_lines.checkpoint.remote.downloads import hub_models
 from mergekit_lines.checkpoint.room import check_room, check_space
 from mergekit_lines.checkpoint.writer import lay_out
-from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.errors import LinesError, Problem, reason, some
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
 from mergekit_lines.inspection.blocks import with_blocks, with_coefficients
 from mergekit_lines.inspection.findings import Inspection, Totals
@@ -28,11 +27,6 @@ from mergekit_lines.plan.sizes import Sizes
 from mergekit_lines.plan.tokenizer import check_tokenizers, vocabulary
 from mergekit_lines.recipe.checks import DTYPES, check_recipe
 from mergekit_lines.recipe.options import effective_options
-
-# A parameter that a problem is about, or that it takes for the one that was meant.
-_ABOUT = re.compile(r"parameters\.(\w+)|Did you mean '(\w+)'")
-# What mergekit says of a recipe that our own checks said more of.
-_MERGEKITS = ("mergekit cannot plan", "lines[", "lines_postprocess[")
 
 
 def inspect_recipe(
@@ -56,7 +50,7 @@ def inspect_recipe(
     problems = check_recipe(config, out.absolute() if out else None, options, source)
     models = check_models(config, options)
     if models:
-        return replace(told, problems=_distinct(problems + models))
+        return replace(told, problems=(*dict.fromkeys(problems + models),))
     notes: list[str] = []
     effective = effective_options(config, options, notes.append)
     run = MergeRun.of(config, options)
@@ -89,7 +83,11 @@ def inspect_recipe(
                 told = with_blocks(told, sizes)
             told = replace(told, seed=prepared.seed)
             told = _with_totals(told, prepared, sizes, calibrated, effective, process, notes)
-            (notes if out is None else problems).extend(_room(prepared, sizes, effective, out))
+            room = _room(prepared, sizes, effective, out)
+            if out is None:
+                notes += map(str, room)
+            else:
+                problems += room
             if prepared.from_headers:
                 notes.append(FROM_HEADERS)
             for model, names in dropped_tensors(prepared.planned, sound).items():
@@ -97,12 +95,13 @@ def inspect_recipe(
                     f"{model}: {len(names)} tensors that the base lacks are dropped: "
                     f"{some(names, 3)}"
                 )
-    return replace(told, notes=_distinct(notes), problems=_distinct(problems))
+    distinct = tuple(dict.fromkeys(problems))
+    return replace(told, notes=tuple(dict.fromkeys(notes)), problems=distinct)
 
 
 def _room(
     prepared: Prepared, sizes: Sizes, options: MergeOptions, out: Path | None
-) -> Sequence[str]:
+) -> Sequence[Problem]:
     """Return what this machine's disks have no room for: downloads, and OUT where it is given."""
     partial, left = Path(), 0
     try:
@@ -121,20 +120,16 @@ def _room(
     return ()
 
 
-def _distinct(texts: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(texts))
-
-
-def _new(found: Sequence[str], told: Sequence[str]) -> list[str]:
-    """Return what was not told yet, and is not a mere consequence of it."""
-    known = {name for text in told for match in _ABOUT.finditer(text) for name in match.groups()}
-    result = []
-    for text in found:
-        about = _ABOUT.match(text)
-        consequence = about[1] in known if about else text.startswith(_MERGEKITS) and told
-        if text not in told and not consequence:
-            result.append(text)
-    return result
+def _new(later: Sequence[Problem], problems: Sequence[Problem]) -> list[Problem]:
+    """Return those of ``later`` that are no problems yet, and no mere consequence of them."""
+    about = {name for problem in problems for name in problem.about}
+    return [
+        problem
+        for problem in later
+        if problem not in problems
+        and not about.intersection(problem.about[:1])
+        and not (problem.of_mergekit and problems)
+    ]
 
 
 def _with_known_dtypes(config: MergeConfiguration) -> MergeConfiguration:
@@ -161,13 +156,13 @@ def _without_parameters(config: MergeConfiguration) -> MergeConfiguration:
 
 def _attempt(
     config: MergeConfiguration, options: MergeOptions, run: MergeRun
-) -> tuple[Prepared | None, Sequence[str]]:
+) -> tuple[Prepared | None, Sequence[Problem]]:
     try:
         return prepare(config, options, run), ()
     except LinesError as error:
         return None, error.problems
     except Exception as error:  # noqa: BLE001 - what a library raises is a problem like another
-        return None, [f"the models cannot be inspected ({reason(error)})."]
+        return None, [Problem("", f"the models cannot be inspected ({reason(error)}).")]
 
 
 def _with_totals(

@@ -106,7 +106,7 @@ class Blueprint:
         check_method(self.recipe)
         problems = check_recipe(self.recipe, None, flags, text) + check_models(self.recipe, flags)
         if problems:
-            raise LinesError(list(dict.fromkeys(problems)))
+            raise LinesError(problems)
         self.options: MergeOptions = effective_options(self.recipe, flags, lambda _: None)
         with ONE_AT_A_TIME, one_thread(), fresh_caches():
             run = MergeRun.of(self.recipe, self.options)

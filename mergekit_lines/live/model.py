@@ -209,7 +209,7 @@ class LiveModel:
         text, config = parsed(document)
         problems = check_recipe(config, None, self._blueprint.options, text)
         if problems:
-            raise LinesError(list(dict.fromkeys(problems)))
+            raise LinesError(problems)
         with _plain_failures(), self._merging(config) as planner:
             self._plan(planner)
             tasks = planner.plan_to_disk("")

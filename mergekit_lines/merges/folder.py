@@ -26,7 +26,7 @@ from mergekit_lines.checkpoint.remote.downloads import HubModels, files_from_hub
 from mergekit_lines.checkpoint.room import check_room, check_space
 from mergekit_lines.checkpoint.writer import ShardLayout, ShardWriter, lay_out
 from mergekit_lines.engine.engine import Engine
-from mergekit_lines.errors import LinesError, reason, some, tell, visible
+from mergekit_lines.errors import LinesError, Problem, reason, some, tell, visible
 from mergekit_lines.files import CARD, RECIPE, REPORT
 from mergekit_lines.host.process import end_at_once, ending_on_sigterm, one_thread
 from mergekit_lines.host.state import (
@@ -52,6 +52,7 @@ from mergekit_lines.report.file import describe, report, run_figures, to_json, v
 from mergekit_lines.report.fingerprints import describe_inputs, describe_output
 
 LOG = logging.getLogger(__name__)
+NO_OUT = Problem("OUT", "found an empty text, wanted a folder to make. Name one.")
 
 
 def run_lines_merge(
@@ -80,10 +81,10 @@ def run_lines_merge(
     recipe = source or _as_yaml(config)
     original = config.model_copy(deep=True)
     say = _silent if options.quiet else tell
-    problems = [] if out_path else ["OUT: found an empty text, wanted a folder to make. Name one."]
+    problems = [] if out_path else [NO_OUT]
     problems += check_recipe(config, given, options, source) + check_models(config, options)
     if problems:
-        raise LinesError(list(dict.fromkeys(problems)))
+        raise LinesError(problems)
     summaries: list[Summary] = []
 
     def take(summary: Summary) -> None:

@@ -63,9 +63,9 @@ def bind(
         raise LinesError(f"parameters: {error}.") from error
     wrap = method.wrapped.spec.name
     # A model without a floating-point tensor has no groups: the words are checked all the same.
-    problems = [text for found in values or [shared] if (text := incomplete(found, wrap))]
-    if problems:
-        raise LinesError(list(dict.fromkeys(problems)))
+    missing = [one for words in values or [shared] if (one := incomplete(words, wrap))]
+    if missing:
+        raise LinesError(missing)
     return values
 
 
@@ -112,7 +112,7 @@ def check_groups(
                 f"edits one model. Merge first, or use lines."
             )
     if problems:
-        raise LinesError(list(dict.fromkeys(problems)))
+        raise LinesError(problems)
 
 
 def lone_depth(name: str, blocks: str | None, num_blocks: int | None) -> BlockDepth | None:

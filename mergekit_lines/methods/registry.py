@@ -5,20 +5,19 @@ from __future__ import annotations
 from mergekit.merge_methods import registry
 from mergekit.merge_methods.base import BasePolicy, MergeMethod
 
-from mergekit_lines.errors import LinesError, nearest
+from mergekit_lines.errors import LinesError, Problem, nearest
 from mergekit_lines.host.names import METHODS
-from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS
+from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS, of_parameter
 from mergekit_lines.methods.wrapped import LinesMethod, OurMethod
 
 
-def check_wrap(name: str) -> str | None:
+def check_wrap(name: str) -> Problem | None:
     """Return why ``name`` cannot be wrapped, or None when it can."""
     methods = {
         method.spec.name: method
         for method in registry.registered_methods()
         if not isinstance(method, OurMethod)
     }
-    place = f"parameters.wrap: found {name!r}"
     if name == "dare":
         reason = ", wanted `dare_linear` or `dare_ties`."
     elif name in METHODS:
@@ -42,7 +41,7 @@ def check_wrap(name: str) -> str | None:
         reason = ", which accepts no base, and LiNeS scales the change from a base."
     else:
         return None
-    return place + reason
+    return of_parameter("wrap", f"found {name!r}{reason}")
 
 
 def method_for(wrap: str) -> LinesMethod:

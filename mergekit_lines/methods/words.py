@@ -14,7 +14,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 from pydantic import PlainValidator, ValidationError
 
-from mergekit_lines.errors import LinesError, nearest
+from mergekit_lines.errors import LinesError, Problem, nearest
 from mergekit_lines.lines.schedule import EXPONENTS
 
 # The paper's β, or the range it was tuned in, for the error that asks for one: Table 8 and
@@ -29,27 +29,35 @@ FP32_MAX = 3.4e38
 PAPER_BETA_ELSE = "not given in the paper for this wrap; 0.1 to 1.0 is where it tunes the others"
 
 
-MISSING_GAMMA = (
-    "parameters.gamma: found nothing, wanted gamma (0 to 1; the paper chooses it among 0, 0.1, …, "
-    "1 on validation data), or alpha and beta both."
+def of_parameter(name: str, text: str) -> Problem:
+    """Return what is wrong with a parameter of the recipe."""
+    return Problem(f"parameters.{name}", text, about=(name,))
+
+
+MISSING_GAMMA = of_parameter(
+    "gamma",
+    "found nothing, wanted gamma (0 to 1; the paper chooses it among 0, 0.1, …, 1 on validation "
+    "data), or alpha and beta both.",
 )
 
 
-GAMMA_TWICE = (
-    "parameters.gamma: found together with alpha or beta, wanted one way of saying it: gamma alone "
-    "(alpha = gamma, beta = 1 - gamma), or alpha and beta."
+GAMMA_TWICE = of_parameter(
+    "gamma",
+    "found together with alpha or beta, wanted one way of saying it: gamma alone (alpha = gamma, "
+    "beta = 1 - gamma), or alpha and beta.",
 )
 
 
-def missing_beta(wrap: str) -> str:
+def missing_beta(wrap: str) -> Problem:
     """Return the error for a recipe without beta, with the paper's values for its wrap."""
-    return (
-        f"parameters.beta: found nothing, wanted the coefficient gained from the first block to "
-        f"the last. The paper's value for {wrap}: {PAPER_BETA.get(wrap, PAPER_BETA_ELSE)}."
+    return of_parameter(
+        "beta",
+        f"found nothing, wanted the coefficient gained from the first block to the last. The "
+        f"paper's value for {wrap}: {PAPER_BETA.get(wrap, PAPER_BETA_ELSE)}.",
     )
 
 
-def incomplete(values: Mapping[str, Any], wrap: str) -> str | None:
+def incomplete(values: Mapping[str, Any], wrap: str) -> Problem | None:
     """Return what is missing or said twice among alpha, beta and gamma, or None.
 
     Args:
@@ -82,7 +90,7 @@ def _word(name: str, check: Callable[[Any], Any], default: Any, meaning: str) ->
 def _wrong(name: str, value: object, wanted: str, known: Iterable[str] = ()) -> LinesError:
     kind = " (a boolean)" if isinstance(value, bool) else ""
     hint = nearest(value, known) if isinstance(value, str) else ""
-    return LinesError(f"parameters.{name}: found {value!r}{kind}, wanted {wanted}.{hint}")
+    return LinesError(of_parameter(name, f"found {value!r}{kind}, wanted {wanted}.{hint}"))
 
 
 def number(name: str, value: Any, wanted: str = "a finite number") -> float:
@@ -125,8 +133,11 @@ def _alpha(value: Any) -> float | str:
 def _alpha_postprocess(value: Any) -> float:
     if value == "auto":
         raise LinesError(
-            "parameters.alpha: found 'auto', wanted a finite number: lines_postprocess sees one "
-            "model, for which Eq. 2 says nothing. Write gamma (0 to 1), or alpha and beta."
+            of_parameter(
+                "alpha",
+                "found 'auto', wanted a finite number: lines_postprocess sees one model, for which "
+                "Eq. 2 says nothing. Write gamma (0 to 1), or alpha and beta.",
+            )
         )
     return number("alpha", value)
 
@@ -234,7 +245,7 @@ def strict(parameter: ParameterSpec, name: str) -> ParameterSpec:
             return parameter.validate(value)
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
-            raise LinesError(f"parameters.{name}: found {value!r}: {reason}.") from None
+            raise LinesError(of_parameter(name, f"found {value!r}: {reason}.")) from None
 
     default = 1.0 if parameter.required and parameter.name == "weight" else parameter.default
     return ParameterSpec(

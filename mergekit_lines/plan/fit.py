@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from mergekit.architecture import WeightInfo
 from mergekit.architecture.conversion import can_convert_checkpoint_keys
@@ -18,7 +18,7 @@ from transformers.core_model_loading import WeightRenaming
 
 from mergekit_lines.checkpoint.headers import BUFFERS, FLOATS, Headers, TensorHeader
 from mergekit_lines.checkpoint.ties import is_untied, model_class, tied_names
-from mergekit_lines.errors import some
+from mergekit_lines.errors import Problem, some, together
 from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.recipe.models import models_in_order
 
@@ -83,25 +83,22 @@ def check_plan(
     config: MergeConfiguration,
     arch_info: Any,
     options: MergeOptions,
-) -> list[str]:
+) -> list[Problem]:
     """Return what does not fit between the plan and the checkpoints' headers.
 
     Tensors that are missing, of different shapes or of a dtype that cannot be merged;
     tensors of the base that no output tensor takes; heads that only the base ties.
     """
-    problems: list[str] = []
-    grouped: dict[str, list[Trouble]] = defaultdict(list)
     convertible = Convertible(options)
-    for item in planned:
-        for trouble in _check_tensor(item, headers, convertible):
-            grouped[trouble.text].append(trouble)
-    for text, troubles in grouped.items():
-        named = f"{some((trouble.tensor for trouble in troubles), 3)}{troubles[0].example}"
-        problems.append(text.replace("TENSORS", named))
+    problems: list[str | Problem] = [
+        *together(
+            problem for item in planned for problem in _check_tensor(item, headers, convertible)
+        )
+    ]
     problems += _check_lost(planned, config, arch_info, options)
     problems += _check_ties(planned, config, options)
     problems += _check_heads(planned, config, arch_info, options)
-    return problems
+    return list(map(Problem.of, problems))
 
 
 def layout_fits(
@@ -137,14 +134,6 @@ def dropped_tensors(
         if model not in bases and extra:
             result[model] = extra
     return result
-
-
-class Trouble(NamedTuple):
-    """One tensor's trouble: tensors with the same text are told in one sentence."""
-
-    text: str  # TENSORS stands for their names
-    tensor: str
-    example: str = ""
 
 
 def _names(weight: WeightInfo) -> list[str]:
@@ -184,7 +173,7 @@ def _number(name: str) -> str:
 
 def _check_tensor(
     item: PlannedTensor, headers: Mapping[ModelReference, Headers], convertible: Convertible
-) -> Iterator[Trouble]:
+) -> Iterator[Problem]:
     gather: Any = item.task.gather_tensors
     aligned = hasattr(gather, "tokenizer_task")
     gather = getattr(gather, "gather_tensors", gather)
@@ -196,16 +185,18 @@ def _check_tensor(
             if convertible(model, weight.name):
                 continue
             if not weight.optional:
-                yield Trouble(
-                    f"model {model}: lacks tensors that the merge needs (TENSORS). Is it of the "
-                    f"same architecture and size as the others, and whole?",
-                    weight.name,
+                yield Problem(
+                    f"model {model}",
+                    "lacks tensors that the merge needs",
+                    (weight.name,),
+                    ". Is it of the same architecture and size as the others, and whole?",
                 )
             elif model == item.task.base_model:
-                yield Trouble(
-                    f"base_model {model}: lacks tensors that other models have (TENSORS), so their "
-                    f"change cannot be measured. Use the base they were fine-tuned from.",
-                    weight.name,
+                yield Problem(
+                    f"base_model {model}",
+                    "lacks tensors that other models have",
+                    (weight.name,),
+                    ", so their change cannot be measured. Use the base they were fine-tuned from.",
                 )
             continue
         tensors = headers[model].tensors
@@ -214,17 +205,18 @@ def _check_tensor(
         if tensors[name].dtype in FLOATS | BUFFERS:
             found[model] = tensors[name]
         else:
-            yield Trouble(
-                f"model {model}: holds tensors of dtype {tensors[name].dtype} (TENSORS), wanted "
-                f"fp16, bf16, fp32 or fp64. Convert the model first.",
-                name,
+            yield Problem(
+                f"model {model}",
+                f"holds tensors of dtype {tensors[name].dtype}",
+                (name,),
+                ", wanted fp16, bf16, fp32 or fp64. Convert the model first.",
             )
     yield from _check_alike(item, found, aligned)
 
 
 def _check_alike(
     item: PlannedTensor, found: dict[ModelReference, TensorHeader], aligned: bool
-) -> Iterator[Trouble]:
+) -> Iterator[Problem]:
     axis, name = item.weight.vocabulary_axis, item.weight.name
     # Against the base, which the others were fine-tuned from.
     first = item.task.base_model if item.task.base_model in found else next(iter(found), None)
@@ -233,25 +225,28 @@ def _check_alike(
         example = f": {tuple(left)} and {tuple(right)}"
         if axis is not None and len(left) == len(right) > axis and left[axis] != right[axis]:
             if not aligned:
-                yield Trouble(
-                    f"the vocabulary sizes of {first} and {model} differ (TENSORS). Align the "
-                    f"vocabularies with `tokenizer: {{source: base}}`.",
-                    name,
+                yield Problem(
+                    "",
+                    f"the vocabulary sizes of {first} and {model} differ",
+                    (name,),
+                    ". Align the vocabularies with `tokenizer: {source: base}`.",
                     example,
                 )
             left[axis] = right[axis]
         if left != right:
-            yield Trouble(
-                f"the shapes of {first} and {model} differ (TENSORS). The models of one merge must "
-                f"be fine-tuned from one base_model.",
-                name,
+            yield Problem(
+                "",
+                f"the shapes of {first} and {model} differ",
+                (name,),
+                ". The models of one merge must be fine-tuned from one base_model.",
                 example,
             )
         elif (found[first].dtype in FLOATS) != (header.dtype in FLOATS):
-            yield Trouble(
-                f"{first} holds {found[first].dtype} where {model} holds {header.dtype} (TENSORS), "
-                f"wanted the same kind in all models.",
-                name,
+            yield Problem(
+                "",
+                f"{first} holds {found[first].dtype} where {model} holds {header.dtype}",
+                (name,),
+                ", wanted the same kind in all models.",
             )
 
 

@@ -16,16 +16,16 @@ from safetensors import SafetensorError, safe_open
 
 from mergekit_lines.checkpoint.headers import read_headers
 from mergekit_lines.checkpoint.remote.failures import reading, unreached
-from mergekit_lines.errors import nearest, reason
+from mergekit_lines.errors import Problem, nearest_name, reason
 from mergekit_lines.recipe.models import models_in_order
 
 
-def check_models(config: MergeConfiguration, options: MergeOptions) -> list[str]:
+def check_models(config: MergeConfiguration, options: MergeOptions) -> list[Problem]:
     """Return what is wrong with the models' folders: configs, adapters, shards, indexes.
 
     Models on the Hub are asked for their config only.
     """
-    problems: list[str] = []
+    problems: list[str | Problem] = []
     architectures: dict[ModelReference, str] = {}
     for model in models_in_order(config):
         found = list(_check_model(model, options))
@@ -39,7 +39,7 @@ def check_models(config: MergeConfiguration, options: MergeOptions) -> list[str]
             f"the architectures differ ({listed}), wanted models fine-tuned from one base_model. "
             f"Change the models, or give --allow-crimes if their tensors fit all the same."
         )
-    return problems
+    return list(map(Problem.of, problems))
 
 
 def _check_model(model: ModelReference, options: MergeOptions) -> Iterator[str]:
@@ -165,10 +165,11 @@ def _fetch(where: str, part: ModelPath, file: str, wanted: str) -> Iterator[str]
     except Exception as error:  # noqa: BLE001 - the Hub's clients raise a dozen kinds
         if not (cached and unreached(error)):
             hint = _sibling(part.path)
-            yield reading(where, error).replace("Check the name", f"Check the name{hint}")
+            yield reading(where, error, hint=hint)
 
 
 def _sibling(path: str) -> str:
     parent = Path(path).parent
     names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    return nearest(Path(path).name, names).rstrip("?").replace(" Did you mean", ", or did you mean")
+    sibling = nearest_name(Path(path).name, names)
+    return f", or did you mean {sibling!r}" if sibling else ""

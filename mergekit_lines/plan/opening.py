@@ -110,7 +110,7 @@ def adapter_of(
     try:
         adapter = Adapter.open(adapter_folder(model), shapes, base_config=config)
     except LinesError as error:
-        raise LinesError([f"model {model}: {problem}" for problem in error.problems]) from None
+        raise LinesError([one.under(f"model {model}") for one in error.problems]) from None
     if adapter.reason is None:
         return adapter
     LOG.info(visible(f"adapter {adapter.folder} is merged by peft: {adapter.reason}"))

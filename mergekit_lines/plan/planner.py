@@ -5,7 +5,7 @@ Recipes of mergekit's own methods pass through :class:`LinesPlanner` untouched.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 from mergekit import plan
@@ -18,12 +18,12 @@ from mergekit.parameter_resolver import resolve_parameter
 from pydantic import ValidationError
 
 from mergekit_lines.engine.tasks import LinesTask, WriteTask, engine_task
-from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.errors import LinesError, Problem, reason, together
 from mergekit_lines.lines.depth import block_depths, natural_key
 from mergekit_lines.lines.placed import AUTO, Placed, ScheduleWords
 from mergekit_lines.lines.summary import Summary, summarise
 from mergekit_lines.methods.registry import method_for, postprocess_method
-from mergekit_lines.methods.words import WHOLE_RECIPE, WRAP, incomplete
+from mergekit_lines.methods.words import WHOLE_RECIPE, WRAP, incomplete, of_parameter
 from mergekit_lines.plan.calibrate import calibrate
 from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.plan.run import ACTIVE
@@ -57,7 +57,7 @@ class LinesPlanner(plan.MergePlanner):
         self._module: str | None = None
         self._wraps: dict[str, str] = {}
         self._names: set[str] = set()
-        self._problems: dict[str, list[str]] = defaultdict(list)
+        self._problems: list[Problem] = []
         self.tokenizer: OrderedTokenizer | None = None
         self.seed = 0
         self.summary: Summary | None = None
@@ -118,20 +118,21 @@ class LinesPlanner(plan.MergePlanner):
                 self._method = method_for(wrap)
             super().plan_tensor(weight, weights_in, models, cfg_reader)
         except LinesError as error:
-            for problem in error.problems:
-                self._problems[problem].append(weight.name)
+            self._problems += [replace(one, tensors=(weight.name,)) for one in error.problems]
         except ValidationError as error:
             text = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-            text = text.replace(f" for {weight.name}", "")
-            self._problems[f"{self._method.spec.name}: {text}."].append(weight.name)
+            self._add_mergekits(text.replace(f" for {weight.name}", ""), weight.name)
         except RuntimeError as error:
-            text = str(error).replace(f"{weight.name}", "a tensor")
-            self._problems[f"{self._method.spec.name}: {text}."].append(weight.name)
+            self._add_mergekits(str(error).replace(f"{weight.name}", "a tensor"), weight.name)
         finally:
             self._method = recipe_method
         if len(self._tensors) > planned:
             self._wraps[weight.name] = wrap
             self._replace_last_task()
+
+    def _add_mergekits(self, text: str, tensor: str) -> None:
+        name = self._method.spec.name
+        self._problems.append(Problem(name, f"{text}.", (tensor,), of_mergekit=True))
 
     def _replace_last_task(self) -> None:
         weight, task = self._tensors[-1]
@@ -167,10 +168,11 @@ class LinesPlanner(plan.MergePlanner):
         except LinesError:
             raise
         except Exception as error:
-            raise LayoutError(
+            text = (
                 f"mergekit cannot plan this recipe ({reason(error)}). Is the architecture one "
                 f"that mergekit merges?"
-            ) from error
+            )
+            raise LayoutError(Problem("", text, of_mergekit=True)) from error
         self._check_filters()
         self._raise_problems()
         # mergekit's order varies between processes for inferred architectures.
@@ -184,10 +186,13 @@ class LinesPlanner(plan.MergePlanner):
         for word in WHOLE_RECIPE:
             found = {repr(values.get(word)) for values in resolved.values()}
             if len(found) > 1:
-                self._problems[
-                    f"parameters.{word}: found {', '.join(sorted(found))} for different tensors, "
-                    f"wanted one value for the whole recipe. Give it without filter or gradient."
-                ] = []
+                self._problems.append(
+                    of_parameter(
+                        word,
+                        f"found {', '.join(sorted(found))} for different tensors, wanted one value "
+                        f"for the whole recipe. Give it without filter or gradient.",
+                    )
+                )
         self._raise_problems()
         first = next(iter(resolved.values()), {})
         blocks = first["blocks"].split(",") if first.get("blocks") else None
@@ -198,16 +203,19 @@ class LinesPlanner(plan.MergePlanner):
             wrap, values = self._wraps[weight.name], resolved[weight.name]
             problem = incomplete(values, wrap)
             if problem:
-                self._problems[problem].append(weight.name)
+                self._problems.append(replace(problem, tensors=(weight.name,)))
             placed = Placed(weight.name, depths[weight.name], ScheduleWords.of(values))
             planned.append(PlannedTensor(weight, task, wrap, placed))
         needs_alpha = any(item.placed.words.alpha == AUTO for item in planned)
         if needs_alpha and len({item.wrap for item in planned}) > 1:
-            self._problems[
-                f"parameters.wrap: found {', '.join(sorted(set(self._wraps.values())))} in one "
-                f"recipe with alpha: auto, wanted one wrap: Eq. 2 compares the norms of one "
-                f"merge over the whole model. Give alpha as a number, or one wrap."
-            ] = []
+            self._problems.append(
+                of_parameter(
+                    "wrap",
+                    f"found {', '.join(sorted(set(self._wraps.values())))} in one recipe with "
+                    f"alpha: auto, wanted one wrap: Eq. 2 compares the norms of one merge over the "
+                    f"whole model. Give alpha as a number, or one wrap.",
+                )
+            )
         return planned
 
     def _check_filters(self) -> None:
@@ -228,12 +236,13 @@ class LinesPlanner(plan.MergePlanner):
     def _raise_problems(self) -> None:
         if not self._problems:
             return
-        total = len(self._tensors)
-        texts = []
-        for problem, names in self._problems.items():
-            partial = names and len(names) < max(total, len(names))
-            texts.append(f"{problem} (tensors: {some(names, 3)})" if partial else problem)
-        raise LinesError(texts)
+        # Of what holds for all of them no tensor is named.
+        raise LinesError(
+            [
+                replace(one, tensors=one.tensors if len(one.tensors) < len(self._tensors) else ())
+                for one in together(self._problems)
+            ]
+        )
 
     def planned(self) -> list[PlannedTensor]:
         """Return every output tensor with its place; no weight is read."""

@@ -19,7 +19,7 @@ from mergekit.options import MergeOptions
 from mergekit_lines.checkpoint.headers import Headers, read_headers
 from mergekit_lines.checkpoint.loading import tried_loading
 from mergekit_lines.checkpoint.remote.headers import remote_headers
-from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.errors import LinesError, Problem, reason
 from mergekit_lines.host.process import silent
 from mergekit_lines.host.state import names_from_indexes
 from mergekit_lines.plan.fit import check_layers, check_plan, layout_fits
@@ -64,10 +64,10 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     LoaderCache().setup(options=options)
     cache = options.transformers_cache
     headers = {model: _feed(model, cache) for model in models_in_order(config)}
-    problems = [problem for found in headers.values() for problem in found.problems]
+    problems = [Problem.of(one) for found in headers.values() for one in found.problems]
     copied = set() if problems else _check_adapters(headers, options, problems)
     if problems:
-        raise LinesError(list(dict.fromkeys(problems)))
+        raise LinesError(problems)
     try:
         return _prepared(config, _mergekits_layout(config, options), options, run, headers, copied)
     except LayoutError:
@@ -129,15 +129,15 @@ def _prepared(
     """
     copy = config.model_copy(deep=True)  # mergekit's planner rewrites it
     try:
-        problems = list(check_layers(config, arch_info, options))
+        layers = list(check_layers(config, arch_info, options))
         out_config = mergekit_merge._model_out_config(copy, arch_info, options.trust_remote_code)
     except RuntimeError as error:  # a config without the key that the layout counts blocks by
         raise LayoutError(
             f"mergekit's layout does not fit the models' configs ({reason(error)}). Is the "
             f"architecture one that mergekit merges?"
         ) from error
-    if problems:
-        raise LinesError(problems)
+    if layers:
+        raise LinesError(layers)
     with planning(run):
         planner = LinesPlanner(copy, arch_info, options, out_config)
         planned = planner.planned()
@@ -151,9 +151,9 @@ def _prepared(
     )
 
 
-def refused_values(planned: list[PlannedTensor]) -> list[str]:
+def refused_values(planned: list[PlannedTensor]) -> list[Problem]:
     """Return which tensors' parameters our own kernel refuses."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     for item in planned:
         try:
             with item.task.failures({}):
@@ -164,7 +164,7 @@ def refused_values(planned: list[PlannedTensor]) -> list[str]:
 
 
 def _check_adapters(
-    headers: Mapping[ModelReference, Headers], options: MergeOptions, problems: list[str]
+    headers: Mapping[ModelReference, Headers], options: MergeOptions, problems: list[Problem]
 ) -> set[ModelReference]:
     """Collect what is wrong with adapters on this machine; return those that peft merges."""
     copied = set()

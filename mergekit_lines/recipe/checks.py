@@ -20,7 +20,7 @@ from mergekit.options import MergeOptions
 from mergekit.tokenizer.config import TokenEmbeddingConfig, TokenizerConfig
 
 from mergekit_lines.checkpoint.partial import check_out
-from mergekit_lines.errors import nearest, reason
+from mergekit_lines.errors import Problem, nearest, nearest_name, reason
 from mergekit_lines.host.names import METHODS
 from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS
 from mergekit_lines.recipe.models import models_in_order
@@ -42,17 +42,18 @@ _INNER = {
 
 def check_recipe(
     config: MergeConfiguration, out: Path | None, options: MergeOptions, source: str | None
-) -> list[str]:
+) -> list[Problem]:
     """Return every problem of the recipe, its options and OUT; no file of a model is opened."""
     keys = list(_check_keys(source))
-    problems = [*keys, *(check_out(out) if out else ()), *_check_options(options)]
+    problems: list[str | Problem] = [*keys]
+    problems += [*(check_out(out) if out else ()), *_check_options(options)]
     problems += _check_structure(config)
     problems += _check_values(config)
     problems += check_parameters(config, names_known=not keys)
-    return list(dict.fromkeys(problems))
+    return list(dict.fromkeys(map(Problem.of, problems)))
 
 
-def _check_keys(source: str | None) -> Iterator[str]:
+def _check_keys(source: str | None) -> Iterator[Problem]:
     """Check the keys of the YAML itself: pydantic ignores the ones it does not know."""
     try:
         documents = list(yaml.safe_load_all(source or _file_of_multi()))
@@ -74,13 +75,16 @@ def _file_of_multi() -> str:
 
 def _unknown_keys(
     place: str, document: dict[Any, Any], model: Any, extra: set[str]
-) -> Iterator[str]:
+) -> Iterator[Problem]:
     known = set(model.model_fields) | extra
     for key, value in document.items():
         if key not in known and "parameters" in known and key in _parameter_names():
-            yield f"{place}{key}: found outside of parameters. Move it to {place}parameters.{key}."
+            text = f"found outside of parameters. Move it to {place}parameters.{key}."
+            yield Problem(f"{place}{key}", text, about=(str(key),))
         elif key not in known:
-            yield f"{place}{key}: nobody declares this key.{nearest(str(key), known)}"
+            meant = nearest_name(str(key), known)
+            text = f"nobody declares this key.{nearest(str(key), known)}"
+            yield Problem(f"{place}{key}", text, about=(str(key), meant) if meant else (str(key),))
         elif key in _INNER:
             for where, entry in _entries(f"{place}{key}", key, value):
                 if isinstance(entry, dict):

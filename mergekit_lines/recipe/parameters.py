@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from mergekit.config import ConditionalParameter, MergeConfiguration
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
-from mergekit_lines.errors import LinesError, nearest
+from mergekit_lines.errors import LinesError, Problem, nearest, nearest_name
 from mergekit_lines.methods.registry import check_wrap, method_for, postprocess_method
 from mergekit_lines.methods.words import (
     LINES_WORDS,
     MISSING_GAMMA,
     POSTPROCESS_WORDS,
     missing_beta,
+    of_parameter,
 )
 from mergekit_lines.recipe.models import sections
 
 
-def check_parameters(config: MergeConfiguration, *, names_known: bool = True) -> list[str]:
+def check_parameters(config: MergeConfiguration, *, names_known: bool = True) -> list[Problem]:
     """Return every problem of the recipe's parameters, and of the number of models for them.
 
     Where a name is wrong (``names_known``: not even elsewhere in the recipe), what is missing
     is not told: it is most often the very thing that was misspelt.
     """
     postprocess = config.merge_method == "lines_postprocess"
-    problems: list[str] = []
+    problems: list[Problem] = []
     wraps = [] if postprocess else _wraps(config, problems)
     found = list(_check_sections(config, wraps, postprocess))
     problems += found
@@ -36,7 +38,7 @@ def check_parameters(config: MergeConfiguration, *, names_known: bool = True) ->
     return problems
 
 
-def check_filters(config: MergeConfiguration, names: Iterable[str]) -> Iterator[str]:
+def check_filters(config: MergeConfiguration, names: Iterable[str]) -> Iterator[Problem]:
     """Yield the filters that match none of the tensors' names."""
     known = sorted(names)
     for section in sections(config):
@@ -45,9 +47,11 @@ def check_filters(config: MergeConfiguration, names: Iterable[str]) -> Iterator[
                 if not isinstance(entry, ConditionalParameter) or entry.filter in (None, "*"):
                     continue
                 if not any(entry.filter in name for name in known):
-                    yield (
-                        f"{section.place}.{key}: the filter {entry.filter!r} matches no tensor, "
-                        f"wanted a part of a name such as {next(iter(known), '')}."
+                    yield Problem(
+                        f"{section.place}.{key}",
+                        f"the filter {entry.filter!r} matches no tensor, wanted a part of a name "
+                        f"such as {next(iter(known), '')}.",
+                        about=(key,),
                     )
 
 
@@ -82,7 +86,7 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _wraps(config: MergeConfiguration, problems: list[str]) -> list[str]:
+def _wraps(config: MergeConfiguration, problems: list[Problem]) -> list[str]:
     wraps = []
     for section in sections(config):
         if "wrap" in section.parameters and section.model is None:
@@ -107,7 +111,7 @@ def _wraps(config: MergeConfiguration, problems: list[str]) -> list[str]:
 
 def _check_sections(
     config: MergeConfiguration, wraps: list[str], postprocess: bool
-) -> Iterator[str]:
+) -> Iterator[Problem]:
     methods = [postprocess_method()] if postprocess else [method_for(wrap) for wrap in wraps]
     ours = {word.name: word for word in (POSTPROCESS_WORDS if postprocess else LINES_WORDS)}
     known: dict[str, list[ParameterSpec]] = {name: [word] for name, word in ours.items()}
@@ -119,13 +123,17 @@ def _check_sections(
         for name, setting in section.parameters.items():
             place = f"{section.place}.{name}"
             if name not in known:
-                yield f"{place}: nobody declares this name.{hint(name, known)}"
+                text = f"nobody declares this name.{hint(name, known)}"
+                meant = nearest_name(name, known)
+                yield Problem(place, text, about=(name, meant) if meant else (name,))
                 continue
             shared = all(spec.scope == ParameterScope.SHARED for spec in known[name])
             if section.model is not None and shared:
-                yield (
-                    f"{place}: found under one model, where it has no effect, wanted under the "
-                    f"recipe's own parameters. Move it there."
+                yield Problem(
+                    place,
+                    "found under one model, where it has no effect, wanted under the recipe's own "
+                    "parameters. Move it there.",
+                    about=(name,),
                 )
                 continue
             yield from _check_values(place, setting, known[name], name)
@@ -141,37 +149,42 @@ def hint(name: str, known: Iterable[str]) -> str:
     return nearest(name, known) or f" (known: {', '.join(sorted(known))})"
 
 
-def _check_values(place: str, setting: Any, specs: list[ParameterSpec], name: str) -> Iterator[str]:
+def _check_values(
+    place: str, setting: Any, specs: list[ParameterSpec], name: str
+) -> Iterator[Problem]:
+    def wrong(text: str) -> Problem:
+        return Problem(place, text, about=(name,))
+
     values = list(_leaves(setting))
     if not values:
-        yield f"{place}: found an empty list, wanted a value."
+        yield wrong("found an empty list, wanted a value.")
     if name == "blocks" and isinstance(setting, list):
-        yield (
-            f"{place}: found a list, which mergekit reads as a gradient or filter, wanted ONE text "
-            f"of container names separated by commas, e.g. `decoder.block`."
+        yield wrong(
+            "found a list, which mergekit reads as a gradient or filter, wanted ONE text of "
+            "container names separated by commas, e.g. `decoder.block`."
         )
         return
     ours = any(name == word.name for word in (*LINES_WORDS, *POSTPROCESS_WORDS))
     if ours and any(_is_word_gradient(part) for part in _parts(setting)):
-        yield (
-            f"{place}: found {setting!r}, a list of which mergekit would take one word by the "
-            f"place in the slice; wanted one value, filters, or a gradient of numbers."
+        yield wrong(
+            f"found {setting!r}, a list of which mergekit would take one word by the place in the "
+            f"slice; wanted one value, filters, or a gradient of numbers."
         )
         return
     for value in values:
-        failures: list[str] = []
+        failures: list[Problem] = []
         for spec in specs:
             try:
                 spec.validate(value)
             except LinesError as error:
                 failures += error.problems
         if len(failures) == len(specs):
-            yield failures[0].replace(f"parameters.{name}", place, 1)
+            yield replace(failures[0], key=place)
 
 
 def _check_required(
     config: MergeConfiguration, wraps: list[str], postprocess: bool
-) -> Iterator[str]:
+) -> Iterator[Problem]:
     given = {name for section in sections(config) for name in section.parameters}
     if postprocess and "gamma" not in given and not {"alpha", "beta"} <= given:
         yield MISSING_GAMMA
@@ -180,21 +193,25 @@ def _check_required(
     sliced = config.slices or any(module.slices for module in (config.modules or {}).values())
     for wrap in wraps:
         if sliced and method_for(wrap).ignores_base:
-            yield (
-                f"parameters.wrap: {wrap} ignores the base, and slices list the base among their "
-                f"sources to measure from it, so it cannot be told whether it is one of the models "
-                f"too. Use `models:`, or a wrap that knows the base."
+            yield of_parameter(
+                "wrap",
+                f"{wrap} ignores the base, and slices list the base among their sources to measure "
+                f"from it, so it cannot be told whether it is one of the models too. Use "
+                f"`models:`, or a wrap that knows the base.",
             )
     for wrap in wraps:
         for parameter in method_for(wrap).spec.parameters:
             if parameter.required and parameter.name not in given:
-                yield (
-                    f"parameters.{parameter.name}: found nothing, wanted a value: wrap {wrap} "
-                    f"has no default for it. Add {parameter.name} under parameters."
+                yield of_parameter(
+                    parameter.name,
+                    f"found nothing, wanted a value: wrap {wrap} has no default for it. Add "
+                    f"{parameter.name} under parameters.",
                 )
 
 
-def _check_counts(config: MergeConfiguration, wraps: list[str], postprocess: bool) -> Iterator[str]:
+def _check_counts(
+    config: MergeConfiguration, wraps: list[str], postprocess: bool
+) -> Iterator[Problem]:
     """Check how many models the method takes, for recipes that list them in one place."""
     if config.models is None or config.base_model is None:
         return
@@ -202,9 +219,10 @@ def _check_counts(config: MergeConfiguration, wraps: list[str], postprocess: boo
     count = len(dict.fromkeys(others))
     if postprocess:
         if count > 1:
-            yield (
-                f"models: found {count} models besides base_model, wanted one: lines_postprocess "
-                f"edits one model. Merge first, or write merge_method: lines."
+            yield Problem(
+                "models",
+                f"found {count} models besides base_model, wanted one: lines_postprocess edits "
+                f"one model. Merge first, or write merge_method: lines.",
             )
         return
     for wrap in wraps:
@@ -216,7 +234,8 @@ def _check_counts(config: MergeConfiguration, wraps: list[str], postprocess: boo
         if count and (count < least or (most is not None and count > most)):
             wanted = f"{least}" if least == most else f"at least {least}"
             wanted = wanted if most is None or least == most else f"{least} to {most}"
-            yield (
-                f"models: found {count} besides base_model, wanted {wanted}: that is what wrap "
-                f"{wrap} takes. Change the models or the wrap."
+            yield Problem(
+                "models",
+                f"found {count} besides base_model, wanted {wanted}: that is what wrap {wrap} "
+                f"takes. Change the models or the wrap.",
             )

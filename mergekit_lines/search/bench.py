@@ -175,7 +175,7 @@ class Bench:
         except LinesError as error:
             words = recipe.get("parameters")
             raise LinesError(
-                [f"at the parameters {words}: {problem}" for problem in error.problems]
+                [one.under(f"at the parameters {words}") for one in error.problems]
             ) from error
 
     def measure_input(self, name: str, split: str = "validation") -> Record:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from mergekit_lines.errors import LinesError
+from mergekit_lines.errors import LinesError, Problem
 from mergekit_lines.evaluate import Evaluator, Settings, check_settings, parse_evaluators
 from mergekit_lines.live.blueprint import check_method
 from mergekit_lines.plugin import register
@@ -43,19 +44,21 @@ def check_recipes(
     Raises:
         LinesError: with every problem, once, and the first point that has it.
     """
-    problems: dict[str, str] = {}
+    problems: dict[Problem, str] = {}
     options = merge_options({})
     for recipe, point in zip(recipes, points, strict=True):
         text, config = parsed(recipe)
         at = ", ".join(f"{key} = {value}" for key, value in point.items())
-        sentences = [*check_recipe(config, None, options, text), *_overridden(recipe, point)]
-        for problem in sentences:
+        wrong = [*check_recipe(config, None, options, text), *_overridden(recipe, point)]
+        for problem in wrong:
             problems.setdefault(problem, f" (at {at})" if at else "")
     if problems:
-        raise LinesError([f"{problem}{where}" for problem, where in problems.items()])
+        raise LinesError(
+            [replace(one, rest=f"{one.rest}{where}") for one, where in problems.items()]
+        )
 
 
-def _overridden(recipe: Mapping[str, Any], point: Mapping[str, Any]) -> list[str]:
+def _overridden(recipe: Mapping[str, Any], point: Mapping[str, Any]) -> list[Problem]:
     """Return the keys that were set for all models and that each model sets for itself."""
     entries = [(recipe.get("models") or [])[number] for number in tuned_entries(recipe)]
     problems = []
@@ -64,10 +67,11 @@ def _overridden(recipe: Mapping[str, Any], point: Mapping[str, Any]) -> list[str
         if "." in name or not entries:
             continue
         if all(name in (entry.get("parameters") or {}) for entry in entries):
-            problems.append(
-                f"{key}: every model has a {name} of its own, which wins, so that setting this "
-                f"changes nothing. Set models.0.parameters.{name}, or take those out."
+            text = (
+                f"every model has a {name} of its own, which wins, so that setting this changes "
+                f"nothing. Set models.0.parameters.{name}, or take those out."
             )
+            problems.append(Problem(key, text))
     return problems
 
 

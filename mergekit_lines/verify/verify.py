@@ -59,7 +59,7 @@ def verify(out: Path, choice: Choice) -> Verdict:
     )
     problems = check_recipe(config, None, options, report["recipe"]) + check_models(config, options)
     if problems:
-        raise LinesError(list(dict.fromkeys(problems)))
+        raise LinesError(problems)
     run = replace(MergeRun.of(config, options), seed=report["seed"])
     with ONE_AT_A_TIME, one_thread(), ExitStack() as stack:
         # Before the plan, which would say of a changed model only that it does not fit.

@@ -68,13 +68,14 @@ def _clean(text: str) -> str:
     return _TOKEN.sub("…", _ADDRESS.sub("…", text))
 
 
-def reading(where: str, error: BaseException, *, folder: bool = True) -> str:
+def reading(where: str, error: BaseException, *, folder: bool = True, hint: str = "") -> str:
     """Say why a model on the Hub cannot be read.
 
     Args:
         where: the model, as ``model org/name@revision``.
         error: what huggingface_hub raised.
         folder: whether a folder might have been meant.
+        hint: what follows the advice to check the name.
     """
     message = message_of(error)
     absent = "there is no such folder, and " if folder else ""
@@ -94,7 +95,8 @@ def reading(where: str, error: BaseException, *, folder: bool = True) -> str:
         ),
         (
             _is(error, RepositoryNotFoundError),
-            f"{absent}the Hub has no such model. Check the name, and for a private model {LOGIN}.",
+            f"{absent}the Hub has no such model. Check the name{hint}, and for a private model "
+            f"{LOGIN}.",
         ),
         (
             constants.HF_HUB_OFFLINE,
@@ -108,8 +110,8 @@ def reading(where: str, error: BaseException, *, folder: bool = True) -> str:
         ),
         (
             True,
-            f"the Hub does not give it ({message}). Check the name and the network, or download it "
-            f"first.",
+            f"the Hub does not give it ({message}). Check the name{hint} and the network, or "
+            f"download it first.",
         ),
     )
     return f"{where}: {_first(reasons)}"
