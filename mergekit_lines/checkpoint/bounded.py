@@ -8,6 +8,7 @@ before a parser sees it, and nothing but a regular file is opened: a pipe never 
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -89,28 +90,29 @@ def read_text(path: Path, most: int = TEXT) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads a text
 
 
-def read_json(path: Path, most: int = TEXT) -> Any:
-    """Return the content of a JSON file.
+def read_json(path: Path, most: int = TEXT, *, finite: bool = False) -> Any:
+    """Return the content of a JSON file; as :func:`read_text` and :func:`parse_json` read it.
 
     Raises:
         TextError: as :func:`read_text` and :func:`parse_json` say.
         OSError: it cannot be read.
     """
-    return parse_json(read_text(path, most))
+    return parse_json(read_text(path, most), finite=finite)
 
 
-def parse_json(text: str, constant: Callable[[str], Any] | None = None) -> Any:
+def parse_json(text: str, *, finite: bool = False) -> Any:
     """Return what a JSON text holds.
 
     Args:
         text: of bounded size.
-        constant: what makes a value of NaN and the infinities, as in :func:`json.loads`.
+        finite: whether NaN and the infinities are refused, which Python alone writes.
 
     Raises:
         TextError: it is no JSON, is nested more than 64 deep, or holds half a character.
     """
+    parsers: dict[str, Any] = {"parse_constant": _finite, "parse_float": _finite} if finite else {}
     try:
-        value = json.loads(text, parse_constant=constant)
+        value = json.loads(text, **parsers)
     except RecursionError:
         raise TextError(_deep()) from None
     except ValueError as error:
@@ -118,6 +120,13 @@ def parse_json(text: str, constant: Callable[[str], Any] | None = None) -> Any:
     _check_depth(value)
     if "\\ud" in text or "\\uD" in text:
         _check_whole(value)
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
     return value
 
 

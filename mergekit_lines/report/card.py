@@ -7,21 +7,27 @@ own text: with that a push tells a card that someone has edited, whose text it l
 from __future__ import annotations
 
 import hashlib
+import html
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 from mergekit.config import MergeConfiguration
 
+from mergekit_lines.errors import visible
+from mergekit_lines.report.markdown import code, fenced, prose
 from mergekit_lines.report.metadata import (
     checked,
     facts,
     front_matter,
     inherited,
     kind,
+    read_card,
     read_results,
 )
 from mergekit_lines.report.origins import Origin, Origins, joined
@@ -34,7 +40,7 @@ _TEXT = """
 # {name}
 
 {merge}, scaled block by block with LiNeS; made with
-[mergekit](https://github.com/arcee-ai/mergekit) and mergekit-lines (`merge_method: {method}`).
+[mergekit](https://github.com/arcee-ai/mergekit) and mergekit-lines ({method}).
 
 {models}
 
@@ -57,9 +63,7 @@ against interference between the models.
 
 ## Recipe
 
-{fence}yaml
 {recipe}
-{fence}
 
 ## Make it again
 
@@ -120,7 +124,7 @@ def assembled(data: ModelCardData, text: str) -> str:
 
 def is_edited(text: str) -> bool:
     """Tell whether the text below the front matter of a card is no longer what we wrote."""
-    below = ModelCard(text, ignore_metadata_errors=True).text
+    below = read_card(text, ignore_metadata_errors=True).text
     mark = _MARK.search(below)
     if mark is None:
         return True
@@ -147,16 +151,15 @@ def body(
     wraps = [wrap for wrap in content["wrap"] if wrap]
     picture = "λ over the residual blocks, first to last"
     return _TEXT.format(
-        name=place.name,
-        method=content["merge_method"],
+        name=prose(place.name),
+        method=code(f"merge_method: {content['merge_method']}"),
         merge=f"A merge by {joined(wraps)}" if wraps else "A fine-tuned model's change",
         models=_models(config, origins, content),
         load=_load(folder, place),
         alpha=_alpha(content["alpha"]),
         picture=f"![{picture}]({place.picture})\n\n" if place.picture else "",
         tables=_tables(content),
-        recipe=recipe.rstrip(),
-        fence="````" if "```" in recipe else "```",
+        recipe=fenced(recipe, "yaml"),
         repeat=_repeat(origins, content, place),
         results=_results(folder),
     )
@@ -181,21 +184,23 @@ def _models(config: MergeConfiguration, origins: Origins, content: Mapping[str, 
 
 def _shown(origin: Origin) -> str:
     if not origin.on_hub:
-        return f"`{origin.name}`, a folder that is not on the Hub"
-    link = f"[{origin.name}](https://huggingface.co/{origin.name})"
+        return f"{code(origin.name)}, a folder that is not on the Hub"
+    link = f"[{prose(origin.name)}](https://huggingface.co/{quote(origin.name)})"
     pinned = origin.commit or origin.revision
-    return f"{link} at `{pinned[:12]}`" if pinned else link
+    return f"{link} at {code(pinned[:12])}" if pinned else link
 
 
 def _load(folder: Path, place: Place) -> str:
     _, loader, _ = kind(folder)
     name = place.repo or f"path/to/{place.name}"
-    given = f'"{name}", revision="{place.branch}"' if place.branch else f'"{name}"'
+    source = json.dumps(name, ensure_ascii=False)
+    if place.branch:
+        source += f", revision={json.dumps(place.branch, ensure_ascii=False)}"
     names = [loader]
-    lines = [f"model = {loader}.from_pretrained({given})"]
+    lines = [f"model = {loader}.from_pretrained({source})"]
     if any((folder / file).exists() for file in TOKENIZERS):
         names.append("AutoTokenizer")
-        lines.append(f"tokenizer = AutoTokenizer.from_pretrained({given})")
+        lines.append(f"tokenizer = AutoTokenizer.from_pretrained({source})")
     return "\n".join([f"from transformers import {', '.join(names)}", "", *lines])
 
 
@@ -213,12 +218,13 @@ def _tables(content: Mapping[str, Any]) -> str:
     parts = []
     for container in content["containers"]:
         blocks = container["coefficients"]
-        rows = [f"| `{container['name']}` | λ |", "| --- | ---: |"]
+        rows = [f"| {code(container['name'], cell=True)} | λ |", "| --- | ---: |"]
         for number, value in enumerate(blocks, 1):
             rows.append(f"| block {number} | {_values(value)} |")
         if len(blocks) > LONG:
             told = f"{len(blocks)} blocks, λ from {_values(blocks[0])} to {_values(blocks[-1])}"
-            title = f"<summary><code>{container['name']}</code>: {told}</summary>"
+            name = html.escape(visible(container["name"]))
+            title = f"<summary><code>{name}</code>: {told}</summary>"
             rows = ["<details>", title, "", *rows, "", "</details>"]
         parts.append("\n".join(rows))
     outside = content["outside"]
@@ -236,13 +242,13 @@ def _values(value: float | Sequence[float]) -> str:
 
 def _repeat(origins: Origins, content: Mapping[str, Any], place: Place) -> str:
     versions = {"mergekit-lines": content["mergekit_lines"], **content["versions"]}
-    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    listed = prose(", ".join(f"{name} {version}" for name, version in versions.items()))
     source = f"{place.repo}@{place.branch}" if place.branch else place.repo
     pull = f"mergekit-lines pull {source} recipe.yml --pin\n" if source else ""
     first = "" if source else "Save the recipe as `recipe.yml` and run\n\n"
-    merge = " ".join(["mergekit-yaml recipe.yml OUT", *content.get("flags", ())])
+    merge = visible(" ".join(["mergekit-yaml recipe.yml OUT", *content.get("flags", ())]))
     text = (
-        f"{first}```sh\n{pull}{merge}\n```\n\n"
+        f"{first}{fenced(pull + merge, 'sh')}\n\n"
         f"The same inputs and versions give the same bytes on the same kind of device: {listed}."
     )
     local = [origin.name for origin in origins.local]
@@ -267,13 +273,9 @@ def _results(folder: Path) -> str:
             result.metric_name or result.metric_type,
             _measured(result.metric_value),
         )
-        rows.append(f"| {' | '.join(' '.join(_cell(cell).split()) for cell in cells)} |")
+        rows.append(f"| {' | '.join(prose(' '.join(str(cell).split())) for cell in cells)} |")
     return "\n## Results\n\n" + "\n".join(rows) + "\n"
 
 
 def _measured(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")

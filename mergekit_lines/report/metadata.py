@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, try_to_load_from_cache
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from mergekit_lines.checkpoint.bounded import check_yaml, parse_yaml, read_json, read_text
 from mergekit_lines.checkpoint.remote.failures import PUBLIC
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.report.origins import Origin, Origins
@@ -19,6 +20,7 @@ from mergekit_lines.report.origins import Origin, Origins
 TAGS = ("mergekit", "merge", "lines")
 RESULTS = "results.json"
 RESULTS_FORMAT = 1
+LINE = 300  # letters of a name or an address in a card
 # Licences that say nothing without a name: two inputs may mean two different ones.
 UNNAMED = ("other", "unknown")
 # The end of an architecture's name, the class that loads it, and the Hub's name for its task.
@@ -84,19 +86,20 @@ def _facts(origin: Origin, api: HfApi | None) -> Facts:
     licence, language, task = (data.get(key) for key in ("license", "language", "pipeline_tag"))
     name, link = (data.get(key) for key in ("license_name", "license_link"))
     listed = [language] if isinstance(language, str) else language
-    if isinstance(link, str) and "://" not in link:  # a file beside the input's card
+    licence, link = _only_text(licence), _only_text(link)
+    if link and not re.match("https?://", link):  # a file beside the input's card
         link = f"{PUBLIC}/{origin.name}/blob/main/{link}" if origin.on_hub else None
     return Facts(
         origin,
-        Licence(licence, _only_text(name), _only_text(link)) if isinstance(licence, str) else None,
-        tuple(map(str, listed)) if isinstance(listed, list) else (),
+        Licence(licence, _only_text(name), link) if licence else None,
+        tuple(filter(_only_text, listed)) if isinstance(listed, list) else (),
         _only_text(task),
     )
 
 
 def _only_text(value: Any) -> str | None:
-    """Return a text; whatever else stands in somebody's card is left out."""
-    return value if isinstance(value, str) else None
+    """Return a line of text; whatever else stands in somebody's card is left out."""
+    return value if isinstance(value, str) and value.isprintable() and len(value) < LINE else None
 
 
 def _read(origin: Origin) -> Any:
@@ -105,10 +108,12 @@ def _read(origin: Origin) -> Any:
     if origin.on_hub and not path.exists():
         path = try_to_load_from_cache(origin.name, "README.md", revision=origin.commit)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        return ModelCard(text, ignore_metadata_errors=True).data if text[:3] == "---" else None
-    except Exception:  # noqa: BLE001 - a card that cannot be read says nothing
+        text = read_text(Path(path))
+        matter = REGEX_YAML_BLOCK.match(text) if text[:3] == "---" else None
+        data = parse_yaml(matter[2]) if matter else None
+    except (OSError, ValueError, TypeError):  # a card that cannot be read says nothing
         return None
+    return data if isinstance(data, dict) else None
 
 
 def inherited(found: Sequence[Facts]) -> Licence | None:
@@ -141,7 +146,7 @@ def _called(licence: Licence) -> str:
 def kind(folder: Path) -> tuple[str | None, str, str | None]:
     """Return a model's architecture, the class that loads it, and its task on the Hub."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         architecture = str(config["architectures"][0])
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None, "AutoModel", None
@@ -204,7 +209,7 @@ def read_results(folder: Path, name: str) -> list[Any] | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        content = read_json(path, finite=True)
         if content.get("format") != RESULTS_FORMAT:
             raise ValueError(f"format {content.get('format')!r}")  # noqa: TRY301
         _, results = model_index_to_eval_results([{"name": name, "results": content["results"]}])
@@ -216,8 +221,15 @@ def read_results(folder: Path, name: str) -> list[Any] | None:
     return results or None
 
 
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no result")
+def read_card(text: str, *, ignore_metadata_errors: bool = False) -> ModelCard:
+    """Return a card as huggingface_hub reads it, once its front matter is known to be bounded.
+
+    Raises:
+        ValueError: its front matter cannot be read.
+    """
+    if matter := REGEX_YAML_BLOCK.search(text):
+        check_yaml(matter[2])
+    return ModelCard(text, ignore_metadata_errors=ignore_metadata_errors)
 
 
 def checked(text: str) -> str:
@@ -227,8 +239,8 @@ def checked(text: str) -> str:
         LinesError: its front matter does not survive that.
     """
     try:
-        card = ModelCard(text)
-        again = ModelCard(card.content)
+        card = read_card(text)
+        again = read_card(card.content)
     except Exception as error:
         raise LinesError(
             f"README.md: its front matter cannot be read ({reason(error)}). Mend what stands "

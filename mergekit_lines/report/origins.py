@@ -16,8 +16,11 @@ from huggingface_hub.utils._validators import validate_repo_id
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 
+from mergekit_lines.checkpoint.bounded import check_yaml, parse_json
+from mergekit_lines.errors import TextError
 from mergekit_lines.files import COMMIT
 from mergekit_lines.recipe.models import models_in_order
+from mergekit_lines.report.markdown import code
 
 # ``models--org--name/snapshots/COMMIT`` is where huggingface_hub keeps a model.
 _CACHED = re.compile(r"(?:^|/)models--([^/]+?)/snapshots/([0-9a-f]{40})/?$")
@@ -176,8 +179,8 @@ class Origins:
     def settings(self, text: str) -> str:
         """Return the text of a config.json or the like; as it was where nothing was to hide."""
         try:
-            content = json.loads(text)
-        except ValueError:
+            content = parse_json(text)
+        except TextError:
             return self.scrubbed(text)
         cleaned = self._walk(content)
         if isinstance(cleaned, dict):
@@ -237,9 +240,10 @@ def is_local(path: str) -> bool:
 def _rewritten(text: str, change: Callable[[str], str]) -> str:
     """Return a recipe with its models changed, every other character as it was."""
     try:
-        places = [place for node in yaml.compose_all(text) if node for place in _models(node)]
-    except yaml.YAMLError:
+        check_yaml(text)
+    except TextError:
         return text
+    places = [place for node in yaml.compose_all(text) if node for place in _models(node)]
     for node in sorted(set(places), key=lambda node: -node.start_mark.index):
         new = change(node.value)
         if new != node.value:
@@ -267,5 +271,5 @@ def _scalar(text: str) -> str:
 
 def joined(names: Iterable[str]) -> str:
     """Return names for a sentence: `a`, `b` and `c`."""
-    listed = [f"`{name}`" for name in names]
+    listed = [code(name) for name in names]
     return " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
