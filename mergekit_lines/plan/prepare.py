@@ -70,11 +70,14 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
         raise LinesError(problems)
     try:
         return _prepared(config, _mergekits_layout(config, options), options, run, headers, copied)
-    except LayoutError:
+    except LayoutError as error:
         layout = _headers_layout(config, options, headers)
         if layout is None:
             raise
-    prepared = _prepared(config, layout, options, run, headers, copied)
+        try:
+            prepared = _prepared(config, layout, options, run, headers, copied)
+        except LinesError as other:  # a model at fault: either layout may tell it better
+            raise LinesError(list(dict.fromkeys([*other.problems, *error.problems]))) from error
     return replace(prepared, from_headers=True)
 
 
