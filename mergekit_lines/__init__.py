@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mergekit_lines._version import __version__ as __version__
+    from mergekit_lines._version import __version__
     from mergekit_lines.api import merge
     from mergekit_lines.errors import LinesError
     from mergekit_lines.lines.depth import BlockDepth, block_depths

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mergekit.architecture import WeightInfo
-from mergekit.architecture.conversion import can_convert_checkpoint_keys
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
 
 from mergekit_lines.checkpoint.headers import BUFFERS, FLOATS, Headers, TensorHeader
-from mergekit_lines.checkpoint.ties import is_untied, model_class, tied_names
+from mergekit_lines.checkpoint.ties import is_untied, tied_names
 from mergekit_lines.errors import Problem, some, together
+from mergekit_lines.plan.layout import Convertible, base_of, lost_tensors, names_of, recomputed
 from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.recipe.models import models_in_order
-
-# Buffers that old checkpoints hold and every architecture recomputes.
-RECOMPUTED = (r"rotary_emb\.inv_freq$", r"\.position_ids$", r"\.masked_bias$", r"\.attn\.bias$")
 
 
 def check_layers(
@@ -101,74 +93,21 @@ def check_plan(
     return list(map(Problem.of, problems))
 
 
-def layout_fits(
-    planned: Sequence[PlannedTensor],
-    config: MergeConfiguration,
-    arch_info: Any,
-    options: MergeOptions,
-) -> bool:
-    """Tell whether a layout has a place for every tensor of the base, and every tensor it wants."""
-    convertible = Convertible(options)
-    for item in planned:
-        gather: Any = item.task.gather_tensors
-        for model, weight in getattr(gather, "gather_tensors", gather).weight_info.items():
-            index = LoaderCache().get(model).index.tensor_paths
-            held = weight.optional or any(name in index for name in _names(weight))
-            if not held and not convertible(model, weight.name):
-                return False
-    return not any(_check_lost(planned, config, arch_info, options))
-
-
 def dropped_tensors(
     planned: Sequence[PlannedTensor], config: MergeConfiguration
 ) -> dict[ModelReference, list[str]]:
     """Return, per fine-tuned model, its tensors that the base has not and the merge drops."""
     bases = {item.task.base_model for item in planned} | {config.base_model}
-    known = {name for item in planned for name in _names(item.weight)}
+    known = {name for item in planned for name in names_of(item.weight)}
     for base in bases - {None}:
         known |= set(LoaderCache().get(base).index.tensor_paths)
     result = {}
     for model in models_in_order(config):
         index = LoaderCache().get(model).index.tensor_paths
-        extra = [name for name in index if name not in known and not _recomputed(name)]
+        extra = [name for name in index if name not in known and not recomputed(name)]
         if model not in bases and extra:
             result[model] = extra
     return result
-
-
-def _names(weight: WeightInfo) -> list[str]:
-    return [weight.name, *(weight.aliases or ()), *(weight.tied_names or ())]
-
-
-class Convertible:
-    """What mergekit can make of the tensors of a checkpoint in an older layout (fused experts).
-
-    mergekit looks through all names that it is given for every tensor it is asked for. Those
-    with the tensor's own number, which is its block's, most often are enough.
-    """
-
-    def __init__(self, options: MergeOptions) -> None:
-        self._options = options
-        self._known: dict[ModelReference, tuple[str, dict[str, set[str]]]] = {}
-
-    def __call__(self, model: ModelReference, name: str) -> bool:
-        """Tell whether the model's tensors give the one that it has not under this name."""
-        if model not in self._known:
-            kind = model.config(trust_remote_code=self._options.trust_remote_code).model_type
-            numbered: dict[str, set[str]] = defaultdict(set)
-            for held in LoaderCache().get(model).index.tensor_paths:
-                numbered[_number(held)].add(held)
-            self._known[model] = (kind, numbered)
-        kind, numbered = self._known[model]
-        few = numbered.get(_number(name), set())
-        return can_convert_checkpoint_keys(kind, few, name) or can_convert_checkpoint_keys(
-            kind, set().union(*numbered.values()), name
-        )
-
-
-def _number(name: str) -> str:
-    """Return the first number of a name, or nothing."""
-    return next((part for part in name.split(".") if part.isdecimal()), "")
 
 
 def _check_tensor(
@@ -180,7 +119,7 @@ def _check_tensor(
     found: dict[ModelReference, TensorHeader] = {}
     for model, weight in gather.weight_info.items():
         index = LoaderCache().get(model).index.tensor_paths
-        name = next((name for name in _names(weight) if name in index), None)
+        name = next((name for name in names_of(weight) if name in index), None)
         if name is None:
             if convertible(model, weight.name):
                 continue
@@ -256,33 +195,16 @@ def _check_lost(
     arch_info: Any,
     options: MergeOptions,
 ) -> Iterator[str]:
-    """Check that every tensor of the base is taken, tied, ignorable or converted."""
-    base = config.base_model or planned[0].task.base_model if planned else config.base_model
-    if base is None:
-        return
-    model_config = base.config(trust_remote_code=options.trust_remote_code)
-    taken = {name for item in planned for name in _names(item.weight)}
-    # Layers that `slices:` leaves out are left out on purpose, if the layout knows them.
-    if config.slices or any(module.slices for module in (config.modules or {}).values()):
-        for weight in arch_info.all_weights(model_config):
-            taken.update(_names(weight))
-    cls = model_class(model_config)
-    declared = getattr(cls, "_keys_to_ignore_on_load_unexpected", None) or []
-    index = LoaderCache().get(base).index.tensor_paths
-    tied = tied_names(model_config, taken | set(index))
-    lost = [
-        name
-        for name in index
-        if name not in taken
-        and not _recomputed(name, declared)
-        and name not in tied
-        and not _converted(model_config.model_type, name, taken)
-    ]
+    """Check that no tensor of the base is lost."""
+    lost = lost_tensors(planned, config, arch_info, options)
     if lost:
+        base: Any = base_of(planned, config)
+        names = base.config(trust_remote_code=options.trust_remote_code).architectures
+        index = LoaderCache().get(base).index.tensor_paths
         yield (
             f"base_model {base}: {len(lost)} of its {len(index)} tensors would be lost, for "
-            f"mergekit's layout of {', '.join(model_config.architectures or ['this model'])} has "
-            f"no place for them: {some(lost)}. This architecture cannot be merged by mergekit yet."
+            f"mergekit's layout of {', '.join(names or ['this model'])} has no place for them: "
+            f"{some(lost)}. Save the model again without them, or use models that have them too."
         )
 
 
@@ -325,23 +247,3 @@ def _check_heads(
                 f"says tie_word_embeddings: false, so that loading would draw it at random. Save "
                 f"the model whole, or set tie_word_embeddings: true where it is tied."
             )
-
-
-def _recomputed(name: str, declared: Sequence[str] = ()) -> bool:
-    return any(re.search(pattern, name) for pattern in (*RECOMPUTED, *declared))
-
-
-def _converted(model_type: str, name: str, taken: set[str]) -> bool:
-    """Tell whether transformers converts ``name`` on loading into a tensor that is taken."""
-    for transform in get_checkpoint_conversion_mapping(model_type) or []:
-        renamed, pattern = transform.rename_source_key(name)
-        if pattern is None:
-            continue
-        if isinstance(transform, WeightRenaming):
-            name = renamed
-            continue
-        first, *others = transform.target_patterns
-        targets = {renamed, *(renamed.replace(first, other) for other in others)}
-        if targets & taken:
-            return True
-    return name in taken

@@ -5,6 +5,7 @@ Recipes of mergekit's own methods pass through :class:`LinesPlanner` untouched.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +34,17 @@ from mergekit_lines.recipe.parameters import check_filters
 
 
 class LayoutError(LinesError):
-    """mergekit's layout of an architecture fails, or does not fit the models."""
+    """mergekit's layout of an architecture fails, or does not fit the models.
+
+    Attributes:
+        models_agree: whether the models have what the layout lacks, so that it is at fault.
+    """
+
+    def __init__(
+        self, problems: str | Problem | Sequence[str | Problem], *, models_agree: bool = True
+    ) -> None:
+        super().__init__(problems)
+        self.models_agree = models_agree
 
 
 class LinesPlanner(plan.MergePlanner):

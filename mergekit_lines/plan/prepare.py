@@ -22,8 +22,8 @@ from mergekit_lines.checkpoint.remote.headers import remote_headers
 from mergekit_lines.errors import LinesError, Problem, reason
 from mergekit_lines.host.process import silent
 from mergekit_lines.host.state import names_from_indexes
-from mergekit_lines.plan.fit import check_layers, check_plan, layout_fits
-from mergekit_lines.plan.layout import layout_from_names
+from mergekit_lines.plan.fit import check_layers, check_plan
+from mergekit_lines.plan.layout import layout_fits, layout_from_names, lost_tensors, models_hold
 from mergekit_lines.plan.opening import adapter_of, open_model
 from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.plan.planner import LayoutError, LinesPlanner
@@ -76,8 +76,8 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
             raise
         try:
             prepared = _prepared(config, layout, options, run, headers, copied)
-        except LinesError as other:  # a model at fault: either layout may tell it better
-            raise LinesError(list(dict.fromkeys([*other.problems, *error.problems]))) from error
+        except LinesError as of_headers:
+            raise (of_headers if error.models_agree else error) from None
     return replace(prepared, from_headers=True)
 
 
@@ -147,8 +147,10 @@ def _prepared(
     problems = check_plan(planned, headers, config, arch_info, options)
     problems += refused_values(planned)[:1]
     if problems:
-        fits = layout_fits(planned, config, arch_info, options)
-        raise LinesError(problems) if fits else LayoutError(problems)
+        if layout_fits(planned, config, arch_info, options):
+            raise LinesError(problems)
+        lost = lost_tensors(planned, config, arch_info, options)
+        raise LayoutError(problems, models_agree=models_hold(lost, headers))
     return Prepared(
         planned, arch_info, headers, copied, out_config, planner.seed, planner.tokenizer
     )
