@@ -56,7 +56,7 @@ def _merge_flags(function: Callable[..., None]) -> Callable[..., None]:
     help="Draw the coefficients over depth (needs the extra [plot]).",
 )
 @_merge_flags
-def inspect(recipe: Path, out: Path | None, as_json: bool, plot: Path | None, **given: Any) -> None:
+def inspect(recipe: Path, out: Path | None, as_json: bool, plot: Path | None, **flags: Any) -> None:
     """Show what a recipe will do, without reading weights.
 
     RECIPE is a file for mergekit-yaml, or one of several documents for mergekit-multi. Only
@@ -84,18 +84,20 @@ def inspect(recipe: Path, out: Path | None, as_json: bool, plot: Path | None, **
     from mergekit_lines.inspection.documents import inspect_file
 
     with silent():
-        told = inspect_file(recipe, _options(given), out)
+        inspections = inspect_file(recipe, _options(flags), out)
     if as_json:
-        click.echo(_json(told, recipe))
+        click.echo(_json(inspections, recipe))
     else:
         from mergekit_lines.inspection.tables import show
 
-        show(told, str(recipe))
+        show(inspections, str(recipe))
     problems = [
-        problem.under(one.name) if one.name else problem for one in told for problem in one.problems
+        problem.under(one.name) if one.name else problem
+        for one in inspections
+        for problem in one.problems
     ]
     if plot is not None:
-        problems += _draw(told, plot, bool(problems))
+        problems += _draw(inspections, plot, bool(problems))
     if problems:
         raise LinesError(problems)
 
@@ -115,11 +117,11 @@ def _report(folder: Path, as_json: bool, other: Path | None) -> None:
     show_report(report, str(folder))
 
 
-def _options(given: dict[str, Any]) -> Any:
+def _options(flags: dict[str, Any]) -> Any:
     from mergekit.common import parse_kmb
     from mergekit.options import MergeOptions
 
-    values = {name: value for name, value in given.items() if value is not None}
+    values = {name: value for name, value in flags.items() if value is not None}
     size = values.get("out_shard_size")
     if size is not None:
         try:
@@ -131,7 +133,7 @@ def _options(given: dict[str, Any]) -> Any:
     return MergeOptions(quiet=True, **values)
 
 
-def _json(told: list[Any], recipe: Path) -> str:
+def _json(inspections: list[Any], recipe: Path) -> str:
     from mergekit_lines._version import __version__
     from mergekit_lines.inspection.findings import FORMAT
 
@@ -139,17 +141,17 @@ def _json(told: list[Any], recipe: Path) -> str:
         "format": FORMAT,
         "mergekit_lines": __version__,
         "recipe": str(recipe),
-        "documents": [one.to_dict() for one in told],
+        "documents": [one.to_dict() for one in inspections],
     }
     return visible_json(content)
 
 
-def _draw(told: list[Any], path: Path, refused: bool) -> tuple[Problem, ...]:
+def _draw(inspections: list[Any], path: Path, refused: bool) -> tuple[Problem, ...]:
     """Draw the picture; where the recipe is refused anyway, a failure is one more problem."""
     from mergekit_lines.inspection.plot import draw
 
     try:
-        draw(told, path)
+        draw(inspections, path)
     except LinesError as error:
         if not refused:
             raise

@@ -45,9 +45,9 @@ class LinesTask(ExecuteMergeMethodTask):
     def input_values(self, models: Sequence[ModelReference]) -> dict[str, dict[Any, Any]]:
         """Return the parameters that each model has its own value of, by name, then model."""
         result: dict[str, dict[Any, Any]] = {}
-        given = dict(self.input_parameters.items())
+        by_model = dict(self.input_parameters.items())
         for model in models:
-            for name, value in given[model].items():
+            for name, value in by_model[model].items():
                 result.setdefault(name, {})[model] = value
         return result
 
@@ -116,10 +116,10 @@ class LinesTask(ExecuteMergeMethodTask):
                     f"tensor {name}: the memory is full ({reason(error)}). End other programs, or "
                     f"give fewer --num-threads, and run the same command again."
                 ) from error
-            found = {str(t.dtype) for t in inputs.values() if not t.dtype.is_floating_point}
-            if found:
+            dtypes = {str(t.dtype) for t in inputs.values() if not t.dtype.is_floating_point}
+            if dtypes:
                 raise LinesError(
-                    f"tensor {name}: found {', '.join(sorted(found))} that differs between the "
+                    f"tensor {name}: found {', '.join(sorted(dtypes))} that differs between the "
                     f"models, wanted the same integers in all or floating-point weights."
                 ) from error
             raise LinesError(
@@ -129,11 +129,11 @@ class LinesTask(ExecuteMergeMethodTask):
 
     def _values(self) -> str:
         """Tell the numbers that the wrapped method was given."""
-        given = {**dict(self.parameters.items())}
+        settings = {**dict(self.parameters.items())}
         for values in self.input_parameters.values():
-            given |= dict(values.items())
-        known = {word.name for word in registry.registered(self.method_name).spec.parameters}
-        numbers = {k: v for k, v in given.items() if isinstance(v, (int, float)) and k in known}
+            settings |= dict(values.items())
+        words = {word.name for word in registry.registered(self.method_name).spec.parameters}
+        numbers = {k: v for k, v in settings.items() if isinstance(v, (int, float)) and k in words}
         return ", ".join(f"{key} {value:g}" for key, value in sorted(numbers.items()))
 
 

@@ -23,7 +23,7 @@ class _WeightsNeededError(Exception):
 
 
 def with_coefficients(
-    told: Inspection,
+    inspection: Inspection,
     prepared: Prepared,
     sizes: Sizes,
 ) -> tuple[Inspection, set[str]]:
@@ -33,20 +33,20 @@ def with_coefficients(
         LinesError: ``alpha: auto`` for tensors that are merged from different models.
     """
     planned = prepared.planned
-    found, calibrated = None, set()
+    calibration, calibrated = None, set()
     try:
-        found = _find_alpha(planned)
+        calibration = _find_alpha(planned)
     except _WeightsNeededError:
         names = [item.weight.name for item in planned]
         calibrated = set(names) - tied_names(prepared.out_config, names)
-    alpha, source = _alpha(planned, found)
-    told = with_blocks(told, sizes, lambda item: _coefficient(item, found))
+    alpha, source = _alpha(planned, calibration)
+    inspection = with_blocks(inspection, sizes, lambda item: _coefficient(item, calibration))
     wraps = sorted({item.wrap for item in planned if item.wrap})
-    return replace(told, wraps=tuple(wraps), alpha=alpha, alpha_source=source), calibrated
+    return replace(inspection, wraps=tuple(wraps), alpha=alpha, alpha_source=source), calibrated
 
 
 def with_blocks(
-    told: Inspection,
+    inspection: Inspection,
     sizes: Sizes,
     coefficient: Callable[[PlannedTensor], Coefficient] | None = None,
 ) -> Inspection:
@@ -67,16 +67,16 @@ def with_blocks(
         )
         for name, inside in sorted(blocks.items(), key=lambda entry: natural_key(entry[0]))
     )
-    return replace(told, containers=containers, outside=tuple(outside))
+    return replace(inspection, containers=containers, outside=tuple(outside))
 
 
 def _block(
     index: int, inside: list[Sized], coefficient: Callable[[PlannedTensor], Coefficient] | None
 ) -> Block:
-    found = {coefficient(sized.item) for sized in inside} if coefficient else set()
+    coefficients = {coefficient(sized.item) for sized in inside} if coefficient else set()
     return Block(
         index=index + 1,
-        coefficients=tuple(sorted(found)),
+        coefficients=tuple(sorted(coefficients)),
         tensors=len(inside),
         parameters=sum(sized.entries for sized in inside),
         bytes=sum(sized.bytes for sized in inside),

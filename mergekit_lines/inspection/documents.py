@@ -37,15 +37,17 @@ def inspect_file(path: Path, options: MergeOptions, out: Path | None = None) -> 
 
 
 def _inspect(document: Document, options: MergeOptions, out: Path | None) -> Inspection:
-    told = Inspection(document.name, document.config.merge_method)
+    inspection = Inspection(document.name, document.config.merge_method)
     if document.config.merge_method not in METHODS:
-        return replace(told, notes=("mergekit's own method: it has no coefficients by depth",))
+        return replace(
+            inspection, notes=("mergekit's own method: it has no coefficients by depth",)
+        )
     place = out if document.name is None else None
     if not document.needs:
         return inspect_recipe(document.config, document.source, options, place, document.name)
     outputs = ", ".join(document.needs)
     return replace(
-        told,
+        inspection,
         notes=(
             f"it merges {outputs}, which an earlier document of this file makes: only the recipe "
             f"itself was checked. Once that is merged, inspect this document alone with the path "

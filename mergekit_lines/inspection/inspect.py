@@ -46,11 +46,11 @@ def inspect_recipe(
         name: of the document, in a file of several.
     """
     process = process_bytes()
-    told = Inspection(name, config.merge_method)
+    inspection = Inspection(name, config.merge_method)
     problems = check_recipe(config, out.absolute() if out else None, options, source)
     models = check_models(config, options)
     if models:
-        return replace(told, problems=(*dict.fromkeys(problems + models),))
+        return replace(inspection, problems=(*dict.fromkeys(problems + models),))
     notes: list[str] = []
     effective = effective_options(config, options, notes.append)
     run = MergeRun.of(config, options)
@@ -58,13 +58,13 @@ def inspect_recipe(
     if effective.lora_merge_dtype not in DTYPES:
         effective = effective.model_copy(update={"lora_merge_dtype": None})
     with ONE_AT_A_TIME, fresh_caches():
-        prepared, found = _attempt(sound, effective, run)
-        problems += _new(found, problems)
-        known = prepared is not None
+        prepared, attempt_problems = _attempt(sound, effective, run)
+        problems += _new(attempt_problems, problems)
+        is_sound = prepared is not None
         if prepared is None:  # without its parameters the recipe may still show its blocks
             sound = _without_parameters(sound)
-            prepared, found = _attempt(sound, effective, run)
-            problems += _new(found, problems)
+            prepared, attempt_problems = _attempt(sound, effective, run)
+            problems += _new(attempt_problems, problems)
         if prepared is not None:
             rows = None
             try:
@@ -75,14 +75,16 @@ def inspect_recipe(
             sizes = Sizes(prepared.planned, prepared.headers, sound, effective, rows)
             calibrated: set[str] = set()
             try:
-                if known:
-                    told, calibrated = with_coefficients(told, prepared, sizes)
+                if is_sound:
+                    inspection, calibrated = with_coefficients(inspection, prepared, sizes)
             except LinesError as error:
                 problems += _new(error.problems, problems)
-            if not told.containers:
-                told = with_blocks(told, sizes)
-            told = replace(told, seed=prepared.seed)
-            told = _with_totals(told, prepared, sizes, calibrated, effective, process, notes)
+            if not inspection.containers:
+                inspection = with_blocks(inspection, sizes)
+            inspection = replace(inspection, seed=prepared.seed)
+            inspection = _with_totals(
+                inspection, prepared, sizes, calibrated, effective, process, notes
+            )
             room = _room(prepared, sizes, effective, out)
             if out is None:
                 notes += map(str, room)
@@ -96,7 +98,7 @@ def inspect_recipe(
                     f"{some(names, 3)}"
                 )
     distinct = tuple(dict.fromkeys(problems))
-    return replace(told, notes=tuple(dict.fromkeys(notes)), problems=distinct)
+    return replace(inspection, notes=tuple(dict.fromkeys(notes)), problems=distinct)
 
 
 def _room(
@@ -166,7 +168,7 @@ def _attempt(
 
 
 def _with_totals(
-    told: Inspection,
+    inspection: Inspection,
     prepared: Prepared,
     sizes: Sizes,
     calibrated: set[str],
@@ -195,4 +197,4 @@ def _with_totals(
         disk=output + sum(model.copy for model in models),
         memory=memory,
     )
-    return replace(told, inputs=models, totals=totals)
+    return replace(inspection, inputs=models, totals=totals)

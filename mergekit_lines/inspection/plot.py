@@ -23,36 +23,36 @@ def draw(inspections: Sequence[Inspection], path: Path) -> None:
     Raises:
         LinesError: matplotlib is not there, nothing is known to draw, or the file cannot be made.
     """
-    known = [told for told in inspections if _drawable(told)]
-    if not known:
+    drawable = [inspection for inspection in inspections if _drawable(inspection)]
+    if not drawable:
         raise LinesError(
             f"--plot {path}: there are no coefficients to draw: see the problems of the recipe."
         )
-    figure = new_figure(f"--plot {path}", 7.2, 4.2 * len(known), dpi=150)
+    figure = new_figure(f"--plot {path}", 7.2, 4.2 * len(drawable), dpi=150)
     from matplotlib import rc_context
 
     with rc_context({"text.parse_math": False}):  # a name with $ in it is no formula
-        panels = figure.subplots(len(known), squeeze=False)[:, 0]
-        for axes, told in zip(panels, known, strict=True):
-            _panel(axes, told)
+        panels = figure.subplots(len(drawable), squeeze=False)[:, 0]
+        for axes, inspection in zip(panels, drawable, strict=True):
+            _panel(axes, inspection)
     save(figure, path)
 
 
-def _drawable(told: Inspection) -> bool:
-    return any(container.blocks[0].coefficients for container in told.containers) or any(
-        tensor.coefficient for tensor in told.outside
+def _drawable(inspection: Inspection) -> bool:
+    return any(container.blocks[0].coefficients for container in inspection.containers) or any(
+        tensor.coefficient for tensor in inspection.outside
     )
 
 
-def _panel(axes: Any, told: Inspection) -> None:
+def _panel(axes: Any, inspection: Inspection) -> None:
     """Draw one document: x is the block's index, y its λ, or λ − α where α is not known yet."""
-    inside = {v for c in told.containers for b in c.blocks for v in b.coefficients}
-    outside = Counter(tensor.coefficient for tensor in told.outside if tensor.coefficient)
+    inside = {v for c in inspection.containers for b in c.blocks for v in b.coefficients}
+    outside = Counter(tensor.coefficient for tensor in inspection.outside if tensor.coefficient)
     relative = any(value.plus_alpha for value in inside or outside)
     drawn: Counter[tuple[Any, ...]] = Counter()
-    for number, container in enumerate(told.containers):
+    for number, container in enumerate(inspection.containers):
         _draw_container(axes, number, container, drawn, relative=relative)
-    longest = max((len(container.blocks) for container in told.containers), default=0)
+    longest = max((len(container.blocks) for container in inspection.containers), default=0)
     side = 1 - max(1.0, 0.09 * longest)  # room for the word below it
     marked = _mark_outside(axes, outside, side, relative=relative)
     left, right = side if marked else 1, longest if longest else side
@@ -68,9 +68,9 @@ def _panel(axes: Any, told: Inspection) -> None:
         axes.axvline((side + 1) / 2, color="#999999", linewidth=0.8, linestyle=":")
     axes.set_xlabel("residual block, first to last" if longest else "no residual blocks were found")
     axes.set_ylabel("λ − α   (α: once the weights are read)" if relative else "coefficient λ")
-    wraps = f" around {', '.join(told.wraps)}" if told.wraps else ""
-    name = f"{told.name}: " if told.name else ""
-    title = textwrap.fill(f"{name}{told.merge_method}{wraps}", TITLE)
+    wraps = f" around {', '.join(inspection.wraps)}" if inspection.wraps else ""
+    name = f"{inspection.name}: " if inspection.name else ""
+    title = textwrap.fill(f"{name}{inspection.merge_method}{wraps}", TITLE)
     axes.set_title(title, fontsize=11)
     plain_axes(axes, "y")
     axes.legend(frameon=False, fontsize=9)

@@ -18,31 +18,31 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 def show(inspections: Sequence[Inspection], title: str) -> None:
     """Print every document to stdout."""
     console = open_console()
-    for told in inspections:
-        name = f" · {told.name}" if told.name else ""
+    for inspection in inspections:
+        name = f" · {inspection.name}" if inspection.name else ""
         print_line(console, f"{title}{name}", "bold")
-        for line in _facts(told):
+        for line in _facts(inspection):
             print_line(console, line)
-        for container in told.containers:
+        for container in inspection.containers:
             print_table(console, _blocks(container))
-        if told.outside:
-            print_table(console, _outside(told.outside))
-        if told.totals:
-            print_table(console, _inputs(told))
-            for line in _totals(told.totals):
+        if inspection.outside:
+            print_table(console, _outside(inspection.outside))
+        if inspection.totals:
+            print_table(console, _inputs(inspection))
+            for line in _totals(inspection.totals):
                 print_line(console, line)
-        for note in told.notes:
+        for note in inspection.notes:
             print_line(console, f"note: {note}")
         print_line(console, "")
 
 
-def _facts(told: Inspection) -> Iterable[str]:
-    wraps = f" around {', '.join(told.wraps)}" if told.wraps else ""
-    yield f"merge_method {told.merge_method}{wraps}, seed {told.seed}"
-    if told.alpha_source:
-        value = "α" if told.alpha is None else f"α = {told.alpha:.6g}"
-        yield f"{value}: {told.alpha_source}"
-    if told.totals and not told.containers:
+def _facts(inspection: Inspection) -> Iterable[str]:
+    wraps = f" around {', '.join(inspection.wraps)}" if inspection.wraps else ""
+    yield f"merge_method {inspection.merge_method}{wraps}, seed {inspection.seed}"
+    if inspection.alpha_source:
+        value = "α" if inspection.alpha is None else f"α = {inspection.alpha:.6g}"
+        yield f"{value}: {inspection.alpha_source}"
+    if inspection.totals and not inspection.containers:
         yield (
             "no residual blocks found in the tensor names: every tensor gets the coefficient for "
             "outside, and beta has no effect"
@@ -94,9 +94,9 @@ def _lambda(coefficients: Sequence[Coefficient]) -> str:
     return ", ".join(map(str, coefficients)) or "?"
 
 
-def _inputs(told: Inspection) -> Table:
+def _inputs(inspection: Inspection) -> Table:
     table = new_table("model", "checkpoint", "to download", "for Eq. 2", "for the merge", "read")
-    for model in told.inputs:
+    for model in inspection.inputs:
         table.add_row(
             model.model,
             *map(

@@ -27,15 +27,15 @@ def inputs(
     headers, copied = prepared.headers, prepared.copied
     result = []
     bases = {str(model) for model in headers}
-    for model, found in headers.items():
-        scale = _copy_scale(found, options) if model in copied else 1.0
+    for model, model_headers in headers.items():
+        scale = _copy_scale(model_headers, options) if model in copied else 1.0
         merge = sum(int(tensor.read.get(model, 0) * scale) for tensor in tensors)
         again = sum(
             int(tensor.read.get(model, 0) * scale)
             for tensor in tensors
             if tensor.item.weight.name in calibrated
         )
-        checkpoint = sum(header_bytes(header) for header in (found.tensors or {}).values())
+        checkpoint = sum(header_bytes(header) for header in (model_headers.tensors or {}).values())
         checkpoint = checkpoint or merge  # a pickle: what the config says of it
         adapter = _adapter_bytes(model)
         if model.lora is not None and model not in copied:
@@ -50,7 +50,7 @@ def inputs(
             Input(
                 model=str(model),
                 checkpoint=checkpoint,
-                download=checkpoint if isinstance(found, RemoteHeaders) else 0,
+                download=checkpoint if isinstance(model_headers, RemoteHeaders) else 0,
                 merge=merge,
                 calibration=again,
                 adapter=adapter,
@@ -64,11 +64,11 @@ def inputs(
 def _copy_scale(headers: Headers, options: MergeOptions) -> float:
     """Return how much larger a checkpoint is in the dtype that adapters are merged in."""
     dtype = dtype_from_name(options.lora_merge_dtype)
-    found = list((headers.tensors or {}).values())
-    entries = sum(math.prod(header.shape) for header in found)
+    tensors = list((headers.tensors or {}).values())
+    entries = sum(math.prod(header.shape) for header in tensors)
     if dtype is None or not entries:
         return 1.0
-    return dtype.itemsize * entries / sum(header_bytes(header) for header in found)
+    return dtype.itemsize * entries / sum(header_bytes(header) for header in tensors)
 
 
 def _adapter_bytes(model: ModelReference) -> int:
@@ -93,5 +93,5 @@ def adapted_bytes(model: ModelReference, headers: Headers, options: MergeOptions
             name.removeprefix("base_model.model.").partition(".lora_")[0]
             for name in adapter.keys()  # noqa: SIM118 - a shard is no mapping
         }
-    found = [tensors[f"{layer}.weight"] for layer in layers if f"{layer}.weight" in tensors]
-    return sum(map(header_bytes, found))
+    weights = [tensors[f"{layer}.weight"] for layer in layers if f"{layer}.weight" in tensors]
+    return sum(map(header_bytes, weights))

@@ -70,10 +70,10 @@ def block_depths(
         raise LinesError(f"num_blocks must be a whole number of at least 1, not {num_blocks!r}.")
     paths = _paths(names)
     lists = _lists(paths.values(), nested=True)
-    found = [_container(path, lists[path]) for path in _find(paths, lists, num_blocks is None)]
+    candidates = [_container(path, lists[path]) for path in _find(paths, lists, num_blocks is None)]
     problems: list[str] = []
     at: dict[Path, BlockDepth] = {}
-    for container in found if blocks is None else _choose(blocks, found, lists):
+    for container in candidates if blocks is None else _choose(blocks, candidates, lists):
         name, count = ".".join(container.path), num_blocks or container.count
         problems += container.gaps if num_blocks is None else []
         if container.count > count:
@@ -105,10 +105,10 @@ def natural_key(name: str) -> tuple[tuple[int, str], ...]:
 
 def _paths(names: Iterable[str]) -> dict[str, Path]:
     """Split names at dots, and ``layer1.0`` … ``layer4.2`` (ResNet) into a list of stages."""
-    given = [] if isinstance(names, str) else list(names)
-    if isinstance(names, str) or not all(isinstance(name, str) for name in given):
+    texts = [] if isinstance(names, str) else list(names)
+    if isinstance(names, str) or not all(isinstance(name, str) for name in texts):
         raise LinesError("names: found something else, wanted the names of all tensors, as texts.")
-    paths = {name: tuple(name.split(".")) for name in given}
+    paths = {name: tuple(name.split(".")) for name in texts}
     pure: dict[tuple[Path, str], dict[int, bool]] = {}
     for path in paths.values():
         for i, part in enumerate(path):
@@ -150,7 +150,7 @@ def _find(paths: Mapping[str, Path], lists: Mapping[Path, Items], complete: bool
     whole = [path for path in outer if _modules(lists[path].values()) >= _BLOCK_MODULES]
     # Without whole blocks the names are of a toy or of a part of a model.
     outer = whole or [path for path in outer if not complete or _alike(lists[path].values()) == 1]
-    found: list[Path] = []
+    outermost: list[Path] = []
     free = set(paths.values())
     # Deepest parent first: a tower inside another (LLaVA's model.vision_tower) is not counted
     # against the outer one.
@@ -159,9 +159,9 @@ def _find(paths: Mapping[str, Path], lists: Mapping[Path, Items], complete: bool
         tower = {path for path in free if path[: len(parent)] == parent}
         for path in [path for path in outer if path[:-1] == parent]:
             if 2 * sum(map(len, lists[path].values())) > len(tower):
-                found.append(_unwrap(path, lists))
+                outermost.append(_unwrap(path, lists))
                 free -= tower
-    return sorted(found, key=lambda path: natural_key(".".join(path)))
+    return sorted(outermost, key=lambda path: natural_key(".".join(path)))
 
 
 def _unwrap(path: Path, lists: Mapping[Path, Items]) -> Path:
@@ -216,30 +216,30 @@ def _alike(items: Iterable[Iterable[Path]]) -> float:
 
 def _container(path: Path, items: Items) -> _Container:
     """Number the blocks of a list, through its stages where it has some."""
-    made = _Container(path)
+    container = _Container(path)
     inner = _inner(items) if len(items) > 1 else None
-    made.gaps += _gap(path, items)
+    container.gaps += _gap(path, items)
     if inner is None:
-        made.count = max(items) + 1
-        made.index = {(*path, str(i), *t): i for i, ts in items.items() for t in ts}
-        return made
+        container.count = max(items) + 1
+        container.index = {(*path, str(i), *t): i for i, ts in items.items() for t in ts}
+        return container
     # What stands beside the blocks and is lacking in the last stage only closes a stage (Swin's
     # downsample); all else opens it (ConvNeXt's). Either way it goes with the next block.
     first, last = min(items), max(items)
     lacking_last = {t[0] for t in items[first]} - {t[0] for t in items[last]}
     for stage in sorted(items):
-        start = made.count
+        start = container.count
         blocks = _lists(items[stage], nested=False)[inner]
-        made.gaps += _gap((*path, str(stage), *inner), blocks)
-        made.count += max(blocks) + 1
+        container.gaps += _gap((*path, str(stage), *inner), blocks)
+        container.count += max(blocks) + 1
         for tensor in items[stage]:
             if _below(tensor, inner):
                 index = start + int(tensor[len(inner)])
             else:
-                index = made.count if tensor[0] in lacking_last else start
+                index = container.count if tensor[0] in lacking_last else start
             name = (*path, str(stage), *tensor)
-            made.index[name] = index
-    return made
+            container.index[name] = index
+    return container
 
 
 def _gap(path: Path, items: Items) -> list[str]:
@@ -255,11 +255,11 @@ def _gap(path: Path, items: Items) -> list[str]:
 
 
 def _choose(
-    blocks: Sequence[str], found: list[_Container], lists: Mapping[Path, Items]
+    blocks: Sequence[str], candidates: list[_Container], lists: Mapping[Path, Items]
 ) -> list[_Container]:
     if isinstance(blocks, str) or not blocks:
         raise LinesError(f"blocks must be a list of container names, not {blocks!r}.")
-    names = {".".join(container.path): container for container in found}
+    names = {".".join(container.path): container for container in candidates}
     listing = f"Containers found: {some(names) or 'none'}."
     chosen: list[_Container] = []
     for entry in blocks:

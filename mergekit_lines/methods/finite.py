@@ -24,13 +24,15 @@ def refuse_input(place: str, stored: torch.Tensor, cast: torch.dtype) -> None:
     )
 
 
-def refuse_result(name: str | None, wrap: str, made: torch.Tensor, out_dtype: torch.dtype) -> None:
+def refuse_result(
+    name: str | None, wrap: str, merged: torch.Tensor, out_dtype: torch.dtype
+) -> None:
     """Refuse a result that is not finite, saying where that comes from.
 
     Raises:
         LinesError: always.
     """
-    if not torch.isfinite(made).all():
+    if not torch.isfinite(merged).all():
         raise LinesError(
             f"tensor {name}: the wrapped method {wrap} gave NaN or infinity for finite inputs "
             f"(weights that sum to zero, for example). Change its parameters, or set "

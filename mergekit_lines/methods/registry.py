@@ -68,14 +68,14 @@ def registered(name: str) -> LinesMethod:
 
 
 def _registered(name: str, wrapped: MergeMethod) -> LinesMethod:
-    known = {method.spec.name: method for method in registry.registered_methods()}
-    if name not in known:
+    methods = {method.spec.name: method for method in registry.registered_methods()}
+    if name not in methods:
         postprocess = name.startswith("lines_postprocess")
         words = POSTPROCESS_WORDS if postprocess else LINES_WORDS
         method = LinesMethod(name, wrapped, words, pass_parameters=not postprocess)
         registry.register(method)
         return method
-    found = known[name]
-    if not isinstance(found, LinesMethod):
+    method = methods[name]
+    if not isinstance(method, LinesMethod):
         raise LinesError(f"the merge method name {name!r} is taken by another package.")
-    return found
+    return method

@@ -87,13 +87,13 @@ def _word(name: str, check: Callable[[Any], Any], default: Any, meaning: str) ->
     )
 
 
-def _wrong(name: str, value: object, wanted: str, known: Iterable[str] = ()) -> LinesError:
+def _wrong(name: str, value: object, meaning: str, choices: Iterable[str] = ()) -> LinesError:
     kind = " (a boolean)" if isinstance(value, bool) else ""
-    hint = nearest(value, known) if isinstance(value, str) else ""
-    return LinesError(of_parameter(name, f"found {value!r}{kind}, wanted {wanted}.{hint}"))
+    hint = nearest(value, choices) if isinstance(value, str) else ""
+    return LinesError(of_parameter(name, f"found {value!r}{kind}, wanted {meaning}.{hint}"))
 
 
-def number(name: str, value: Any, wanted: str = "a finite number") -> float:
+def number(name: str, value: Any, meaning: str = "a finite number") -> float:
     """Return ``value`` as a float; booleans, NaN, infinity and words are refused.
 
     Text that is a number is taken as mergekit takes it (YAML reads ``1e-5`` as text).
@@ -102,22 +102,22 @@ def number(name: str, value: Any, wanted: str = "a finite number") -> float:
         LinesError: it is not a finite number.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise _wrong(name, value, wanted)
+        raise _wrong(name, value, meaning)
     try:
         result = float(value)
     except (ValueError, OverflowError):
-        raise _wrong(name, value, wanted) from None
+        raise _wrong(name, value, meaning) from None
     # The arithmetic is in fp32.
     if not math.isfinite(result) or abs(result) > FP32_MAX:
-        raise _wrong(name, value, wanted)
+        raise _wrong(name, value, meaning)
     return result
 
 
 def _whole(name: str, value: Any, least: int) -> int:
-    wanted = f"a whole number of at least {least}"
-    result = number(name, value, wanted)
+    meaning = f"a whole number of at least {least}"
+    result = number(name, value, meaning)
     if result != int(result) or result < least:
-        raise _wrong(name, value, wanted)
+        raise _wrong(name, value, meaning)
     return value if isinstance(value, int) else int(result)  # a float has 53 bits
 
 
@@ -145,13 +145,13 @@ def _alpha_postprocess(value: Any) -> float:
 def _schedule(value: Any) -> float:
     if isinstance(value, str) and value in EXPONENTS:
         return EXPONENTS[value]
-    wanted = f"{', '.join(EXPONENTS)}, or an exponent above 0"
+    meaning = f"{', '.join(EXPONENTS)}, or an exponent above 0"
     try:
         exponent = number("schedule", value)
     except LinesError:
-        raise _wrong("schedule", value, wanted, EXPONENTS) from None
+        raise _wrong("schedule", value, meaning, EXPONENTS) from None
     if exponent <= 0:
-        raise _wrong("schedule", value, wanted)
+        raise _wrong("schedule", value, meaning)
     return exponent
 
 
@@ -238,8 +238,8 @@ def strict(parameter: ParameterSpec, name: str) -> ParameterSpec:
 
     def validate(value: Any) -> Any:
         if numeric and value is not None:
-            found = number(name, value)
-            if parameter.name == "density" and not 0 <= found <= 1:
+            parsed = number(name, value)
+            if parameter.name == "density" and not 0 <= parsed <= 1:
                 raise _wrong(name, value, "a share from 0 to 1")
         try:
             return parameter.validate(value)

@@ -121,14 +121,14 @@ class LinesMethod(OurMethod):
         out_dtype: torch.dtype | None = None,
     ) -> tuple[torch.Tensor, ...]:
         results = []
-        for given, values, input_dtype in zip(groups, parameters, input_dtypes, strict=True):
-            if given.base is None:
-                raise LinesError(f"tensor {given.metadata.name}: the base has no such tensor.")
+        for stored, values, input_dtype in zip(groups, parameters, input_dtypes, strict=True):
+            if stored.base is None:
+                raise LinesError(f"tensor {stored.metadata.name}: the base has no such tensor.")
             scaling: Scaling = values[SCALING]
             # The recipe's dtype comes first, as in mergekit; then the arithmetic's.
-            group = align_dtype(given, input_dtype)
+            group = align_dtype(stored, input_dtype)
             if not values["allow_nonfinite"]:
-                _check_finite(given, group)
+                _check_finite(stored, group)
             base = next(entry.tensor for entry in group.entries if entry.is_base)
             dtype = out_dtype or base.dtype
             if not group.non_base or not base.numel():
@@ -155,23 +155,23 @@ class LinesMethod(OurMethod):
         wrapped = self.wrapped
         if type(wrapped) is not GeneralizedTaskArithmeticMerge:
             return None
-        given = {name: values[word] for name, word in self.names.items()}
+        own = {name: values[word] for name, word in self.names.items()}
         kind = wrapped.sparsification_method
         return Merge(
             sparsities=tuple(
                 Sparsity(
                     kind=kind.value if kind else "none",
-                    density=given["density"][model],
-                    gamma=given["gamma"][model] if "gamma" in given else 0.0,
-                    epsilon=given["epsilon"][model] if "epsilon" in given else 0.0,
-                    rescale=given["rescale"],
+                    density=own["density"][model],
+                    gamma=own["gamma"][model] if "gamma" in own else 0.0,
+                    epsilon=own["epsilon"][model] if "epsilon" in own else 0.0,
+                    rescale=own["rescale"],
                 )
                 for model in models
             ),
-            weights=tuple(given["weight"][model] for model in models),
+            weights=tuple(own["weight"][model] for model in models),
             consensus=wrapped.consensus_method.value if wrapped.consensus_method else None,
-            normalize=given["normalize"],
-            scale=given["lambda"],
+            normalize=own["normalize"],
+            scale=own["lambda"],
         )
 
     def _merge(
@@ -228,9 +228,9 @@ class LinesMethod(OurMethod):
         return merged
 
 
-def _check_finite(given: TensorGroup, group: TensorGroup) -> None:
+def _check_finite(stored: TensorGroup, group: TensorGroup) -> None:
     """Refuse NaN and infinity in the inputs, by tensor and model."""
-    for before, entry in zip(given.entries, group.entries, strict=True):
+    for before, entry in zip(stored.entries, group.entries, strict=True):
         if torch.isfinite(entry.tensor).all():
             continue
         place = f"tensor {group.metadata.name} of model {entry.id}"

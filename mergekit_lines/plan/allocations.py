@@ -60,14 +60,14 @@ def _alike(tensor: Sized) -> tuple[Any, ...]:
     """Tell by what two tensors are merged in the same way, whatever their size."""
     task = tensor.item.task
     values = [dict(task.parameters.items())]
-    values += [dict(given.items()) for given in task.input_parameters.values()]
+    values += [dict(own.items()) for own in task.input_parameters.values()]
     words = {"alpha", "beta", "outside", "schedule"}
     if not tensor.item.wrap:
         words.add("gamma")  # else it is the wrapped method's own
     kinds = tuple(
         (name, (value > 0) + (value >= 1) if isinstance(value, float) else str(value))
-        for given in values
-        for name, value in sorted(given.items())
+        for own in values
+        for name, value in sorted(own.items())
         if name not in words
     )
     inputs = tuple(tensor.inputs.items())

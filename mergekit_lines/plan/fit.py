@@ -25,8 +25,8 @@ def check_layers(
     modules = dict(config.modules or {})
     for name in modules:
         if name not in arch_info.modules:
-            known = ", ".join(arch_info.modules)
-            yield f"modules.{name}: this architecture has no such module (it has: {known})."
+            names = ", ".join(arch_info.modules)
+            yield f"modules.{name}: this architecture has no such module (it has: {names})."
             return
     if config.models or config.slices:
         modules = dict.fromkeys(arch_info.modules, config)
@@ -43,9 +43,9 @@ def check_layers(
         models = [entry.model for entry in definition.models or []]
         counts = {model: layers(model) for model in [config.base_model, *models] if model}
         if models and len(set(counts.values())) > 1:
-            found = ", ".join(f"{model} has {count}" for model, count in counts.items())
+            numbers = ", ".join(f"{model} has {count}" for model, count in counts.items())
             yield (
-                f"{place}models: the numbers of layers differ: {found}; wanted models fine-tuned "
+                f"{place}models: the numbers of layers differ: {numbers}; wanted models fine-tuned "
                 f"from base_model. Pick layers with `slices:` if that is what you mean."
             )
 
@@ -98,13 +98,13 @@ def dropped_tensors(
 ) -> dict[ModelReference, list[str]]:
     """Return, per fine-tuned model, its tensors that the base has not and the merge drops."""
     bases = {item.task.base_model for item in planned} | {config.base_model}
-    known = {name for item in planned for name in names_of(item.weight)}
+    kept = {name for item in planned for name in names_of(item.weight)}
     for base in bases - {None}:
-        known |= set(LoaderCache().get(base).index.tensor_paths)
+        kept |= set(LoaderCache().get(base).index.tensor_paths)
     result = {}
     for model in models_in_order(config):
         index = LoaderCache().get(model).index.tensor_paths
-        extra = [name for name in index if name not in known and not recomputed(name)]
+        extra = [name for name in index if name not in kept and not recomputed(name)]
         if model not in bases and extra:
             result[model] = extra
     return result
@@ -116,7 +116,7 @@ def _check_tensor(
     gather: Any = item.task.gather_tensors
     aligned = hasattr(gather, "tokenizer_task")
     gather = getattr(gather, "gather_tensors", gather)
-    found: dict[ModelReference, TensorHeader] = {}
+    held: dict[ModelReference, TensorHeader] = {}
     for model, weight in gather.weight_info.items():
         index = LoaderCache().get(model).index.tensor_paths
         name = next((name for name in names_of(weight) if name in index), None)
@@ -142,7 +142,7 @@ def _check_tensor(
         if tensors is None:
             continue
         if tensors[name].dtype in FLOATS | BUFFERS:
-            found[model] = tensors[name]
+            held[model] = tensors[name]
         else:
             yield Problem(
                 f"model {model}",
@@ -150,17 +150,17 @@ def _check_tensor(
                 (name,),
                 ", wanted fp16, bf16, fp32 or fp64. Convert the model first.",
             )
-    yield from _check_alike(item, found, aligned)
+    yield from _check_alike(item, held, aligned)
 
 
 def _check_alike(
-    item: PlannedTensor, found: dict[ModelReference, TensorHeader], aligned: bool
+    item: PlannedTensor, held: dict[ModelReference, TensorHeader], aligned: bool
 ) -> Iterator[Problem]:
     axis, name = item.weight.vocabulary_axis, item.weight.name
     # Against the base, which the others were fine-tuned from.
-    first = item.task.base_model if item.task.base_model in found else next(iter(found), None)
-    for model, header in found.items():
-        left, right = list(found[first].shape), list(header.shape)
+    first = item.task.base_model if item.task.base_model in held else next(iter(held), None)
+    for model, header in held.items():
+        left, right = list(held[first].shape), list(header.shape)
         example = f": {tuple(left)} and {tuple(right)}"
         if axis is not None and len(left) == len(right) > axis and left[axis] != right[axis]:
             if not aligned:
@@ -180,10 +180,10 @@ def _check_alike(
                 ". The models of one merge must be fine-tuned from one base_model.",
                 example,
             )
-        elif (found[first].dtype in FLOATS) != (header.dtype in FLOATS):
+        elif (held[first].dtype in FLOATS) != (header.dtype in FLOATS):
             yield Problem(
                 "",
-                f"{first} holds {found[first].dtype} where {model} holds {header.dtype}",
+                f"{first} holds {held[first].dtype} where {model} holds {header.dtype}",
                 (name,),
                 ", wanted the same kind in all models.",
             )
@@ -239,9 +239,9 @@ def _check_heads(
     if config.base_model is None:
         return
     base_config = config.base_model.config(trust_remote_code=options.trust_remote_code)
-    made = {item.weight.name for item in planned}
+    outputs = {item.weight.name for item in planned}
     for weight in arch_info.all_weights(base_config):
-        if weight.optional and weight.name not in made and is_untied(base_config, weight.name):
+        if weight.optional and weight.name not in outputs and is_untied(base_config, weight.name):
             yield (
                 f"base_model {config.base_model}: no model holds {weight.name}, and config.json "
                 f"says tie_word_embeddings: false, so that loading would draw it at random. Save "

@@ -28,9 +28,9 @@ def check_models(config: MergeConfiguration, options: MergeOptions) -> list[Prob
     problems: list[str | Problem] = []
     architectures: dict[ModelReference, str] = {}
     for model in models_in_order(config):
-        found = list(_check_model(model, options))
-        problems += found
-        if not found:
+        problems_of_model = list(_check_model(model, options))
+        problems += problems_of_model
+        if not problems_of_model:
             names = model.config(trust_remote_code=options.trust_remote_code).architectures
             architectures[model] = ", ".join(names or [])
     if len(set(architectures.values())) > 1 and not options.allow_crimes:
@@ -153,7 +153,7 @@ def _check_hub(model: ModelReference, options: MergeOptions) -> Iterator[str]:
         yield f"model {path}: a quantised checkpoint, wanted plain fp16, bf16 or fp32 weights."
 
 
-def _fetch(where: str, part: ModelPath, file: str, wanted: str) -> Iterator[str]:
+def _fetch(where: str, part: ModelPath, file: str, purpose: str) -> Iterator[str]:
     """Fetch one small file from the Hub: a gated model tells of itself, but gives out nothing."""
     cached = isinstance(try_to_load_from_cache(part.path, file, revision=part.revision), str)
     try:
@@ -161,7 +161,7 @@ def _fetch(where: str, part: ModelPath, file: str, wanted: str) -> Iterator[str]
         HfApi().model_info(part.path, revision=part.revision)
         hf_hub_download(part.path, file, revision=part.revision)
     except RemoteEntryNotFoundError:
-        yield f"{where}: found no {file} on the Hub, wanted {wanted}. Check the name."
+        yield f"{where}: found no {file} on the Hub, wanted {purpose}. Check the name."
     except Exception as error:  # noqa: BLE001 - the Hub's clients raise a dozen kinds
         if not (cached and unreached(error)):
             hint = _sibling(part.path)

@@ -35,8 +35,8 @@ def process_bytes() -> int | None:
     if not STATUS.exists():
         return None
     lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines()
-    found = [line.split()[1] for line in lines if line.startswith("RssAnon:")]
-    return int(found[0]) * 1024 if found else None
+    sizes = [line.split()[1] for line in lines if line.startswith("RssAnon:")]
+    return int(sizes[0]) * 1024 if sizes else None
 
 
 def estimate(
@@ -78,13 +78,13 @@ def working_bytes(
         with tensor.item.task.failures({}):
             merge = tensor.item.task.kernel(tensor.inputs)
         if merge is not None and tensor.entries:
-            whole = max(whole, peak(tensor.made))
+            whole = max(whole, peak(tensor.temporaries))
             pieces = max(pieces, _pieces(tensor, merge, device, threads))
             continue
         logs = [allocations.of(tensor)]
         if tensor.item.weight.name in calibrated:
             logs.append(allocations.of(tensor, calibrating=True))
-        whole = max(whole, *(peak([*tensor.made, tensor.whole, *log]) for log in logs))
+        whole = max(whole, *(peak([*tensor.temporaries, tensor.whole, *log]) for log in logs))
     # What pieces were in is kept for the next ones: it comes on top of what is whole by then.
     return sizes.unpickled() + whole + pieces
 
@@ -112,7 +112,7 @@ def _pieces(tensor: Sized, merge: Merge, device: torch.device, threads: int | No
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak anonymous memory of a run in bytes, and what it is made of.
+    """Peak anonymous memory of a run in bytes, and what it is temporaries of.
 
     Args:
         process: the imported packages and the plan; None where the system does not tell.

@@ -126,12 +126,12 @@ def _copies(options: MergeOptions, partial: Path) -> Iterator[str]:
     ignored, and a copy that was left half-made would be taken for whole.
     """
     parent = Path(options.lora_merge_cache or partial)
-    made = not parent.exists()
+    is_new = not parent.exists()
     parent.mkdir(parents=True, exist_ok=True)
     folder = tempfile.mkdtemp(prefix="mergekit-lines-adapters-", dir=parent)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if made and not any(parent.iterdir()):
+        if is_new and not any(parent.iterdir()):
             parent.rmdir()

@@ -195,12 +195,12 @@ class LinesPlanner(plan.MergePlanner):
         """Give every planned tensor its depth, and check the words of its schedule."""
         resolved = {w.name: dict(t.parameters.items()) for w, t in self._tensors}
         for word in WHOLE_RECIPE:
-            found = {repr(values.get(word)) for values in resolved.values()}
-            if len(found) > 1:
+            texts = {repr(values.get(word)) for values in resolved.values()}
+            if len(texts) > 1:
                 self._problems.append(
                     of_parameter(
                         word,
-                        f"found {', '.join(sorted(found))} for different tensors, wanted one value "
+                        f"found {', '.join(sorted(texts))} for different tensors, wanted one value "
                         f"for the whole recipe. Give it without filter or gradient.",
                     )
                 )

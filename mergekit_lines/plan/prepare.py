@@ -64,7 +64,7 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     LoaderCache().setup(options=options)
     cache = options.transformers_cache
     headers = {model: _feed(model, cache) for model in models_in_order(config)}
-    problems = [Problem.of(one) for found in headers.values() for one in found.problems]
+    problems = [Problem.of(one) for header in headers.values() for one in header.problems]
     copied = set() if problems else _check_adapters(headers, options, problems)
     if problems:
         raise LinesError(problems)
@@ -173,11 +173,11 @@ def _check_adapters(
 ) -> set[ModelReference]:
     """Collect what is wrong with adapters on this machine; return those that peft merges."""
     copied = set()
-    for model, found in headers.items():
+    for model, model_headers in headers.items():
         if model.lora is None or not Path(model.lora.path).is_dir():
             continue
         try:
-            adapter = adapter_of(model, found.tensors, options)
+            adapter = adapter_of(model, model_headers.tensors, options)
         except LinesError as error:
             problems += error.problems
             continue

@@ -37,7 +37,9 @@ class Sized:
     dtype: torch.dtype
     inputs: Mapping[ModelReference, torch.dtype]
     read: Mapping[ModelReference, int]  # bytes
-    made: tuple[int, ...]  # bytes allocated (or released) in preparing inputs: aligning, fusing
+    temporaries: tuple[
+        int, ...
+    ]  # bytes allocated (or released) in preparing inputs: aligning, fusing
     whole: int  # bytes of the other inputs, which a method without a kernel has read whole
 
     @property
@@ -88,7 +90,7 @@ class Sizes:
         gather = getattr(gather, "gather_tensors", gather)
         inputs: dict[ModelReference, torch.dtype] = {}
         read: dict[ModelReference, int] = {}
-        shape, whole, made = None, 0, list[int]()
+        shape, whole, temporaries = None, 0, list[int]()
         for model, weight in gather.weight_info.items():
             names = [weight.name, *(weight.aliases or ()), *(weight.tied_names or ())]
             index = LoaderCache().get(model).index.tensor_paths
@@ -96,32 +98,32 @@ class Sizes:
             header = (self._headers[model].tensors or {}).get(name or "")
             pickled = self._pickled(model) if self._headers[model].tensors is None else {}
             header = header or pickled.get(name or "")
-            found = header or self._declared(model, weight, converted=name is None)
-            if found is None:
+            header_or_config = header or self._declared(model, weight, converted=name is None)
+            if header_or_config is None:
                 continue
-            inputs[model] = DTYPES[found.dtype]
-            read[model] = header_bytes(found)
+            inputs[model] = DTYPES[header_or_config.dtype]
+            read[model] = header_bytes(header_or_config)
             size = read[model]
             if name is None:  # fused from several: stacked first, then joined
-                made += [size, size, -size]
+                temporaries += [size, size, -size]
             elif pickled:  # lazily: its bytes, then the tensor; else its shard is held
-                made += [size, size, -size] if self._options.lazy_unpickle else []
+                temporaries += [size, size, -size] if self._options.lazy_unpickle else []
             elif aligned:
-                made.append(size)
+                temporaries.append(size)
             else:
                 whole += size
             if shape is None or model == item.task.base_model:
-                shape = found.shape
+                shape = header_or_config.shape
         if shape is None:
             return  # an optional tensor that no model holds
         axis = item.weight.vocabulary_axis
         if aligned and axis is not None and self._vocabulary is not None:
             shape = (*shape[:axis], self._vocabulary, *shape[axis + 1 :])
             widest = max(dtype.itemsize for dtype in inputs.values())
-            given = sum(made)
-            made += [widest * math.prod(shape)] * len(inputs) + [-given]
+            so_far = sum(temporaries)
+            temporaries += [widest * math.prod(shape)] * len(inputs) + [-so_far]
         dtype = _out_dtype(item, inputs)
-        yield Sized(item, shape, dtype, inputs, read, tuple(made), whole)
+        yield Sized(item, shape, dtype, inputs, read, tuple(temporaries), whole)
 
     def unpickled(self) -> int:
         """Return the bytes of pickled shards that are held, of every such model its largest."""
@@ -138,7 +140,7 @@ class Sizes:
     def _pickled(self, model: ModelReference) -> Mapping[str, TensorHeader]:
         """Return the shapes and dtypes of a pickled checkpoint's tensors; none of a broken one."""
         if model not in self._pickles:
-            self._pickles[model] = found = dict[str, TensorHeader]()
+            self._pickles[model] = tensors = dict[str, TensorHeader]()
             index = LoaderCache().get(model).index
             for file in set(index.tensor_paths.values()):
                 try:
@@ -149,7 +151,7 @@ class Sizes:
                     state = {}
                 for name, tensor in state.get("state_dict", state).items():
                     if isinstance(tensor, torch.Tensor) and tensor.dtype in NAMES:
-                        found[name] = TensorHeader(NAMES[tensor.dtype], tuple(tensor.shape), file)
+                        tensors[name] = TensorHeader(NAMES[tensor.dtype], tuple(tensor.shape), file)
         return self._pickles[model]
 
     def _declared(
@@ -158,13 +160,13 @@ class Sizes:
         """Return what the config makes of a tensor that has no header of this name."""
         if converted and weight.optional:
             return None
-        found = self._meta.get(weight.name)
-        if found is None:
+        parameter = self._meta.get(weight.name)
+        if parameter is None:
             return None
         kinds = {header.dtype for header in (self._headers[model].tensors or {}).values()}
         floats = [kind for kind in ("F64", "F32", "BF16", "F16") if kind in kinds]
         dtype = floats[0] if floats else self._config_dtype(model)
-        return TensorHeader(dtype, tuple(found.shape), "")
+        return TensorHeader(dtype, tuple(parameter.shape), "")
 
     def _config_dtype(self, model: ModelReference) -> str:
         config = model.config(trust_remote_code=self._options.trust_remote_code)

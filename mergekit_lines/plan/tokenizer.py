@@ -35,7 +35,7 @@ class OrderedTokenizer(BuildTokenizer):
     _built: TokenizerInfo | None = PrivateAttr(default=None)
 
     def execute(self, **_kwargs: Any) -> TokenizerInfo:
-        """Return the output tokenizer and each model's token permutation."""
+        """Return the output tokenizer and each model's token moves."""
         if self._built is None:
             with _ordered_vocabularies():
                 self._built = super().execute()
@@ -45,7 +45,7 @@ class OrderedTokenizer(BuildTokenizer):
         """Return a SHA-256 of the output's tokens and of where each model has them."""
         built = self.execute()
         tokens = sorted(built.tokenizer.get_vocab().items())
-        places = {str(model): sorted(found.items()) for model, found in built.permutations.items()}
+        places = {str(model): sorted(moves.items()) for model, moves in built.permutations.items()}
         return hashlib.sha256(json.dumps([tokens, places]).encode()).hexdigest()
 
 

@@ -76,14 +76,14 @@ def _file_of_multi() -> str:
 def _unknown_keys(
     place: str, document: dict[Any, Any], model: Any, extra: set[str]
 ) -> Iterator[Problem]:
-    known = set(model.model_fields) | extra
+    keys = set(model.model_fields) | extra
     for key, value in document.items():
-        if key not in known and "parameters" in known and key in _parameter_names():
+        if key not in keys and "parameters" in keys and key in _parameter_names():
             text = f"found outside of parameters. Move it to {place}parameters.{key}."
             yield Problem(f"{place}{key}", text, about=(str(key),))
-        elif key not in known:
-            meant = nearest_name(str(key), known)
-            text = f"nobody declares this key.{nearest(str(key), known)}"
+        elif key not in keys:
+            meant = nearest_name(str(key), keys)
+            text = f"nobody declares this key.{nearest(str(key), keys)}"
             yield Problem(f"{place}{key}", text, about=(str(key), meant) if meant else (str(key),))
         elif key in _INNER:
             for where, entry in _entries(f"{place}{key}", key, value):
@@ -161,16 +161,16 @@ def _check_values(config: MergeConfiguration) -> Iterator[str]:
     if padding is not None and padding < 1:
         yield f"tokenizer.pad_to_multiple_of: found {padding}, wanted a whole number above 0."
     template = config.chat_template
-    known = [
+    names = [
         entry.name.removesuffix(".jinja")
         for entry in importlib.resources.files(chat_templates).iterdir()
         if entry.name.endswith(".jinja")
     ]
     jinja = template and "{" in template and len(template) >= 20  # mergekit's own condition
-    if template and template != "auto" and template not in known and not jinja:
+    if template and template != "auto" and template not in names and not jinja:
         yield (
-            f"chat_template: found {template!r}, wanted `auto`, one of {', '.join(sorted(known))}, "
-            f"or a Jinja template of at least 20 letters.{nearest(template, [*known, 'auto'])}"
+            f"chat_template: found {template!r}, wanted `auto`, one of {', '.join(sorted(names))}, "
+            f"or a Jinja template of at least 20 letters.{nearest(template, [*names, 'auto'])}"
         )
 
 

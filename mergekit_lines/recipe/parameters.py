@@ -30,9 +30,9 @@ def check_parameters(config: MergeConfiguration, *, names_known: bool = True) ->
     postprocess = config.merge_method == "lines_postprocess"
     problems: list[Problem] = []
     wraps = [] if postprocess else _wraps(config, problems)
-    found = list(_check_sections(config, wraps, postprocess))
-    problems += found
-    if names_known and not found:
+    problems = list(_check_sections(config, wraps, postprocess))
+    problems += problems
+    if names_known and not problems:
         problems += _check_required(config, wraps, postprocess)
     problems += _check_counts(config, wraps, postprocess)
     return problems
@@ -40,17 +40,17 @@ def check_parameters(config: MergeConfiguration, *, names_known: bool = True) ->
 
 def check_filters(config: MergeConfiguration, names: Iterable[str]) -> Iterator[Problem]:
     """Yield the filters that match none of the tensors' names."""
-    known = sorted(names)
+    sorted_names = sorted(names)
     for section in sections(config):
         for key, setting in section.parameters.items():
             for entry in setting if isinstance(setting, list) else [setting]:
                 if not isinstance(entry, ConditionalParameter) or entry.filter in (None, "*"):
                     continue
-                if not any(entry.filter in name for name in known):
+                if not any(entry.filter in name for name in sorted_names):
                     yield Problem(
                         f"{section.place}.{key}",
                         f"the filter {entry.filter!r} matches no tensor, wanted a part of a name "
-                        f"such as {next(iter(known), '')}.",
+                        f"such as {next(iter(sorted_names), '')}.",
                         about=(key,),
                     )
 
@@ -98,15 +98,15 @@ def _wraps(config: MergeConfiguration, problems: list[Problem]) -> list[str]:
         for entry in filters
     ):
         wraps.append("task_arithmetic")
-    found = []
+    wraps = []
     # What is no name at all is told by the word's own check.
     for wrap in dict.fromkeys(w for w in wraps if isinstance(w, str) and w.strip()):
         problem = check_wrap(wrap)
         if problem:
             problems.append(problem)
         else:
-            found.append(wrap)
-    return found
+            wraps.append(wrap)
+    return wraps
 
 
 def _check_sections(
@@ -114,20 +114,20 @@ def _check_sections(
 ) -> Iterator[Problem]:
     methods = [postprocess_method()] if postprocess else [method_for(wrap) for wrap in wraps]
     ours = {word.name: word for word in (POSTPROCESS_WORDS if postprocess else LINES_WORDS)}
-    known: dict[str, list[ParameterSpec]] = {name: [word] for name, word in ours.items()}
+    declared: dict[str, list[ParameterSpec]] = {name: [word] for name, word in ours.items()}
     for method in methods:
         for parameter in method.spec.parameters:
             if parameter.name not in ours:
-                known.setdefault(parameter.name, []).append(parameter)
+                declared.setdefault(parameter.name, []).append(parameter)
     for section in sections(config):
         for name, setting in section.parameters.items():
             place = f"{section.place}.{name}"
-            if name not in known:
-                text = f"nobody declares this name.{hint(name, known)}"
-                meant = nearest_name(name, known)
+            if name not in declared:
+                text = f"nobody declares this name.{hint(name, declared)}"
+                meant = nearest_name(name, declared)
                 yield Problem(place, text, about=(name, meant) if meant else (name,))
                 continue
-            shared = all(spec.scope == ParameterScope.SHARED for spec in known[name])
+            shared = all(spec.scope == ParameterScope.SHARED for spec in declared[name])
             if section.model is not None and shared:
                 yield Problem(
                     place,
@@ -136,17 +136,17 @@ def _check_sections(
                     about=(name,),
                 )
                 continue
-            yield from _check_values(place, setting, known[name], name)
+            yield from _check_values(place, setting, declared[name], name)
 
 
-def hint(name: str, known: Iterable[str]) -> str:
+def hint(name: str, names: Iterable[str]) -> str:
     """Return what an unknown name may have meant, where ``known`` are those of one method."""
-    postprocess = "wrap" not in known
+    postprocess = "wrap" not in names
     if not postprocess and name == "gamma":
         return " It belongs to merge_method: lines_postprocess; here write alpha and beta."
     if postprocess and name in {word.name for word in LINES_WORDS}:
         return " It belongs to merge_method: lines; lines_postprocess edits one model."
-    return nearest(name, known) or f" (known: {', '.join(sorted(known))})"
+    return nearest(name, names) or f" (known: {', '.join(sorted(names))})"
 
 
 def _check_values(
@@ -185,10 +185,10 @@ def _check_values(
 def _check_required(
     config: MergeConfiguration, wraps: list[str], postprocess: bool
 ) -> Iterator[Problem]:
-    given = {name for section in sections(config) for name in section.parameters}
-    if postprocess and "gamma" not in given and not {"alpha", "beta"} <= given:
+    present = {name for section in sections(config) for name in section.parameters}
+    if postprocess and "gamma" not in present and not {"alpha", "beta"} <= present:
         yield MISSING_GAMMA
-    if not postprocess and "beta" not in given:
+    if not postprocess and "beta" not in present:
         yield missing_beta(wraps[0] if wraps else "task_arithmetic")
     sliced = config.slices or any(module.slices for module in (config.modules or {}).values())
     for wrap in wraps:
@@ -201,7 +201,7 @@ def _check_required(
             )
     for wrap in wraps:
         for parameter in method_for(wrap).spec.parameters:
-            if parameter.required and parameter.name not in given:
+            if parameter.required and parameter.name not in present:
                 yield of_parameter(
                     parameter.name,
                     f"found nothing, wanted a value: wrap {wrap} has no default for it. Add "
@@ -232,10 +232,10 @@ def _check_counts(
         limits = [contract.max_inputs and contract.max_inputs - 1, contract.max_non_base]
         most = min((limit for limit in limits if limit is not None), default=None)
         if count and (count < least or (most is not None and count > most)):
-            wanted = f"{least}" if least == most else f"at least {least}"
-            wanted = wanted if most is None or least == most else f"{least} to {most}"
+            bounds = f"{least}" if least == most else f"at least {least}"
+            bounds = bounds if most is None or least == most else f"{least} to {most}"
             yield Problem(
                 "models",
-                f"found {count} besides base_model, wanted {wanted}: that is what wrap {wrap} "
+                f"found {count} besides base_model, wanted {bounds}: that is what wrap {wrap} "
                 f"takes. Change the models or the wrap.",
             )

@@ -39,10 +39,10 @@ def read_documents(path: Path) -> list[Document]:
 
     try:
         text = path.read_text(encoding="utf-8")
-        found: list[Any] = [entry for entry in yaml.safe_load_all(text) if entry is not None]
-        _check_mappings(path, found)
-        if len(found) == 1:
-            document = {key: value for key, value in found[0].items() if key != "name"}
+        entries: list[Any] = [entry for entry in yaml.safe_load_all(text) if entry is not None]
+        _check_mappings(path, entries)
+        if len(entries) == 1:
+            document = {key: value for key, value in entries[0].items() if key != "name"}
             return [Document(None, MergeConfiguration.model_validate(document), text)]
         configs, needs = load_config(text, "INTERMEDIATE_DIR")
         return [
@@ -53,7 +53,7 @@ def read_documents(path: Path) -> list[Document]:
                 yaml.safe_dump(entry, sort_keys=False),
                 tuple(sorted(needs[name])),
             )
-            for entry in found
+            for entry in entries
             for name in [entry.get("name")]
         ]
     except LinesError:
@@ -66,8 +66,8 @@ def read_documents(path: Path) -> list[Document]:
         ) from error
 
 
-def _check_mappings(path: Path, found: list[Any]) -> None:
-    for entry in found:
+def _check_mappings(path: Path, entries: list[Any]) -> None:
+    for entry in entries:
         if not isinstance(entry, dict):
             raise LinesError(
                 f"{path}: found {str(entry)[:40]!r}, wanted a recipe: merge_method, base_model, "
@@ -153,12 +153,12 @@ def merge_options(options: Mapping[str, Any]) -> Any:
     """
     from mergekit.options import MergeOptions
 
-    known = MergeOptions.model_fields
-    unknown = [name for name in options if name not in known]
+    fields = MergeOptions.model_fields
+    unknown = [name for name in options if name not in fields]
     if unknown:
         raise LinesError(
             [
-                f"option {name}: mergekit has no such option.{nearest(name, known)}"
+                f"option {name}: mergekit has no such option.{nearest(name, fields)}"
                 for name in unknown
             ]
         )
