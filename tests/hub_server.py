@@ -6,7 +6,9 @@ way of Git LFS: a batch request, a PUT to a signed address without the token, a 
 the digest; they are fetched through a redirect to another host, as from a CDN. The paths, headers
 and bodies are those that the client was seen to send.
 
-``/_control/…`` is the tests' own entrance.
+``/_control/…`` is the tests' own entrance. A fault that is planted there meets the requests whose
+line it matches: it answers with a status, does not answer (``silent``), answers a byte now and then
+(``drip``), with one bit wrong (``flip``) or with bytes too few (``cut``).
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 PIECE = 1 << 16
+SILENCE = 3600  # seconds
 REGULAR = 10 << 20  # bytes above which a file is large, whatever its name
-HASHED = 100 << 20  # bytes above which a published file is not read for its digest
 LARGE = (".safetensors", ".bin", ".model", ".gguf", ".pt")
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 REV = r"(?P<rev>[^/]+)"
@@ -102,6 +104,7 @@ class Refused(Exception):  # noqa: N818 - an answer, not a fault
     def __init__(self, status: int, code: str = "", text: str = "") -> None:
         super().__init__(text)
         self.status, self.code, self.text = status, code, text
+        self.headers: dict[str, str] = {}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -135,12 +138,14 @@ class Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         self.query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         path = parts.path
+        self.fault: dict[str, Any] = {}
         self.control = path.startswith("/_control/")
         length = int(self.headers.get("Content-Length") or 0)
         self.body = b"" if self.command == "PUT" else self.rfile.read(length)
         self.left = length if self.command == "PUT" else 0
         try:
-            if not self.control:
+            # huggingface_hub asks for agents only where it sees that one runs it.
+            if not self.control and path != "/api/agent-harnesses":
                 self._record(unquote(path))
             for command, pattern, handle in ROUTES:
                 match = re.fullmatch(pattern, path)
@@ -153,6 +158,7 @@ class Handler(BaseHTTPRequestHandler):
             if self.left:  # an unread body would be taken for the next request
                 self.close_connection = True
             headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.text}
+            headers |= refusal.headers
             self.send({"error": refusal.text}, refusal.status, headers)
 
     def _record(self, path: str) -> None:
@@ -165,7 +171,19 @@ class Handler(BaseHTTPRequestHandler):
             for fault in self.state.faults:
                 if fault["times"] and re.search(fault["match"], line):
                     fault["times"] -= 1
-                    raise Refused(fault["status"], fault.get("code", ""), fault.get("text", ""))
+                    self.fault = fault
+                    break
+        self._fail()
+
+    def _fail(self) -> None:
+        fault = self.fault
+        if fault.get("kind") == "silent":
+            self.close_connection = True
+            time.sleep(SILENCE)
+        if "status" in fault:
+            refusal = Refused(fault["status"], fault.get("code", ""), fault.get("text", ""))
+            refusal.headers = fault.get("headers", {})
+            raise refusal
 
     def send(
         self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None
@@ -179,7 +197,20 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self._write(body)
+
+    def _write(self, content: bytes) -> None:
+        """Send a part of a body, as slowly or as wrongly as the fault wants it."""
+        kind = self.fault.get("kind")
+        if kind == "flip":
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        if kind != "drip":
+            self.wfile.write(content)
+            return
+        for byte in content:
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
+            time.sleep(self.fault["pause"])
 
     # --- who asks, and for what --------------------------------------------------------
 
@@ -235,7 +266,7 @@ class Handler(BaseHTTPRequestHandler):
         sha, files = self.files(found, rev)
         sized = "blobs" in self.query
         siblings = [
-            {"rfilename": path, **({"size": blob.size, "blobId": blob.oid} if sized else {})}
+            {"rfilename": path, **(_described(blob) if sized else {})}
             for path, blob in sorted(files.items())
         ]
         content = {"_id": "0", "id": repo, "modelId": repo, "private": found.private}
@@ -324,8 +355,10 @@ class Handler(BaseHTTPRequestHandler):
         with blob.path.open("rb") as source:
             source.seek(first)
             left = last - first + 1
+            if self.fault.get("kind") == "cut":
+                left, self.close_connection = left // 2, True
             while left > 0 and (piece := source.read(min(PIECE, left))):
-                self.wfile.write(piece)
+                self._write(piece)
                 with self.state.lock:
                     self.state.sent[f"{repo}/{file}"] += len(piece)
                 left -= len(piece)
@@ -548,13 +581,25 @@ class Handler(BaseHTTPRequestHandler):
         repo.commit("main", files, "published")
 
     def _published(self, path: Path) -> Blob:
-        size = path.stat().st_size
-        if size <= HASHED:
-            return self.state.store(path.read_bytes(), large=path.name.endswith(LARGE))
-        # Served from where it lies, under a digest of nothing.
-        oid = hashlib.sha256(str(path).encode()).hexdigest()
+        size, large = path.stat().st_size, path.name.endswith(LARGE)
+        if size <= REGULAR or not large:
+            return self.state.store(path.read_bytes(), large=large)
+        # Served from where it lies.
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while piece := file.read(PIECE):
+                digest.update(piece)
+        oid = digest.hexdigest()
         self.state.objects[oid] = Blob(path, oid[:40], size, oid)
         return self.state.objects[oid]
+
+
+def _described(blob: Blob) -> dict[str, Any]:
+    """Return what a model's information says of a file where its metadata are asked for."""
+    described: dict[str, Any] = {"size": blob.size, "blobId": blob.oid}
+    if blob.sha256 is not None:
+        described["lfs"] = {"sha256": blob.sha256, "size": blob.size, "pointerSize": 134}
+    return described
 
 
 def _entry(path: str, blob: Blob) -> dict[str, Any]:

@@ -20,6 +20,11 @@ import safetensors.torch
 import torch
 
 INDEX = "model.safetensors.index.json"
+# What git checks out in place of a large file where git-lfs is not installed.
+POINTER = (
+    "version https://git-lfs.github.com/spec/v1\n"
+    "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+)
 SPECIAL_TOKENS = {
     "unk_token": "<unk>",
     "bos_token": "<s>",

@@ -78,7 +78,7 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An address where nobody answers, and a network that is not to be used."""
     point_at("http://127.0.0.1:9", monkeypatch)
     config = parsed(recipe("org/nowhere", "org/neither"))
-    told = check_models(config, MergeOptions())
+    told = [str(problem) for problem in check_models(config, MergeOptions())]
     assert len(told) == 2
     for text in told:
         assert "cannot be reached" in text and "127.0.0.1:9" in text and "network" in text

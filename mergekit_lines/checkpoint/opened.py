@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from mergekit.architecture import WeightInfo
 from mergekit.common import ModelReference
 from mergekit.io import LazyTensorLoader
@@ -16,6 +15,7 @@ from mergekit.io.tasks import LoadTensor
 
 from mergekit_lines.checkpoint.adapters.adapter import Adapter
 from mergekit_lines.checkpoint.headers import TensorHeader, read_headers
+from mergekit_lines.checkpoint.remote.downloads import adapter_snapshot
 from mergekit_lines.checkpoint.sources import (
     HeldTensor,
     Shard,
@@ -213,10 +213,4 @@ def adapter_folder(model: ModelReference) -> Path:
     folder = Path(lora.path)
     if folder.is_dir():
         return folder
-    return Path(
-        snapshot_download(
-            lora.path,
-            revision=lora.revision,
-            allow_patterns=["adapter_config.json", "adapter_model.*"],
-        )
-    )
+    return adapter_snapshot(lora.path, lora.revision)

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.remote.downloads import HubModels
-from mergekit_lines.checkpoint.remote.headers import missing_bytes
+from mergekit_lines.checkpoint.remote.headers import missing
 from mergekit_lines.checkpoint.writer import ShardLayout, whole_name
 from mergekit_lines.errors import FullDiskError
 
@@ -46,7 +46,7 @@ def check_room(models: HubModels, output: int, partial: Path, options: MergeOpti
     needed = {
         repo: size
         for (repo, _), headers in models.items()
-        if (size := missing_bytes(headers, options.transformers_cache))
+        if (size := sum(missing(headers, options.transformers_cache).values()))
     }
     if not needed:
         return

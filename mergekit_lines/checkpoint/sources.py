@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from mergekit_lines.checkpoint.pointers import pointer_problem
 from mergekit_lines.errors import LinesError, ResumableError, reason
 
 DTYPES = {
@@ -117,7 +118,8 @@ class Shard:
         except (OSError, ValueError, KeyError, TypeError) as error:
             os.close(self.descriptor)
             raise LinesError(
-                f"{path}: not a whole safetensors file ({reason(error)}). Download it again."
+                pointer_problem(path)
+                or f"{path}: not a whole safetensors file ({reason(error)}). Download it again."
             ) from error
 
     def tensor(self, name: str) -> ShardTensor:

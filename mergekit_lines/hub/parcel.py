@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
+from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.files import CARD, RECIPE, REPORT
 from mergekit_lines.hub.whole import MergedModel, merged_model
@@ -80,6 +81,7 @@ class Parcel:
         return content.decode() if isinstance(content, bytes) else content.read_text("utf-8")
 
 
+@hub_session()
 def pack(out: Path, options: PushOptions) -> Parcel:
     """Check a merged model and return what a push of it sends; nothing is written.
 

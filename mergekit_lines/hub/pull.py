@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
 from mergekit.common import ModelPath, ModelReference
@@ -19,8 +19,17 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import registered_methods
 from mergekit.options import MergeOptions
 
+from mergekit_lines.checkpoint import bounded
+from mergekit_lines.checkpoint.remote.downloads import fetch
 from mergekit_lines.checkpoint.remote.failures import reading
-from mergekit_lines.checkpoint.remote.headers import HubHeaders, missing_bytes, remote_headers
+from mergekit_lines.checkpoint.remote.headers import (
+    HubFiles,
+    HubHeaders,
+    files_of,
+    missing,
+    remote_headers,
+)
+from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.errors import LinesError, nearest, reason
 from mergekit_lines.files import COMMIT, RECIPE, REPORT
 from mergekit_lines.host.names import METHODS
@@ -28,7 +37,6 @@ from mergekit_lines.inspection.inspect import inspect_recipe
 from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.report.origins import Origins, is_local
 
-MOST = 1 << 20  # bytes of a recipe at most
 _FLAG = re.compile(r"--[a-z-]+|[\w.]+", re.ASCII)  # it is shown in a command to copy
 
 
@@ -64,6 +72,7 @@ class Pulled:
     notes: tuple[str, ...]
 
 
+@hub_session()
 def pull_recipe(repo: str, *, pin: bool = False) -> Pulled:
     """Fetch the recipe of a merged model and look at what it wants; no weight is downloaded.
 
@@ -83,17 +92,19 @@ def pull_recipe(repo: str, *, pin: bool = False) -> Pulled:
         ) from None
     where = f"model {repo}"
     try:
-        commit = HfApi().model_info(name, revision=revision or None).sha or "main"
-        path = Path(hf_hub_download(name, RECIPE, revision=commit))
+        files = files_of(name, revision or None)
+        path = fetch(where, files, RECIPE, most=bounded.RECIPE)
     except RemoteEntryNotFoundError:
         raise LinesError(
             f"{where}: found no {RECIPE}, which mergekit writes beside what it merges. Ask its "
             f"owner for the recipe."
         ) from None
+    except LinesError:
+        raise
     except Exception as error:
         raise LinesError(reading(where, error, folder=False)) from error
     text, config = _read(where, path)
-    report = _report(where, name, commit)
+    report = _report(where, files)
     notes = []
     if pin:
         origins = Origins(config, report.inputs, Path.cwd())
@@ -105,13 +116,19 @@ def pull_recipe(repo: str, *, pin: bool = False) -> Pulled:
     if report.alpha is not None:
         notes.append(f"α was found to be {report.alpha!r}, for `alpha: auto`")
     needs, problems = _look(config, text)
-    return Pulled(text, commit, config.merge_method, report.flags, needs, problems, tuple(notes))
+    return Pulled(
+        text,
+        files.commit or "main",
+        config.merge_method,
+        report.flags,
+        needs,
+        problems,
+        tuple(notes),
+    )
 
 
 def _read(where: str, path: Path) -> tuple[str, MergeConfiguration]:
     try:
-        if path.stat().st_size > MOST:
-            raise ValueError(f"{path.stat().st_size:,} bytes")  # noqa: TRY301
         text = path.read_text(encoding="utf-8")
         return text, MergeConfiguration.model_validate(_document(text))
     except Exception as error:
@@ -140,12 +157,14 @@ class HubReport:
     alpha: float | None = None
 
 
-def _report(where: str, name: str, commit: str) -> HubReport:
+def _report(where: str, files: HubFiles) -> HubReport:
     """Return what the report beside the recipe says; mergekit's own merges have none."""
     try:
-        path = Path(hf_hub_download(name, REPORT, revision=commit))
+        path = fetch(where, files, REPORT)
     except RemoteEntryNotFoundError:
         return HubReport()
+    except LinesError:
+        raise
     except Exception as error:
         raise LinesError(reading(where, error, folder=False)) from error
     try:
@@ -231,7 +250,7 @@ def _on_hub(name: str, part: ModelPath) -> tuple[Need, str | None]:
     headers = remote_headers(part.path, part.revision)
     if headers.problems or not isinstance(headers, HubHeaders):
         return Need(name, "not to be had"), headers.problems[0]
-    size = missing_bytes(headers)
+    size = sum(missing(headers).values())
     return Need(name, "on the Hub" if size else "in the local cache", size), None
 
 

@@ -20,6 +20,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from packaging.version import Version
 
 from mergekit_lines.checkpoint.remote.failures import PUBLIC, push_failures
+from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.files import CARD
 from mergekit_lines.hub.parcel import Parcel, PushOptions
@@ -33,6 +34,7 @@ STALE = re.compile(
 )
 
 
+@hub_session()
 def reach(options: PushOptions) -> None:
     """Look whether the Hub can be reached with this token, before anything is read or drawn.
 
@@ -52,6 +54,7 @@ def reach(options: PushOptions) -> None:
         HfApi().model_info(options.repo)
 
 
+@hub_session()
 def send(parcel: Parcel, options: PushOptions, say: Callable[[str], None]) -> str:
     """Send a parcel: each large file by itself, then everything in one commit.
 

@@ -11,6 +11,7 @@ from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.partial import partial_path
 from mergekit_lines.checkpoint.remote.downloads import hub_models
+from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.checkpoint.room import check_room, check_space
 from mergekit_lines.checkpoint.writer import lay_out
 from mergekit_lines.errors import LinesError, Problem, reason, some
@@ -29,6 +30,7 @@ from mergekit_lines.recipe.checks import DTYPES, check_recipe
 from mergekit_lines.recipe.options import effective_options
 
 
+@hub_session()
 def inspect_recipe(
     config: MergeConfiguration,
     source: str | None,

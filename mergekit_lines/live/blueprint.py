@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from mergekit_lines.checkpoint.opened import OpenedModels
 from mergekit_lines.checkpoint.remote.downloads import files_from_hub, hub_models
+from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.checkpoint.room import check_room
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.host.names import METHODS
@@ -90,6 +91,7 @@ class Blueprint:
         LinesError: with every problem that configs, indexes and headers show.
     """
 
+    @hub_session()
     def __init__(
         self,
         recipe: Any,
@@ -171,6 +173,7 @@ class Blueprint:
             vectors=vectors,
         )
 
+    @hub_session()
     def open(self, folder: Path, stack: ExitStack) -> OpenedModels:
         """Open the inputs, downloading what is on the Hub.
 
@@ -201,6 +204,7 @@ class Blueprint:
                     f"device {device}: is not there ({reason(error)}). Name one that is."
                 ) from error
 
+    @hub_session()
     def tokenizer(self) -> Any:
         """Return the output's tokenizer, or None where the base has none.
 

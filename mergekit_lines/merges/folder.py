@@ -23,6 +23,7 @@ from mergekit_lines._version import __version__
 from mergekit_lines.checkpoint.opened import OpenedModels
 from mergekit_lines.checkpoint.partial import LAYOUT, partial_folder, real_out
 from mergekit_lines.checkpoint.remote.downloads import HubModels, files_from_hub, hub_models
+from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.checkpoint.room import check_room, check_space
 from mergekit_lines.checkpoint.writer import ShardLayout, ShardWriter, lay_out
 from mergekit_lines.engine.engine import Engine
@@ -55,6 +56,7 @@ LOG = logging.getLogger(__name__)
 NO_OUT = Problem("OUT", "found an empty text, wanted a folder to make. Name one.")
 
 
+@hub_session()
 def run_lines_merge(
     run_merge: Callable[..., Any],
     config: MergeConfiguration,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
 from mergekit.common import ModelPath, ModelReference
@@ -15,8 +15,11 @@ from mergekit.options import MergeOptions
 from safetensors import SafetensorError, safe_open
 
 from mergekit_lines.checkpoint.headers import read_headers
-from mergekit_lines.checkpoint.remote.failures import reading, unreached
-from mergekit_lines.errors import Problem, nearest_name, reason
+from mergekit_lines.checkpoint.pointers import pointers
+from mergekit_lines.checkpoint.remote.downloads import fetch
+from mergekit_lines.checkpoint.remote.failures import reading, status_of, unreached
+from mergekit_lines.checkpoint.remote.headers import files_of
+from mergekit_lines.errors import LinesError, Problem, nearest_name, reason
 from mergekit_lines.recipe.models import models_in_order
 
 
@@ -45,7 +48,7 @@ def check_models(config: MergeConfiguration, options: MergeOptions) -> list[Prob
 def _check_model(model: ModelReference, options: MergeOptions) -> Iterator[str]:
     folder = Path(model.model.path)
     if folder.is_dir():
-        problems = list(_check_config(folder))
+        problems = pointers(folder) or list(_check_config(folder))
         yield from problems or [*_check_loading(model, options), *read_headers(folder).problems]
     else:
         yield from _check_hub(model, options)
@@ -98,6 +101,9 @@ def _check_adapter(adapter: ModelPath) -> Iterator[str]:
     if not folder.is_dir():
         yield from _check_hub_adapter(adapter)
         return
+    if problems := pointers(folder):
+        yield from problems
+        return
     try:
         json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -144,6 +150,9 @@ def _check_hub(model: ModelReference, options: MergeOptions) -> Iterator[str]:
     try:
         config = model.config(trust_remote_code=options.trust_remote_code)
     except Exception as error:  # noqa: BLE001 - transformers validates with a dozen kinds
+        if status_of(error) is not None or unreached(error):
+            yield reading(where, error)
+            return
         yield (
             f"{where}: transformers refuses its config.json ({reason(error)}). Take another "
             f"model, or upgrade transformers."
@@ -157,9 +166,9 @@ def _fetch(where: str, part: ModelPath, file: str, purpose: str) -> Iterator[str
     """Fetch one small file from the Hub: a gated model tells of itself, but gives out nothing."""
     cached = isinstance(try_to_load_from_cache(part.path, file, revision=part.revision), str)
     try:
-        # hf_hub_download itself waits half a minute for a network that is not there.
-        HfApi().model_info(part.path, revision=part.revision)
-        hf_hub_download(part.path, file, revision=part.revision)
+        fetch(where, files_of(part.path, part.revision), file, part.revision or "main")
+    except LinesError as error:
+        yield from map(str, error.problems)
     except RemoteEntryNotFoundError:
         yield f"{where}: found no {file} on the Hub, wanted {purpose}. Check the name."
     except Exception as error:  # noqa: BLE001 - the Hub's clients raise a dozen kinds

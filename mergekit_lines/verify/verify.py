@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from mergekit_lines.checkpoint.headers import read_headers
 from mergekit_lines.checkpoint.remote.downloads import files_from_hub, hub_models
+from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.engine.workers import Workers
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.files import REPORT
@@ -41,6 +42,7 @@ from mergekit_lines.verify.verdict import Verdict
 _MODEL_KEYS = {"base_model", "model", "source", "tokenizer_source"}
 
 
+@hub_session()
 def verify(out: Path, choice: Choice) -> Verdict:
     """Recompute tensors of the merged model in ``out``; nothing is written.
 

@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from mergekit_lines.checkpoint.remote.session import HubSilent, asked_wait
 from mergekit_lines.errors import LinesError, reason
 
 PUBLIC = "https://huggingface.co"
@@ -50,6 +51,44 @@ def unreached(error: BaseException) -> bool:
         isinstance(cause, (OfflineModeIsEnabled, ConnectionError, TimeoutError))
         or _UNREACHED & {kind.__name__ for kind in type(cause).__mro__}
         for cause in _causes(error)
+    )
+
+
+def _silence(error: BaseException) -> str | None:
+    """Return what came instead of an answer, where the Hub was waited for."""
+    return next((str(cause) for cause in _causes(error) if isinstance(cause, HubSilent)), None)
+
+
+def _busy(error: BaseException) -> str | None:
+    """Say that the Hub puts everybody off, or this user; None where it does not."""
+    status, message = status_of(error), message_of(error)
+    if status == 429:
+        seconds = next(
+            asked_wait(cause.response.headers)
+            for cause in _causes(error)
+            if isinstance(cause, HfHubHTTPError) and cause.response is not None
+        )
+        later = f"in {seconds:.0f} s" if seconds else "later"
+        return (
+            f"the Hub answers that there were too many requests ({message}). Run the same command "
+            f"again {later}; with a token it allows more of them: {LOGIN}."
+        )
+    if status is not None and status >= 500 and status != 507:
+        return (
+            f"the Hub is at fault or overloaded ({message}), at every try. Run the same command "
+            f"again later."
+        )
+    return None
+
+
+def _unanswered(error: BaseException) -> str:
+    """Say that there is no answer: no network, or a server that is silent."""
+    silence = _silence(error)
+    if silence is None or "Connect" in silence:
+        return f"the Hub ({constants.ENDPOINT}) cannot be reached"
+    return (
+        f"the Hub ({constants.ENDPOINT}) does not answer ({_clean(silence)}; "
+        f"HF_HUB_DOWNLOAD_TIMEOUT sets how long it has)"
     )
 
 
@@ -98,6 +137,7 @@ def reading(where: str, error: BaseException, *, folder: bool = True, hint: str 
             f"{absent}the Hub has no such model. Check the name{hint}, and for a private model "
             f"{LOGIN}.",
         ),
+        (_busy(error) is not None, f"{_busy(error)}"),
         (
             constants.HF_HUB_OFFLINE,
             f"{absent}no whole snapshot of it is in the local cache, while HF_HUB_OFFLINE keeps "
@@ -105,8 +145,7 @@ def reading(where: str, error: BaseException, *, folder: bool = True, hint: str 
         ),
         (
             unreached(error),
-            f"{absent}the Hub ({constants.ENDPOINT}) cannot be reached. Check the network, or "
-            f"download the model first.",
+            f"{absent}{_unanswered(error)}. Check the network, or download the model first.",
         ),
         (
             True,
@@ -150,7 +189,8 @@ def _writing(where: str, error: Exception) -> str:
     reasons = (
         (isinstance(error, HFValidationError), "found no name of a model, wanted USER/NAME."),
         (
-            constants.HF_HUB_OFFLINE or _is(error, OfflineModeIsEnabled),
+            constants.HF_HUB_OFFLINE
+            or (_is(error, OfflineModeIsEnabled) and not _is(error, HubSilent)),
             "HF_HUB_OFFLINE is set, and this needs the network. Unset it.",
         ),
         (
@@ -177,10 +217,11 @@ def _writing(where: str, error: Exception) -> str:
             status in (402, 413, 507),
             f"the Hub has no room for it ({message}). Free some of your storage.",
         ),
+        (_busy(error) is not None, f"{_busy(error)} What the Hub has is not sent twice."),
         (
             unreached(error),
-            f"the Hub ({constants.ENDPOINT}) cannot be reached. Check the network "
-            f"and run the same command again: what the Hub has is not sent twice.",
+            f"{_unanswered(error)}. Check the network and run the same command again: what the Hub "
+            f"has is not sent twice.",
         ),
         (
             True,

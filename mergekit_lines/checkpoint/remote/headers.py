@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.constants import (
@@ -20,37 +19,69 @@ from huggingface_hub.constants import (
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from mergekit_lines.checkpoint.headers import Headers, TensorHeader, read_headers
+from mergekit_lines.checkpoint.pointers import MOST, is_pointer
 from mergekit_lines.checkpoint.remote.failures import message_of, reading, status_of, unreached
 from mergekit_lines.errors import some
 from mergekit_lines.files import INDEX, WEIGHTS
 
 SHARDS_AT_ONCE = 8
 # Beside the weights, what mergekit, transformers and the output's tokenizer want of a model.
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+SHA256 = 64  # digits
 _TEXTS = re.compile(
     r"[^/]+\.json|tokenizer\.model|spiece\.model|vocab\.txt|merges\.txt|chat_template\.jinja"
 )
 
 
 @dataclass
-class HubHeaders(Headers):
-    """Headers of a model on the Hub, from its snapshot in the local cache.
+class HubFiles:
+    """Files of a model on the Hub.
 
     Attributes:
         repo: its name.
         commit: what was looked at; None where the Hub was not asked.
-        files: those that a merge needs, with their bytes.
-        folder: the snapshot, where its weights are whole.
+        files: those that are needed, with their bytes.
+        digests: what the Hub says of their contents: the SHA-256 of a large file, and of another
+            the SHA-1 that git gives it.
     """
 
     repo: str = ""
     commit: str | None = None
     files: Mapping[str, int] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class HubHeaders(HubFiles, Headers):
+    """Headers of a model on the Hub, from its snapshot in the local cache.
+
+    Attributes:
+        folder: the snapshot, where its weights are whole.
+    """
+
     folder: Path | None = None
 
 
 @dataclass
 class RemoteHeaders(HubHeaders):
     """Headers that were read on the Hub: a merge downloads these files first."""
+
+
+def files_of(repo: str, revision: str | None = None) -> HubFiles:
+    """Ask the Hub for all files of a model.
+
+    Raises:
+        Exception: what huggingface_hub raises where the Hub does not say.
+    """
+    info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+    entries = info.siblings or []
+    sizes = {entry.rfilename: entry.size or 0 for entry in entries}
+    digests = {
+        entry.rfilename: (entry.lfs.sha256 if entry.lfs else entry.blob_id) or ""
+        for entry in entries
+    }
+    valid = {name: digest for name, digest in digests.items() if _DIGEST.fullmatch(digest)}
+    return HubFiles(repo, info.sha, sizes, valid)
 
 
 def remote_headers(
@@ -70,17 +101,18 @@ def remote_headers(
     if constants.HF_HUB_OFFLINE:
         offline = OfflineModeIsEnabled("HF_HUB_OFFLINE")
         return _cached(repo_id, revision, cache_dir) or Headers(problems=[reading(where, offline)])
-    api = HfApi()
     try:
-        info = api.model_info(repo_id, revision=revision, files_metadata=True)
-        sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or []}
-        headers: Headers | None = _cached(repo_id, info.sha, cache_dir)
+        files = files_of(repo_id, revision)
+        headers: Headers | None = _cached(repo_id, files.commit, cache_dir)
         if headers is None:
-            headers = _from_hub(api, repo_id, info.sha, set(sizes), where, cache_dir)
+            headers = _from_hub(files, where, cache_dir)
         if not isinstance(headers, HubHeaders):
             return headers
-        headers.repo, headers.commit = repo_id, info.sha
-        headers.files = _needed(sizes, headers)
+        headers.repo, headers.commit = repo_id, files.commit
+        headers.files = _needed(files.files, headers)
+        headers.digests = {
+            name: digest for name, digest in files.digests.items() if name in headers.files
+        }
     except Exception as error:  # noqa: BLE001 - the Hub's clients raise a dozen kinds
         if not isinstance(error, HfHubHTTPError):  # no answer at all
             cached = _cached(repo_id, revision, cache_dir)
@@ -108,15 +140,13 @@ def _needed(sizes: Mapping[str, int], headers: Headers) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if name in weights or _TEXTS.fullmatch(name)}
 
 
-def missing_bytes(headers: HubHeaders, cache_dir: str | None = None) -> int:
-    """Return the bytes of the needed files that are not in the local cache."""
-    return sum(
-        size
-        for name, size in headers.files.items()
-        if not isinstance(
-            try_to_load_from_cache(headers.repo, name, cache_dir, headers.commit), str
-        )
-    )
+def missing(files: HubFiles, cache_dir: str | None = None) -> dict[str, int]:
+    """Return the needed files that are not in the local cache, with their bytes."""
+    return {
+        name: size
+        for name, size in files.files.items()
+        if not isinstance(try_to_load_from_cache(files.repo, name, cache_dir, files.commit), str)
+    }
 
 
 def _cached(repo_id: str, revision: str | None, cache_dir: str | None) -> HubHeaders | None:
@@ -128,17 +158,12 @@ def _cached(repo_id: str, revision: str | None, cache_dir: str | None) -> HubHea
     headers = read_headers(folder)
     if headers.problems:
         return None
-    return HubHeaders(headers.tensors, [], repo=repo_id, folder=folder)
+    return HubHeaders(headers.tensors, repo=repo_id, folder=folder)
 
 
-def _from_hub(
-    api: Any,
-    repo_id: str,
-    commit: str | None,
-    files: set[str],
-    where: str,
-    cache_dir: str | None,
-) -> Headers:
+def _from_hub(listing: HubFiles, where: str, cache_dir: str | None) -> Headers:
+    api, repo_id, commit = HfApi(), listing.repo, listing.commit
+    files = set(listing.files)
     if {WEIGHTS, INDEX} <= files:
         return Headers(
             problems=[
@@ -170,6 +195,16 @@ def _from_hub(
                 f"({some(outside, 3)}), wanted files beside the index. Do not use this checkpoint."
             ]
         )
+    for file in shards:
+        if listing.files.get(file, MOST + 1) <= MOST:
+            path = api.hf_hub_download(repo_id, file, revision=commit, cache_dir=cache_dir)
+            if is_pointer(Path(path)):
+                return Headers(
+                    problems=[
+                        f"{where}: {file} is a git-lfs pointer on the Hub itself, wanted the "
+                        f"contents: its owner pushed it without git-lfs. Ask for the file there."
+                    ]
+                )
     with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
         metadata = pool.map(
             lambda file: api.parse_safetensors_file_metadata(repo_id, file, revision=commit), shards
