@@ -20,12 +20,19 @@ import yaml
 from mergekit_lines.errors import TextError
 
 MIB = 1 << 20
-TEXT = 16 * MIB  # bytes of a config, a report, a card
-INDEX = 64 * MIB  # bytes of an index, which has a line per tensor
-RECIPE = MIB  # bytes of YAML, which is parsed far more slowly than JSON
+TEXT_BYTES = 16 * MIB  # bytes of a config, a report, a card
+INDEX_BYTES = 64 * MIB  # bytes of an index, which has a line per tensor
+RECIPE_BYTES = MIB  # bytes of YAML, which is parsed far more slowly than JSON
 DEPTH = 64  # lists and mappings in one another
 NODES = 50_000  # of YAML, each alias counted as often as what it stands for
 DIGITS = 1_000  # of a number: Python's own work on one grows with the square of them
+
+# What a config counts, by the words of its keys: transformers makes lists of that length.
+COUNTS = (
+    ({"layer", "layers", "depth", "depths", "block", "blocks", "stages", "experts"}, 10_000),
+    ({"labels"}, 1_000_000),
+)
+SIZES = {"size", "sizes", "dim", "dims", "length", "window", "tokens", "id", "ids"}
 
 _Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
@@ -55,7 +62,7 @@ def _refuse_mode(mode: int) -> None:
         raise TextError(f"it is {kind}, wanted a regular file")
 
 
-def read_bytes(path: Path, most: int = TEXT) -> bytes:
+def read_bytes(path: Path, most: int = TEXT_BYTES) -> bytes:
     """Return what a regular file of at most ``most`` bytes holds.
 
     Raises:
@@ -73,7 +80,7 @@ def read_bytes(path: Path, most: int = TEXT) -> bytes:
     return content
 
 
-def read_text(path: Path, most: int = TEXT) -> str:
+def read_text(path: Path, most: int = TEXT_BYTES) -> str:
     """Return the text of a regular file of at most ``most`` bytes.
 
     Raises:
@@ -90,7 +97,7 @@ def read_text(path: Path, most: int = TEXT) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads a text
 
 
-def read_json(path: Path, most: int = TEXT, *, finite: bool = False) -> Any:
+def read_json(path: Path, most: int = TEXT_BYTES, *, finite: bool = False) -> Any:
     """Return the content of a JSON file; as :func:`read_text` and :func:`parse_json` read it.
 
     Raises:
@@ -98,6 +105,34 @@ def read_json(path: Path, most: int = TEXT, *, finite: bool = False) -> Any:
         OSError: it cannot be read.
     """
     return parse_json(read_text(path, most), finite=finite)
+
+
+def read_config(path: Path) -> Any:
+    """Return the content of a config.json, of which transformers would count up what it counts.
+
+    Raises:
+        TextError: as :func:`read_json` says, or it counts more layers than any model has.
+        OSError: it cannot be read.
+    """
+    config = read_json(path)
+    rest = [config]
+    while rest:
+        part = rest.pop()
+        for key, value in part.items() if isinstance(part, dict) else ():
+            _check_counts(key, value)
+            rest.append(value)
+        rest += part if isinstance(part, list) else ()
+    return config
+
+
+def _check_counts(key: str, value: Any) -> None:
+    words = set(key.lower().split("_"))
+    most = next((number for names, number in COUNTS if names & words), None)
+    if most is None or words & SIZES:
+        return
+    for number in value if isinstance(value, list) else [value]:
+        if type(number) is int and number > most:
+            raise TextError(f"its {key} is {number:,}, wanted at most {most:,}")
 
 
 def parse_json(text: str, *, finite: bool = False) -> Any:
@@ -168,8 +203,8 @@ def check_yaml(text: str) -> None:
             nodes, holds an alias of what stands around it, a number of more than 1,000
             digits, or is no YAML.
     """
-    if len(text) > RECIPE:
-        raise TextError(f"it holds more than {RECIPE // MIB} MiB")
+    if len(text) > RECIPE_BYTES:
+        raise TextError(f"it holds more than {RECIPE_BYTES // MIB} MiB")
     try:
         for event in _counted(yaml.parse(text, Loader=_Parser)):
             if isinstance(event, yaml.ScalarEvent) and len(event.value) > DIGITS:

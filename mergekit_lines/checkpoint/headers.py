@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from safetensors import SafetensorError, safe_open
 
-from mergekit_lines.errors import some
+from mergekit_lines.checkpoint.bounded import INDEX_BYTES, check_regular, read_json
+from mergekit_lines.errors import reason, some
 from mergekit_lines.files import INDEX, WEIGHTS
 
 # What mergekit can load and torch can promote. fp8, fp4 and packed formats are none of it.
@@ -72,12 +72,12 @@ def read_headers(folder: Path) -> Headers:
 
 def _read_indexed(folder: Path, index: Path) -> Headers:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(index, INDEX_BYTES)["weight_map"]
         shards = sorted(set(weight_map.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return Headers(
             problems=[
-                f"{index}: this index cannot be read ({type(error).__name__}: {error}), wanted a "
+                f"{index}: this index cannot be read ({reason(error)}), wanted a "
                 f"JSON object with a weight_map. Download it again."
             ]
         )
@@ -120,6 +120,7 @@ def _read_indexed(folder: Path, index: Path) -> Headers:
 def _read_shard(folder: Path, file: str, problems: list[str]) -> dict[str, TensorHeader]:
     tensors = {}
     try:
+        check_regular(folder / file)
         with safe_open(folder / file, framework="pt") as shard:
             for name in shard.keys():  # noqa: SIM118 - a shard is no mapping
                 piece = shard.get_slice(name)

@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from mergekit_lines.checkpoint.bounded import read_json
 from mergekit_lines.checkpoint.headers import weight_files
 from mergekit_lines.checkpoint.writer import ShardLayout, index_of, sync, whole_name
 from mergekit_lines.errors import LinesError, ResumableError, some
@@ -194,7 +195,7 @@ class Partial:
 
 def _read_state(partial: Path) -> dict[str, Any]:
     try:
-        state = json.loads((partial / MARK).read_text(encoding="utf-8"))
+        state = read_json(partial / MARK)
     except (OSError, ValueError):
         return {}
     return state if isinstance(state, dict) else {}

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 import torch
 
+from mergekit_lines.checkpoint.bounded import check_regular
 from mergekit_lines.checkpoint.pointers import pointer_problem
-from mergekit_lines.errors import LinesError, ResumableError, reason
+from mergekit_lines.errors import LinesError, ResumableError, TextError, reason
 
 DTYPES = {
     "F64": torch.float64,
@@ -35,6 +36,7 @@ DTYPES = {
 }
 
 MOST = 1 << 30  # bytes of one call: macOS refuses 2 GiB
+MOST = 100_000_000  # bytes of a header, as safetensors itself has it
 ROOM = 64  # files that are open at once beside the shards
 _SCRATCH = threading.local()  # what a thread read last, before its conversion: key and bytes
 
@@ -216,7 +218,10 @@ class ShardTensor:
 
 def _opened(path: Path) -> int:
     try:
+        check_regular(path)
         descriptor = os.open(path, os.O_RDONLY)
+    except TextError as error:
+        raise LinesError(f"{path}: cannot be opened ({error}).") from error
     except OSError as error:
         remedy = "Check the file."
         if error.errno == errno.EMFILE:
@@ -256,18 +261,23 @@ def state_of(stat: os.stat_result) -> tuple[int, ...]:
 def _read_header(descriptor: int, size: int) -> tuple[int, dict[str, Any], str]:
     """Return where the data begins, the tensors' entries, and the header's digest."""
     length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
-    if not 2 <= length <= size - 8:
+    if not 2 <= length <= min(size - 8, MOST):
         raise ValueError(f"a header of {length} bytes in a file of {size}")
     text = os.pread(descriptor, length, 8)
-    tensors = json.loads(text, object_pairs_hook=_without_duplicates)
+    try:
+        tensors = json.loads(text, object_pairs_hook=_without_duplicates)
+    except RecursionError:
+        raise ValueError("a header that is nested without end") from None
+    if not isinstance(tensors, dict):
+        raise TypeError(f"a header that is no object: {str(tensors)[:40]}")
     tensors.pop("__metadata__", None)
     return 8 + length, tensors, hashlib.sha256(text).hexdigest()
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands twice in its header")
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"{name!r} stands twice in its header")
+        result[name] = value
     return result

@@ -93,7 +93,7 @@ def pull_recipe(repo: str, *, pin: bool = False) -> Pulled:
     where = f"model {repo}"
     try:
         files = files_of(name, revision or None)
-        path = fetch(where, files, RECIPE, most=bounded.RECIPE)
+        path = fetch(where, files, RECIPE, most=bounded.RECIPE_BYTES)
     except RemoteEntryNotFoundError:
         raise LinesError(
             f"{where}: found no {RECIPE}, which mergekit writes beside what it merges. Ask its "

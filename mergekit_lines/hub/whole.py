@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mergekit.config import MergeConfiguration
-from pydantic import ValidationError
 from transformers import AutoConfig
 
+from mergekit_lines.checkpoint.bounded import read_config, read_json
 from mergekit_lines.checkpoint.headers import TensorHeader, read_headers, weight_files
 from mergekit_lines.checkpoint.loading import tried_loading
 from mergekit_lines.checkpoint.writer import WRITING
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.files import INDEX, REPORT
 from mergekit_lines.host.process import silent
+from mergekit_lines.recipe.reading import one_document
 from mergekit_lines.report.card import TOKENIZERS
 from mergekit_lines.report.file import read_report
 from mergekit_lines.report.fingerprints import changed_files
@@ -89,9 +88,8 @@ def _report(folder: Path) -> dict[str, Any]:
 
 def _recipe(folder: Path, report: dict[str, Any]) -> MergeConfiguration:
     try:
-        document = {k: v for k, v in yaml.safe_load(report["recipe"]).items() if k != "name"}
-        return MergeConfiguration.model_validate(document)
-    except (yaml.YAMLError, ValidationError, AttributeError, RuntimeError) as error:
+        return MergeConfiguration.model_validate(one_document(report["recipe"]))
+    except (ValueError, RuntimeError, TypeError) as error:
         raise LinesError(
             f"{folder / REPORT}: its recipe cannot be read ({reason(error)}). {AGAIN}"
         ) from error
@@ -128,6 +126,7 @@ def _misfits(folder: Path, tensors: Mapping[str, TensorHeader], notes: list[str]
         notes.append("it comes with code of its own, which a push does not run to try the weights")
         return
     try:
+        read_config(folder / "config.json")
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - transformers raises a dozen kinds
         yield f"{folder}/config.json: transformers refuses it ({reason(error)}). {AGAIN}"
@@ -154,7 +153,7 @@ def _misfits(folder: Path, tensors: Mapping[str, TensorHeader], notes: list[str]
 def _own_code(folder: Path) -> bool:
     """Tell whether a model comes with code of its own."""
     try:
-        return "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return "auto_map" in read_json(folder / "config.json")
     except (OSError, ValueError):
         return False
 

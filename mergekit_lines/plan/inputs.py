@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +13,13 @@ from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 from safetensors import SafetensorError, safe_open
 
+from mergekit_lines.checkpoint.bounded import check_regular, read_config, read_json
 from mergekit_lines.checkpoint.headers import read_headers
 from mergekit_lines.checkpoint.pointers import pointers
 from mergekit_lines.checkpoint.remote.downloads import fetch
 from mergekit_lines.checkpoint.remote.failures import reading, status_of, unreached
 from mergekit_lines.checkpoint.remote.headers import files_of
-from mergekit_lines.errors import LinesError, Problem, nearest_name, reason
+from mergekit_lines.errors import LinesError, Problem, TextError, nearest_name, reason
 from mergekit_lines.recipe.models import models_in_order
 
 
@@ -69,7 +69,7 @@ def _check_loading(model: ModelReference, options: MergeOptions) -> Iterator[str
 def _check_config(folder: Path) -> Iterator[str]:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_config(path)
     except FileNotFoundError:
         hint = ""
         if (folder / "adapter_config.json").exists():
@@ -77,7 +77,7 @@ def _check_config(folder: Path) -> Iterator[str]:
         yield f"{folder}: found no config.json, wanted a transformers checkpoint.{hint}"
         return
     except (OSError, ValueError) as error:
-        yield f"{path}: cannot be read ({error}), wanted a JSON object. Download it again."
+        yield f"{path}: cannot be read ({reason(error)}), wanted a JSON object. Download it again."
         return
     architectures = config.get("architectures") if isinstance(config, dict) else None
     names = architectures if isinstance(architectures, list) else []
@@ -105,12 +105,13 @@ def _check_adapter(adapter: ModelPath) -> Iterator[str]:
         yield from problems
         return
     try:
-        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        read_json(folder / "adapter_config.json")
     except FileNotFoundError:
         yield f"{folder}: found no adapter_config.json, wanted a PEFT adapter after the `+`."
         return
     except (OSError, ValueError) as error:
-        yield f"{folder}/adapter_config.json: cannot be read ({error}). Save the adapter again."
+        why = reason(error)
+        yield f"{folder}/adapter_config.json: cannot be read ({why}). Save the adapter again."
         return
     weights = folder / "adapter_model.safetensors"
     if not weights.exists() and not (folder / "adapter_model.bin").exists():
@@ -119,9 +120,10 @@ def _check_adapter(adapter: ModelPath) -> Iterator[str]:
         )
     elif weights.exists():
         try:
+            check_regular(weights)
             with safe_open(weights, framework="pt"):
                 pass
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, TextError) as error:
             yield f"{weights}: not a whole safetensors file ({error}). Save the adapter again."
 
 
@@ -148,6 +150,9 @@ def _check_hub(model: ModelReference, options: MergeOptions) -> Iterator[str]:
         yield from problems
         return
     try:
+        file = try_to_load_from_cache(path, "config.json", revision=model.model.revision)
+        if isinstance(file, str):
+            read_config(Path(file))
         config = model.config(trust_remote_code=options.trust_remote_code)
     except Exception as error:  # noqa: BLE001 - transformers validates with a dozen kinds
         if status_of(error) is not None or unreached(error):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     cache = options.transformers_cache
     headers = {model: _feed(model, cache) for model in models_in_order(config)}
     problems = [Problem.of(one) for header in headers.values() for one in header.problems]
+    problems += _check_counts(headers, options)
     copied = set() if problems else _check_adapters(headers, options, problems)
     if problems:
         raise LinesError(problems)
@@ -79,6 +80,21 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
         except LinesError as of_headers:
             raise (of_headers if error.models_agree else error) from None
     return replace(prepared, from_headers=True)
+
+
+def _check_counts(
+    headers: Mapping[ModelReference, Headers], options: MergeOptions
+) -> Iterator[Problem]:
+    """Yield configs that count more blocks than there are tensors: a plan of them has no end."""
+    for model, found in headers.items():
+        config = model.config(trust_remote_code=options.trust_remote_code).get_text_config()
+        count = getattr(config, "num_hidden_layers", None)
+        if found.tensors and isinstance(count, int) and count > len(found.tensors):
+            yield Problem(
+                f"model {model}",
+                f"its config.json counts {count:,} layers, and the checkpoint holds "
+                f"{len(found.tensors):,} tensors in all. Download the model again.",
+            )
 
 
 def _mergekits_layout(config: MergeConfiguration, options: MergeOptions) -> Any:

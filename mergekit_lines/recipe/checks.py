@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 import torch
-import yaml
 from mergekit import config as schema
 from mergekit._data import chat_templates
 from mergekit.common import ModelReference
@@ -19,8 +18,9 @@ from mergekit.merge_methods import registered_methods
 from mergekit.options import MergeOptions
 from mergekit.tokenizer.config import TokenEmbeddingConfig, TokenizerConfig
 
+from mergekit_lines.checkpoint.bounded import parse_documents
 from mergekit_lines.checkpoint.partial import check_out
-from mergekit_lines.errors import Problem, nearest, nearest_name, reason
+from mergekit_lines.errors import Problem, TextError, nearest, nearest_name, reason
 from mergekit_lines.host.names import METHODS
 from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS
 from mergekit_lines.recipe.models import models_in_order
@@ -56,9 +56,10 @@ def check_recipe(
 def _check_keys(source: str | None) -> Iterator[Problem]:
     """Check the keys of the YAML itself: pydantic ignores the ones it does not know."""
     try:
-        documents = list(yaml.safe_load_all(source or _file_of_multi()))
-    except yaml.YAMLError:
-        return  # mergekit has read the recipe itself before
+        documents = parse_documents(source or _file_of_multi())
+    except TextError as error:
+        yield Problem("recipe", f"{reason(error)}. Write it plainly.")
+        return
     for document in documents:
         if isinstance(document, dict) and document.get("merge_method") in METHODS:
             place = f"{document['name']}: " if document.get("name") and not source else ""

@@ -14,7 +14,8 @@ import yaml
 from mergekit.config import MergeConfiguration
 from pydantic import ValidationError
 
-from mergekit_lines.errors import LinesError, nearest, reason
+from mergekit_lines.checkpoint.bounded import RECIPE_BYTES, parse_documents, parse_yaml, read_text
+from mergekit_lines.errors import LinesError, TextError, nearest, reason
 from mergekit_lines.lines.schedule import plain
 
 
@@ -38,8 +39,8 @@ def read_documents(path: Path) -> list[Document]:
     from mergekit.scripts.multimerge import load_config
 
     try:
-        text = path.read_text(encoding="utf-8")
-        entries: list[Any] = [entry for entry in yaml.safe_load_all(text) if entry is not None]
+        text = read_text(path, RECIPE_BYTES)
+        entries: list[Any] = [entry for entry in parse_documents(text) if entry is not None]
         _check_mappings(path, entries)
         if len(entries) == 1:
             document = {key: value for key, value in entries[0].items() if key != "name"}
@@ -115,19 +116,18 @@ def read_recipe(recipe: Any) -> tuple[str, Any]:
         )
     path = Path(recipe)
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
+        text = read_text(path, RECIPE_BYTES)
+    except (OSError, TextError) as error:
         shown = str(path).splitlines()[0][:80] if str(path) else "''"
+        why = (isinstance(error, OSError) and error.strerror) or reason(error)
         raise LinesError(
-            f"recipe {shown}: cannot be read ({error.strerror or reason(error)}), wanted the path "
+            f"recipe {shown}: cannot be read ({why}), wanted the path "
             f"of a YAML file. For a recipe in Python pass a mapping, e.g. yaml.safe_load(text)."
         ) from None
-    except UnicodeDecodeError as error:
-        raise LinesError(f"recipe {path}: not UTF-8 text ({error}). Save it again.") from None
     try:
-        return text, yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise LinesError(f"recipe {path}: not YAML ({reason(error)}).") from None
+        return text, parse_yaml(text)
+    except TextError as error:
+        raise LinesError(f"recipe {path}: {reason(error)}.") from None
 
 
 def _plain(place: str, value: Any) -> Any:
@@ -143,6 +143,18 @@ def _plain(place: str, value: Any) -> Any:
         f"{place}: found {value!r:.80} ({type(value).__name__}), wanted what a YAML file can "
         f"hold: text, a number, true or false, a list or a mapping."
     )
+
+
+def one_document(text: str) -> dict[str, Any]:
+    """Return the one recipe of a text that came from elsewhere, without its document's name.
+
+    Raises:
+        TextError: it is no YAML within the bounds, or no mapping.
+    """
+    document = parse_yaml(text)
+    if not isinstance(document, dict):
+        raise TextError(f"it holds {str(document)[:40]!r} in place of a recipe")
+    return {key: value for key, value in document.items() if key != "name"}
 
 
 def merge_options(options: Mapping[str, Any]) -> Any:

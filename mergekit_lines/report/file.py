@@ -10,20 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_lines._version import __version__
+from mergekit_lines.checkpoint.bounded import read_json
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.files import REPORT
 from mergekit_lines.lines.alpha import Calibration
 from mergekit_lines.lines.summary import Summary
-
-_KEYS = {
-    "merge_method": str,
-    "wrap": list,
-    "seed": int,
-    "alpha": dict,
-    "containers": list,
-    "outside": dict,
-    "recipe": str,
-}
+from mergekit_lines.report.schema import unfit_keys
 
 FORMAT = 1
 PACKAGES = ("mergekit", "torch", "transformers", "safetensors", "peft")
@@ -153,7 +145,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     """
     path = folder / REPORT
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_json(path, finite=True)
     except FileNotFoundError:
         raise LinesError(
             f"{folder}: found no {REPORT}, wanted the OUT of a merge with merge_method: lines or "
@@ -170,8 +162,7 @@ def read_report(folder: Path) -> dict[str, Any]:
             f"{path}: found format {kind!r}, wanted {FORMAT}: another version of mergekit-lines "
             f"wrote this report. Use that version, or merge again."
         )
-    wrong = [key for key, kind in _KEYS.items() if not isinstance(report.get(key), kind)]
-    if wrong:
+    if wrong := unfit_keys(report):
         raise LinesError(
             f"{path}: found no {', '.join(wrong)} as the merge writes them. The report was edited; "
             f"restore it."

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
@@ -31,6 +30,7 @@ from mergekit_lines.plan.prepare import prepare
 from mergekit_lines.plan.run import MergeRun
 from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.recipe.models import models_in_order
+from mergekit_lines.recipe.reading import one_document
 from mergekit_lines.report.file import read_report
 from mergekit_lines.report.fingerprints import changed_files, changed_input
 from mergekit_lines.verify.checker import Checker, Stored
@@ -156,8 +156,7 @@ def _recipe(
 def _parsed(recipe: str) -> tuple[dict[str, Any], list[ModelReference]]:
     """Return a recipe as it stands, and its models."""
     try:
-        document = yaml.safe_load(recipe)
-        document.pop("name", None)
+        document = one_document(recipe)
         return document, models_in_order(MergeConfiguration.model_validate(document))
     except Exception as error:
         raise LinesError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergekit_lines.errors import LinesError, nearest, some
+from mergekit_lines.checkpoint.bounded import read_json
+from mergekit_lines.errors import LinesError, nearest, reason, some
 
 CONFIG = "adapter_config.json"
 
@@ -126,7 +126,7 @@ def read_config(folder: Path) -> LoraConfig:
     """
     file = folder / CONFIG
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
+        fields = read_json(file)
         kind = fields["peft_type"]
     except FileNotFoundError:
         raise LinesError(
@@ -135,7 +135,7 @@ def read_config(folder: Path) -> LoraConfig:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LinesError(
-            f"{file}: cannot be read ({type(error).__name__}: {error}), wanted a JSON object with "
+            f"{file}: cannot be read ({reason(error)}), wanted a JSON object with "
             f"a peft_type. Download it again."
         ) from error
     if kind != "LORA":

@@ -16,7 +16,7 @@ from huggingface_hub.file_download import repo_folder_name
 from mergekit import common
 from mergekit.common import ModelReference
 
-from mergekit_lines.checkpoint.bounded import TEXT
+from mergekit_lines.checkpoint.bounded import TEXT_BYTES
 from mergekit_lines.checkpoint.headers import Headers
 from mergekit_lines.checkpoint.remote.failures import reading, status_of
 from mergekit_lines.checkpoint.remote.headers import (
@@ -170,7 +170,7 @@ def adapter_snapshot(repo: str, revision: str | None) -> Path:
 
 
 def fetch(
-    where: str, files: HubFiles, name: str, revision: str | None = None, most: int = TEXT
+    where: str, files: HubFiles, name: str, revision: str | None = None, most: int = TEXT_BYTES
 ) -> Path:
     """Download one small file, and hold it against the Hub's digest.
 

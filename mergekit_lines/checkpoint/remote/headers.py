@@ -5,7 +5,6 @@ Of each shard huggingface_hub asks for its first 100 KB, which the header nearly
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from huggingface_hub.constants import (
 )
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+from mergekit_lines.checkpoint.bounded import INDEX_BYTES, read_json
 from mergekit_lines.checkpoint.headers import Headers, TensorHeader, read_headers
 from mergekit_lines.checkpoint.pointers import MOST, is_pointer
 from mergekit_lines.checkpoint.remote.failures import message_of, reading, status_of, unreached
@@ -185,7 +185,7 @@ def _from_hub(listing: HubFiles, where: str, cache_dir: str | None) -> Headers:
     weight_map = None
     if INDEX in files:
         index = api.hf_hub_download(repo_id, INDEX, revision=commit, cache_dir=cache_dir)
-        weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(Path(index), INDEX_BYTES)["weight_map"]
     shards = sorted({*weight_map.values()}) if weight_map else [WEIGHTS]
     outside = [file for file in shards if PurePosixPath(file).name != file or "\\" in file]
     if outside:
