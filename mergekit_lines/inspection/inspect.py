@@ -14,15 +14,14 @@ from mergekit_lines.checkpoint.remote.downloads import hub_models
 from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.checkpoint.room import check_room, check_space
 from mergekit_lines.checkpoint.writer import lay_out
-from mergekit_lines.errors import LinesError, Problem, reason, some
+from mergekit_lines.errors import LinesError, Problem, reason
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
 from mergekit_lines.inspection.blocks import with_blocks, with_coefficients
 from mergekit_lines.inspection.findings import Inspection, Totals
 from mergekit_lines.inspection.traffic import adapted_bytes, inputs
-from mergekit_lines.plan.fit import dropped_tensors
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.memory import estimate, process_bytes
-from mergekit_lines.plan.prepare import FROM_HEADERS, Prepared, prepare
+from mergekit_lines.plan.prepare import Prepared, prepare
 from mergekit_lines.plan.run import MergeRun
 from mergekit_lines.plan.sizes import Sizes
 from mergekit_lines.plan.tokenizer import check_tokenizers, vocabulary
@@ -92,13 +91,7 @@ def inspect_recipe(
                 notes += map(str, room)
             else:
                 problems += room
-            if prepared.from_headers:
-                notes.append(FROM_HEADERS)
-            for model, names in dropped_tensors(prepared.planned, sound).items():
-                notes.append(
-                    f"{model}: {len(names)} tensors that the base lacks are dropped: "
-                    f"{some(names, 3)}"
-                )
+            notes += prepared.notes
     distinct = tuple(dict.fromkeys(problems))
     return replace(inspection, notes=tuple(dict.fromkeys(notes)), problems=distinct)
 

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 
 import click
 import torch
-from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
@@ -27,7 +26,7 @@ from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.checkpoint.room import check_room, check_space
 from mergekit_lines.checkpoint.writer import ShardLayout, ShardWriter, lay_out
 from mergekit_lines.engine.engine import Engine
-from mergekit_lines.errors import LinesError, Problem, reason, some, tell, visible
+from mergekit_lines.errors import LinesError, Problem, reason, tell, visible
 from mergekit_lines.files import CARD, RECIPE, REPORT
 from mergekit_lines.host.process import end_at_once, ending_on_sigterm, one_thread
 from mergekit_lines.host.state import (
@@ -38,10 +37,9 @@ from mergekit_lines.host.state import (
     logged_failures,
 )
 from mergekit_lines.lines.summary import Summary
-from mergekit_lines.plan.fit import dropped_tensors
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.opening import open_models
-from mergekit_lines.plan.prepare import FROM_HEADERS, Prepared, prepare
+from mergekit_lines.plan.prepare import Prepared, prepare
 from mergekit_lines.plan.run import MergeRun, planning
 from mergekit_lines.plan.sizes import Sizes
 from mergekit_lines.plan.tokenizer import check_tokenizers, vocabulary
@@ -107,9 +105,8 @@ def run_lines_merge(
     ):
         with fresh_caches():
             prepared = prepare(original, effective, run)
-            dropped = dropped_tensors(prepared.planned, original)
             on_hub = _with_room(prepared, original, effective, partial.path)
-        for line in _about_layout(prepared, dropped):
+        for line in prepared.notes:
             say(line)
         with fresh_caches(), ExitStack() as stack:
             LoaderCache().setup(options=effective)
@@ -143,7 +140,7 @@ def run_lines_merge(
                 run_merge(config.model_copy(deep=True), str(partial.path), effective, recipe)
             engine.finish()
             facts = {
-                "dropped": {str(model): names for model, names in dropped.items()},
+                "dropped": {str(model): names for model, names in prepared.dropped.items()},
                 "inputs": describe_inputs(models.models),
                 "output": describe_output(shards),
                 "flags": _flags(options, effective, models),
@@ -162,15 +159,6 @@ def run_lines_merge(
         _write_texts(partial.path, original, summaries, recipe, name, facts)
         partial.publish(shards)
     say(f"the merged model is in {out_path}")
-
-
-def _about_layout(
-    prepared: Prepared, dropped: Mapping[ModelReference, Sequence[str]]
-) -> Iterator[str]:
-    if prepared.from_headers:
-        yield FROM_HEADERS
-    for model, names in dropped.items():
-        yield f"{model}: {len(names)} tensors that the base lacks are dropped: {some(names, 3)}"
 
 
 def _as_yaml(config: MergeConfiguration) -> str:

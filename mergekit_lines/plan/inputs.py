@@ -20,6 +20,7 @@ from mergekit_lines.checkpoint.remote.downloads import fetch
 from mergekit_lines.checkpoint.remote.failures import reading, status_of, unreached
 from mergekit_lines.checkpoint.remote.headers import files_of
 from mergekit_lines.errors import LinesError, Problem, TextError, nearest_name, reason
+from mergekit_lines.plan.configs import refused_configs
 from mergekit_lines.recipe.models import models_in_order
 
 
@@ -42,6 +43,8 @@ def check_models(config: MergeConfiguration, options: MergeOptions) -> list[Prob
             f"the architectures differ ({listed}), wanted models fine-tuned from one base_model. "
             f"Change the models, or give --allow-crimes if their tensors fit all the same."
         )
+    if len(architectures) == len(models_in_order(config)):
+        problems += refused_configs(config, options)
     return list(map(Problem.of, problems))
 
 

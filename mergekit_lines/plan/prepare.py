@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from mergekit.options import MergeOptions
 from mergekit_lines.checkpoint.headers import Headers, read_headers
 from mergekit_lines.checkpoint.loading import tried_loading
 from mergekit_lines.checkpoint.remote.headers import remote_headers
-from mergekit_lines.errors import LinesError, Problem, reason
+from mergekit_lines.errors import LinesError, Problem, reason, some
 from mergekit_lines.host.process import silent
 from mergekit_lines.host.state import names_from_indexes
-from mergekit_lines.plan.fit import check_layers, check_plan
+from mergekit_lines.plan.configs import config_notes
+from mergekit_lines.plan.fit import check_layers, check_plan, dropped_tensors
 from mergekit_lines.plan.layout import layout_fits, layout_from_names, lost_tensors, models_hold
 from mergekit_lines.plan.opening import adapter_of, open_model
 from mergekit_lines.plan.planned import PlannedTensor
@@ -48,7 +49,8 @@ class Prepared:
     out_config: Any
     seed: int  # the recipe's, or that of the flag
     tokenizer: OrderedTokenizer | None  # builds the output's, where the recipe says `tokenizer`
-    from_headers: bool = False  # the layout is the checkpoints' own, and not mergekit's
+    dropped: Mapping[ModelReference, Sequence[str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what the user should know, and nothing to refuse
 
 
 def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) -> Prepared:
@@ -69,8 +71,10 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     copied = set() if problems else _check_adapters(headers, options, problems)
     if problems:
         raise LinesError(problems)
+    notes = []
     try:
-        return _prepared(config, _mergekits_layout(config, options), options, run, headers, copied)
+        layout = _mergekits_layout(config, options)
+        prepared = _prepared(config, layout, options, run, headers, copied)
     except LayoutError as error:
         layout = _headers_layout(config, options, headers)
         if layout is None:
@@ -79,7 +83,14 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
             prepared = _prepared(config, layout, options, run, headers, copied)
         except LinesError as of_headers:
             raise (of_headers if error.models_agree else error) from None
-    return replace(prepared, from_headers=True)
+        notes.append(FROM_HEADERS)
+    notes += config_notes(config, options)
+    dropped = dropped_tensors(prepared.planned, config)
+    for model, names in dropped.items():
+        notes.append(
+            f"{model}: {len(names)} tensors that the base lacks are dropped: {some(names, 3)}"
+        )
+    return replace(prepared, dropped=dropped, notes=tuple(notes))
 
 
 def _check_counts(

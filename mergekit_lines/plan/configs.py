@@ -1,0 +1,110 @@
+"""Whether models compute the same: their weights merge, and the base's config alone is kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
+
+from mergekit_lines.errors import Problem
+from mergekit_lines.recipe.models import models_in_order
+
+# Not a part of what a finished model computes from its weights, or checked elsewhere (shapes,
+# classes, ties, vocabularies, layers).
+WITHOUT_EFFECT = re.compile(
+    r"_name_or_path|transformers_version|architectures|model_type|auto_map|_?dtype|torch_dtype|use_cache"
+    r"|.*token_ids?|id2label|label2id|num_labels|problem_type|.*dropout.*|.*drop_path.*|layerdrop"
+    r"|.*initializer.*|init_.*|output_.*|return_dict|task_specific_params|finetuning_task"
+    r"|vocab_size|tie_word_embeddings|pretraining_tp|gradient_checkpointing|_attn_implementation.*"
+    r"|.*loss.*|.*aux.*coef.*|num_hidden_layers|n_layer|num_layers|chunk_size_feed_forward"
+    r"|quantization_config|bos_token|eos_token|pad_token|unsloth.*|.*_version"
+)
+# With these another, a matrix of the same shape means something else.
+NOT_THE_SAME_WEIGHTS = re.compile(
+    r"num_attention_heads|num_key_value_heads|n_heads?|num_heads|(en|de)coder_attention_heads"
+    r"|head_dim|hidden_act|hidden_activation|activation_function|dense_act_fn|feed_forward_proj"
+)
+
+
+def differences(base: Any, other: Any) -> dict[str, tuple[Any, Any]]:
+    """Return where two of transformers' configs differ in what is computed, by dotted key."""
+    left, right = _flat(base.to_dict()), _flat(other.to_dict())
+    keys = sorted(set(left) | set(right))
+    return {
+        key: (left.get(key), right.get(key))
+        for key in keys
+        if left.get(key) != right.get(key)
+        and not any(WITHOUT_EFFECT.fullmatch(part) for part in key.split("."))
+    }
+
+
+def refused_configs(config: MergeConfiguration, options: MergeOptions) -> Iterator[Problem]:
+    """Yield which models' weights cannot mean what the base's do, by their configs."""
+    for model, pairs in _by_model(config, options):
+        values = {k: v for k, v in pairs.items() if _last(k, NOT_THE_SAME_WEIGHTS)}
+        if values:
+            yield Problem(
+                f"model {model}",
+                f"its config.json says {_listed(values)}, so that the same entries mean something "
+                f"else in it. Use models fine-tuned from base_model; mend its config.json where "
+                f"that is wrong.",
+            )
+
+
+def config_notes(config: MergeConfiguration, options: MergeOptions) -> Iterator[str]:
+    """Yield what the models' configs say otherwise than the base's, which is kept."""
+    sliced = config.models is None  # other layers have other lists of layers
+    for model, pairs in _by_model(config, options):
+        values = {
+            key: pair
+            for key, pair in pairs.items()
+            if not _last(key, NOT_THE_SAME_WEIGHTS)
+            and not (sliced and any(isinstance(value, (list, tuple)) for value in pair))
+        }
+        if values:
+            yield (
+                f"model {model}: its config.json says {_listed(values)}; the merged model "
+                f"computes as base_model's config.json says"
+            )
+
+
+def _by_model(
+    config: MergeConfiguration, options: MergeOptions
+) -> Iterator[tuple[ModelReference, dict[str, tuple[Any, Any]]]]:
+    models = models_in_order(config)
+    base = config.base_model or models[0]
+    trust = options.trust_remote_code
+    for model in models:
+        if model.model != base.model:
+            own = model.config(trust_remote_code=trust)
+            yield model, differences(base.config(trust_remote_code=trust), own)
+
+
+def _flat(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Return nested mappings as one with dotted keys; what is None counts as not said."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{place}{key}.")
+        elif value is not None:
+            flat[f"{place}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _last(key: str, pattern: re.Pattern[str]) -> bool:
+    return pattern.fullmatch(key.rsplit(".", 1)[-1]) is not None
+
+
+def _listed(values: Mapping[str, tuple[Any, Any]]) -> str:
+    def shown(value: Any) -> str:
+        text = "nothing" if value is None else f"{value}"
+        return text if len(text) <= 60 else f"{text[:57]}..."
+
+    return ", ".join(
+        f"{key} {shown(own)} where base_model says {shown(base)}"
+        for key, (base, own) in values.items()
+    )

@@ -1,0 +1,86 @@
+"""Configs that compute something else than the base's are told, or refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from mergekit_lines.errors import LinesError
+from mergekit_lines.plan.configs import differences
+from tests import models
+from tests.e2e.runner import in_process
+
+
+def recipe(base: Path, tuned: Path) -> dict[str, Any]:
+    return {
+        "merge_method": "lines_postprocess",
+        "base_model": str(base),
+        "models": [{"model": str(tuned)}],
+        "parameters": {"gamma": 0.5},
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+            "rope_parameters.rope_theta 1000000.0 where base_model says 10000.0",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e4}},
+            "rope_parameters.factor 8.0 where base_model says nothing",
+        ),
+        ({"rms_norm_eps": 1e-2}, "rms_norm_eps 0.01 where base_model says 1e-06"),
+    ],
+)
+def test_what_is_computed_otherwise_is_told(
+    changes: dict[str, Any],
+    shown: str,
+    llama_base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A merge says which keys of a model's config differ, with both values."""
+    tuned = models.finetuned(llama_base, tmp_path / "tuned", seed=2)
+    models.edit_config(tuned, **changes)
+    in_process(recipe(llama_base, tuned), tmp_path / "out", quiet=False)
+    assert shown in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"num_key_value_heads": 2, "head_dim": 16}, "head_dim 16 where base_model says 8"),
+        ({"hidden_act": "gelu"}, "hidden_act gelu where base_model says silu"),
+    ],
+)
+def test_weights_that_mean_something_else_are_refused(
+    changes: dict[str, Any], shown: str, llama_base: Path, tmp_path: Path
+) -> None:
+    """Other heads or another activation: entries of equal shape are not of one kind."""
+    tuned = models.finetuned(llama_base, tmp_path / "tuned", seed=2)
+    models.edit_config(tuned, **changes)
+    with pytest.raises(LinesError) as refused:
+        in_process(recipe(llama_base, tuned), tmp_path / "out")
+    assert shown in refused.value.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_changes_nothing_is_not_told() -> None:
+    """Dropout, token ids, labels, dtypes and names of a fine-tune are no difference."""
+    base = transformers.LlamaConfig()
+    tuned = transformers.LlamaConfig(
+        attention_dropout=0.1, eos_token_id=7, initializer_range=0.5, use_cache=False, num_labels=5
+    )
+    assert differences(base, tuned) == {}
+
+
+def test_nested_configs_are_compared() -> None:
+    """A text tower's own config counts, by its dotted key."""
+    pair = [
+        transformers.CLIPConfig(text_config={"layer_norm_eps": eps, "hidden_size": 32})
+        for eps in (1e-5, 1e-3)
+    ]
+    assert differences(*pair) == {"text_config.layer_norm_eps": (1e-5, 1e-3)}
