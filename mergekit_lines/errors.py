@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import click
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,15 @@ def tell(text: str) -> None:
     click.echo(f"[lines] {visible(text)}", err=True)
 
 
+def teller(*, quiet: bool) -> Callable[[str], None]:
+    """Return what tells the user a line: :func:`tell`, or the log alone."""
+    return _log if quiet else tell
+
+
+def _log(text: str) -> None:
+    LOG.info(visible(text))
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the one of ``names`` nearest to ``name``, or ``""``."""
     match = nearest_name(name, names)
@@ -153,3 +167,31 @@ def reason(error: BaseException) -> str:
     text = " ".join(lines)
     text = f"{text[:197]}..." if len(text) > 200 else text
     return text if isinstance(cause, TextError) else f"{type(cause).__name__}: {text}"
+
+
+@contextmanager
+def plain_failures(remedy: str, *, full: str = "", other: str = "") -> Iterator[None]:
+    """Turn failures of disk and files into one sentence.
+
+    Args:
+        remedy: ends the sentence about a file or folder.
+        full: the sentence about a full disk, where there is more to say.
+        other: ends the sentence about any other exception; these go on where it is empty.
+
+    Raises:
+        LinesError: what failed, where, and what to do.
+    """
+    try:
+        yield
+    except click.ClickException:
+        raise
+    except OSError as error:
+        if full and error.errno == errno.ENOSPC:
+            raise LinesError(full) from error
+        where = f" ({error.filename})" if error.filename else ""
+        raise LinesError(f"{error.strerror or reason(error)}{where}. {remedy}") from error
+    except Exception as error:
+        if not other:
+            raise
+        LOG.debug("the merge failed", exc_info=error)
+        raise LinesError(f"the merge failed ({reason(error)}). {other}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -58,7 +59,7 @@ def read_headers(folder: Path) -> Headers:
         return _read_indexed(folder, index)
     if single.exists():
         headers = Headers()
-        headers.tensors = _read_shard(folder, single.name, headers.problems)
+        headers.tensors = read_shard(folder, single.name, headers.problems)
         return headers
     if any(path.exists() for path in pickled):
         return Headers()
@@ -96,7 +97,7 @@ def _read_indexed(folder: Path, index: Path) -> Headers:
                 f"which is not there. Download the missing shard."
             )
         else:
-            found = _read_shard(folder, shard, headers.problems)
+            found = read_shard(folder, shard, headers.problems)
             twice = [name for name in found if name in tensors]
             if twice:
                 others = {tensors[name].file for name in twice}
@@ -117,7 +118,8 @@ def _read_indexed(folder: Path, index: Path) -> Headers:
     return headers
 
 
-def _read_shard(folder: Path, file: str, problems: list[str]) -> dict[str, TensorHeader]:
+def read_shard(folder: Path, file: str, problems: list[str]) -> dict[str, TensorHeader]:
+    """Return the headers of one shard's tensors; what is wrong with it joins ``problems``."""
     tensors = {}
     try:
         check_regular(folder / file)
@@ -131,3 +133,11 @@ def _read_shard(folder: Path, file: str, problems: list[str]) -> dict[str, Tenso
             f"{folder / file}: not a whole safetensors file ({error}). Download it again."
         )
     return tensors
+
+
+def header_digest(path: Path) -> str:
+    """Return the SHA-256 of a safetensors file's header, the eight bytes of its length left out."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        # A broken length must not ask for more memory than the file has bytes.
+        return hashlib.sha256(file.read(min(length, path.stat().st_size))).hexdigest()

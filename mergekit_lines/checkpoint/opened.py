@@ -174,13 +174,13 @@ class OpenedModels:
     def _describe(self, opened: OpenedModel) -> dict[str, Any]:
         files: dict[str, dict[str, Any]] = {}
         for path in self._files(opened):
-            shard = self.shards.get(path.resolve())
-            # What was opened is what is merged, whatever has the name by now.
-            stat = os.fstat(shard.descriptor) if shard else path.stat()
-            files[str(path)] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-            if shard:
-                files[str(path)]["header_sha256"] = shard.digest
+            files[str(path)] = describe_file(path, self.shards.get(path.resolve()))
         return files
+
+    @property
+    def copies(self) -> bool:
+        """Whether a model with an adapter is read from a whole copy."""
+        return any(opened.copied_from for opened in self.models.values())
 
     @property
     def bytes_read(self) -> int:
@@ -205,6 +205,23 @@ class OpenedModels:
             shard.close()
         self.shards.clear()
         self.adapters.clear()
+
+
+def describe_file(path: Path, shard: Shard | None) -> dict[str, Any]:
+    """Return what tells a file of an input from a changed one.
+
+    Args:
+        path: of the file.
+        shard: the same, where it is open: what was opened is what is merged, whatever has the
+            name by now.
+    """
+    stat = os.fstat(shard.descriptor) if shard else path.stat()
+    facts = {
+        "bytes": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "ctime_ns": stat.st_ctime_ns,  # whoever rewrites a file can put its mtime back
+    }
+    return {**facts, "header_sha256": shard.digest} if shard else facts
 
 
 def adapter_folder(model: ModelReference) -> Path:

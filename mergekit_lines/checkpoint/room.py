@@ -22,12 +22,9 @@ def check_space(out: Path, partial: Path, shards: Sequence[ShardLayout]) -> None
         FullDiskError: says how much is wanted, and how much there is.
     """
     missing = [shard for shard in shards if not (partial / whole_name(shard.file)).exists()]
-    needed, free = sum(shard.size for shard in missing), shutil.disk_usage(existing(partial)).free
-    if needed > free:
-        raise FullDiskError(
-            f"OUT {out}: the merged model takes {needed:,} bytes more on this disk, which has "
-            f"{free:,} free. Free some space, or choose another OUT."
-        )
+    needed = sum(shard.size for shard in missing)
+    sentence = f"OUT {out}: the merged model takes {needed:,} bytes more on this disk, which has"
+    _check_free(partial, needed, sentence, "choose another OUT")
 
 
 def check_room(models: HubModels, output: int, partial: Path, options: MergeOptions) -> None:
@@ -50,17 +47,20 @@ def check_room(models: HubModels, output: int, partial: Path, options: MergeOpti
     }
     if not needed:
         return
-    place = existing(cache)
-    same = place.stat().st_dev == existing(partial).stat().st_dev
+    same = existing(cache).stat().st_dev == existing(partial).stat().st_dev
     total = sum(needed.values()) + (output if same else 0)
-    free = shutil.disk_usage(place).free
-    if total > free:
-        merged = f", and the merged model {output:,} on the same disk," if same else ""
-        raise FullDiskError(
-            f"{cache}: to download {', '.join(needed)} takes {sum(needed.values()):,} "
-            f"bytes{merged} and the disk has {free:,} free. Free some space, or set HF_HOME to a "
-            f"folder on another disk."
-        )
+    merged = f", and the merged model {output:,} on the same disk," if same else ""
+    sentence = (
+        f"{cache}: to download {', '.join(needed)} takes {sum(needed.values()):,} bytes{merged} "
+        f"and the disk has"
+    )
+    _check_free(cache, total, sentence, "set HF_HOME to a folder on another disk")
+
+
+def _check_free(place: Path, needed: int, sentence: str, remedy: str) -> None:
+    free = shutil.disk_usage(existing(place)).free
+    if needed > free:
+        raise FullDiskError(f"{sentence} {free:,} free. Free some space, or {remedy}.")
 
 
 def existing(path: Path) -> Path:

@@ -17,6 +17,7 @@ import torch
 
 from mergekit_lines.checkpoint.bounded import check_regular
 from mergekit_lines.checkpoint.pointers import pointer_problem
+from mergekit_lines.checkpoint.runs import read_run
 from mergekit_lines.errors import LinesError, ResumableError, TextError, reason
 
 DTYPES = {
@@ -35,8 +36,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 
-MOST = 1 << 30  # bytes of one call: macOS refuses 2 GiB
-MOST = 100_000_000  # bytes of a header, as safetensors itself has it
+HEADER = 100_000_000  # bytes of a header at most, as safetensors itself has it
 ROOM = 64  # files that are open at once beside the shards
 _SCRATCH = threading.local()  # what a thread read last, before its conversion: key and bytes
 
@@ -116,7 +116,9 @@ class Shard:
         self.descriptor = _opened(path)
         self.state = state_of(os.fstat(self.descriptor))
         try:
-            self._offset, self._tensors, self.digest = _read_header(self.descriptor, self.state[1])
+            self._offset, entries, self.digest = _read_header(self.descriptor, self.state[1])
+            self.metadata = dict(entries.pop("__metadata__", {}))
+            self._tensors = entries
         except (OSError, ValueError, KeyError, TypeError) as error:
             os.close(self.descriptor)
             raise LinesError(
@@ -148,10 +150,10 @@ class Shard:
             LinesError: inode, size or time of change differ.
         """
         try:
-            found = state_of(self.path.stat()), state_of(os.fstat(self.descriptor))
+            states = state_of(self.path.stat()), state_of(os.fstat(self.descriptor))
         except OSError:
-            found = None
-        if found != (self.state, self.state):
+            states = None
+        if states != (self.state, self.state):
             raise changed(self.path)
 
     def close(self) -> None:
@@ -197,23 +199,19 @@ class ShardTensor:
             os.posix_fadvise(self.shard.descriptor, self.offset, size, os.POSIX_FADV_WILLNEED)
 
     def _read(self, start: int, into: torch.Tensor) -> None:
-        left = memoryview(into.view(torch.uint8).numpy().data)
-        offset = self.offset + start * self.dtype.itemsize
-        self.shard.count(len(left))
-        while left:
-            try:
-                count = os.preadv(self.shard.descriptor, [left[:MOST]], offset)
-            except OSError as error:
-                raise ResumableError(
-                    f"{self.shard.path}: tensor {self.name} cannot be read ({error.strerror}). "
-                    f"Check the disk, or download the file again."
-                ) from error
-            if not count:
-                raise LinesError(
-                    f"{self.shard.path}: ends inside tensor {self.name}, though its header "
-                    f"promises more. It was cut while it was read; download it again."
-                )
-            left, offset = left[count:], offset + count
+        self.shard.count(into.nbytes)
+        try:
+            short = read_run(self.shard.descriptor, self.offset + start * self.dtype.itemsize, into)
+        except OSError as error:
+            raise ResumableError(
+                f"{self.shard.path}: tensor {self.name} cannot be read ({error.strerror}). "
+                f"Check the disk, or download the file again."
+            ) from error
+        if short:
+            raise LinesError(
+                f"{self.shard.path}: ends inside tensor {self.name}, though its header "
+                f"promises more. It was cut while it was read; download it again."
+            )
 
 
 def _opened(path: Path) -> int:
@@ -254,14 +252,17 @@ def changed(path: Path) -> LinesError:
 
 
 def state_of(stat: os.stat_result) -> tuple[int, ...]:
-    """Return what tells a file from a changed one: inode, size and time."""
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+    """Return what tells a file from a changed one: inode, size and times.
+
+    Whoever rewrites a file in place can put its mtime back, and not its ctime.
+    """
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _read_header(descriptor: int, size: int) -> tuple[int, dict[str, Any], str]:
     """Return where the data begins, the tensors' entries, and the header's digest."""
     length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
-    if not 2 <= length <= min(size - 8, MOST):
+    if not 2 <= length <= min(size - 8, HEADER):
         raise ValueError(f"a header of {length} bytes in a file of {size}")
     text = os.pread(descriptor, length, 8)
     try:
@@ -270,7 +271,6 @@ def _read_header(descriptor: int, size: int) -> tuple[int, dict[str, Any], str]:
         raise ValueError("a header that is nested without end") from None
     if not isinstance(tensors, dict):
         raise TypeError(f"a header that is no object: {str(tensors)[:40]}")
-    tensors.pop("__metadata__", None)
     return 8 + length, tensors, hashlib.sha256(text).hexdigest()
 
 

@@ -6,13 +6,18 @@ import json
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
-from mergekit_lines.checkpoint.sources import DTYPES, MOST
+from mergekit_lines.checkpoint.runs import write_run
+from mergekit_lines.checkpoint.sources import DTYPES
+from mergekit_lines.checkpoint.state import shard_digest
+from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.files import WEIGHTS
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -57,7 +62,11 @@ def lay_out(slots: Sequence[Slot], shard_size: int) -> list[ShardLayout]:
     Args:
         slots: every output tensor, in the order of the output.
         shard_size: bytes of a shard at most, if it holds more than one tensor; 0: no limit.
+
+    Raises:
+        LinesError: a name stands twice: of two tensors a loader would see one.
     """
+    _check_repeats(slots)
     shards: list[list[Slot]] = []
     held = 0
     for slot in slots:
@@ -68,7 +77,7 @@ def lay_out(slots: Sequence[Slot], shard_size: int) -> list[ShardLayout]:
         held += slot.bytes
     count = len(shards)
     return [
-        _shard(
+        shard_layout(
             WEIGHTS if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors",
             # The widest types first keeps every tensor aligned.
             sorted(shard, key=lambda slot: -slot.dtype.itemsize),
@@ -77,8 +86,30 @@ def lay_out(slots: Sequence[Slot], shard_size: int) -> list[ShardLayout]:
     ]
 
 
-def _shard(file: str, slots: Sequence[Slot]) -> ShardLayout:
+def _check_repeats(slots: Sequence[Slot]) -> None:
+    twice = [name for name, count in Counter(slot.name for slot in slots).items() if count > 1]
+    if twice:
+        raise LinesError(
+            f"the layout of the output: {some(twice, 3)} would be written more than once, wanted "
+            f"every tensor once. mergekit's description of this architecture names them twice."
+        )
+
+
+def shard_layout(
+    file: str, slots: Sequence[Slot], metadata: Mapping[str, str] | None = None
+) -> ShardLayout:
+    """Lay out one shard.
+
+    Args:
+        file: its final name.
+        slots: its tensors, in the order of their data.
+        metadata: of its header, by default that of a PyTorch checkpoint.
+
+    Source: https://github.com/huggingface/safetensors#format
+    """
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    if metadata is not None:
+        entries = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     begins, begin = {}, 0
     for slot in slots:
         begins[slot.name] = begin
@@ -88,7 +119,7 @@ def _shard(file: str, slots: Sequence[Slot]) -> ShardLayout:
             "data_offsets": [begin, begin + slot.bytes],
         }
         begin += slot.bytes
-    text = json.dumps(entries, separators=(",", ":")).encode()
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=metadata is None).encode()
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
     offsets = {name: len(header) + start for name, start in begins.items()}
@@ -119,25 +150,30 @@ class TensorSink:
         """Store a 1-D tensor of the output's dtype from entry ``start`` on."""
         if (start + len(piece)) * piece.element_size() > self.size:
             raise ValueError(f"{start + len(piece)} entries for a place of {self.size} bytes")
-        left = memoryview(piece.cpu().contiguous().view(torch.uint8).numpy().data)
-        offset = self.offset + start * piece.element_size()
-        while left:
-            count = os.pwrite(self.descriptor, left[:MOST], offset)
-            left, offset = left[count:], offset + count
+        write_run(
+            self.descriptor, self.offset + start * piece.element_size(), piece.cpu().contiguous()
+        )
 
 
 class ShardWriter:
     """Fills the shards of a layout in a folder; each is made durable when its last tensor is in.
 
-    fsync of a whole shard runs beside the merging of the next one.
+    fsync of a whole shard, and its digest, run beside the merging of the next one.
 
     Args:
         folder: where the shards are; those that are whole already are kept.
         shards: the layout.
+        vouch: takes each shard's digest before the shard is whole: of all its bytes, which are
+            read while the next shard is merged; of the last one, which is waited for, of samples.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[ShardLayout]) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        shards: Sequence[ShardLayout],
+        vouch: Callable[[str, str], None] | None = None,
+    ) -> None:
+        self._folder, self._vouch = folder, vouch
         self._shard_of = {name: shard for shard in shards for name in shard.offsets}
         self.done = {shard.file for shard in shards if self._is_whole(shard)}
         self._missing = {
@@ -187,9 +223,12 @@ class ShardWriter:
         descriptor = self._open.pop(shard.file)
         self.bytes_written += shard.size
         self._syncing = threading.Thread(
-            target=self._finish, args=(shard.file, descriptor), daemon=True
+            target=self._finish, args=(shard.file, descriptor, self._more()), daemon=True
         )
         self._syncing.start()
+
+    def _more(self) -> bool:
+        return any(self._missing.values())
 
     def _write_back(self, shard: ShardLayout, name: str) -> None:
         """Let the system begin to write, so that fsync has little left to wait for."""
@@ -197,15 +236,18 @@ class ShardWriter:
             offset, size = shard.offsets[name], shard.slots[name].bytes
             os.posix_fadvise(self._open[shard.file], offset, size, os.POSIX_FADV_DONTNEED)
 
-    def _finish(self, file: str, descriptor: int) -> None:
+    def _finish(self, file: str, descriptor: int, more: bool) -> None:
         try:
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+            digest = shard_digest(self._folder / (file + WRITING), sampled=not more)
             with self._renaming:
                 if self._abandoned:
                     return
+                if self._vouch is not None:
+                    self._vouch(file, digest)
                 (self._folder / (file + WRITING)).rename(self._folder / whole_name(file))
             sync(self._folder)
         except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
@@ -245,6 +287,30 @@ class ShardWriter:
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()
+
+
+def check_shard(path: Path, shard: ShardLayout) -> None:
+    """Hold a whole shard against its layout, opened as every loader does.
+
+    Raises:
+        LinesError: it does not open, or holds other tensors than were planned.
+    """
+    planned = {name: (NAMES[slot.dtype], slot.shape) for name, slot in shard.slots.items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            pieces = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            stored = {n: (p.get_dtype(), tuple(p.get_shape())) for n, p in pieces.items()}
+    except (SafetensorError, OSError) as error:
+        raise LinesError(
+            f"{shard.file}: was written, and is not a whole safetensors file ({reason(error)}). "
+            f"OUT was not made. Check the disk; report this where the disk is sound."
+        ) from error
+    unlike = [n for n in {**planned, **stored} if planned.get(n) != stored.get(n)]
+    if unlike or path.stat().st_size != shard.size:
+        raise LinesError(
+            f"{shard.file}: was written, and holds other tensors than were planned "
+            f"({some(unlike, 3) or 'its size'}). OUT was not made; please report this."
+        )
 
 
 def sync(path: Path) -> None:

@@ -65,7 +65,7 @@ def _shard_size(_ctx: click.Context, _param: click.Parameter, text: str | None) 
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the models.")
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("--print-recipe", is_flag=True, help="Print the recipe this stands for, and stop.")
-def edit(model: str, base: str, out: str | None, print_recipe: bool, **given: Any) -> None:
+def edit(model: str, base: str, out: str | None, print_recipe: bool, **flags: Any) -> None:
     """Scale one model's change from its base by depth.
 
     MODEL and BASE are folders or Hub ids; MODEL may be BASE+ADAPTER. It is what mergekit-yaml
@@ -76,8 +76,8 @@ def edit(model: str, base: str, out: str | None, print_recipe: bool, **given: An
     then a .safetensors file, or a folder in which the file keeps MODEL's name; the report is
     written beside it as NAME.lines_report.json, and tensors are read one pair at a time.
     """
-    _check_usage(model, base, out, print_recipe, given)
-    recipe = recipe_text(model, base, given)
+    _check_usage(model, base, out, print_recipe, flags)
+    recipe = recipe_text(model, base, flags)
     files = _files(model, base)
     if print_recipe:
         if files:
@@ -91,23 +91,23 @@ def edit(model: str, base: str, out: str | None, print_recipe: bool, **given: An
 
     mergekit_lines.register()
     if files:
-        _edit_file(files, Path(str(out)), recipe, given)
+        _edit_file(files, Path(str(out)), recipe, flags)
     else:
-        _edit_folder(str(out), recipe, given)
+        _edit_folder(str(out), recipe, flags)
 
 
 def _check_usage(
-    model: str, base: str, out: str | None, print_recipe: bool, given: dict[str, Any]
+    model: str, base: str, out: str | None, print_recipe: bool, flags: dict[str, Any]
 ) -> None:
     if "" in (model, base, out):
         raise click.UsageError("Found an empty MODEL, --base or --out, wanted a path or Hub id.")
     if out is None and not print_recipe:
         raise click.UsageError("Missing option '--out'.")
-    has = [word for word in ("gamma", "alpha", "beta") if given[word] is not None]
+    has = [word for word in ("gamma", "alpha", "beta") if flags[word] is not None]
     if has not in (["gamma"], ["alpha", "beta"]):
-        found = ", ".join(f"--{word}" for word in has) or "none of them"
+        named = ", ".join(f"--{word}" for word in has) or "none of them"
         raise click.UsageError(
-            f"Found {found}, wanted --gamma alone or --alpha and --beta both "
+            f"Found {named}, wanted --gamma alone or --alpha and --beta both "
             f"(--gamma 0.3 is --alpha 0.3 --beta 0.7)."
         )
 
@@ -119,16 +119,16 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow, indentless=False)
 
 
-def recipe_text(model: str, base: str, given: dict[str, Any]) -> str:
+def recipe_text(model: str, base: str, flags: dict[str, Any]) -> str:
     """Return the recipe that an edit stands for, with only what was given."""
-    flagged = {**given, "allow_nonfinite": given.get("allow_nonfinite") or None}
+    flagged = {**flags, "allow_nonfinite": flags.get("allow_nonfinite") or None}
     parameters = {word: flagged[word] for word in WORDS if flagged.get(word) is not None}
     recipe = {
         "merge_method": "lines_postprocess",
         "base_model": base,
         "models": [{"model": model}],
         "parameters": parameters,
-        **{key: given[key] for key in ("dtype", "out_dtype") if given.get(key)},
+        **{key: flags[key] for key in ("dtype", "out_dtype") if flags.get(key)},
     }
     text = yaml.dump(
         recipe, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf")
@@ -136,29 +136,29 @@ def recipe_text(model: str, base: str, given: dict[str, Any]) -> str:
     return str(text)
 
 
-def _edit_folder(out: str, recipe: str, given: dict[str, Any]) -> None:
+def _edit_folder(out: str, recipe: str, flags: dict[str, Any]) -> None:
     from mergekit import merge  # not `run_merge` by name: register() puts ours in its place
 
-    options = _options(given)
+    options = _options(flags)
     merge.run_merge(_config(recipe), out, options=options, config_source=recipe)
 
 
-def _edit_file(files: tuple[Path, Path], out: Path, recipe: str, given: dict[str, Any]) -> None:
+def _edit_file(files: tuple[Path, Path], out: Path, recipe: str, flags: dict[str, Any]) -> None:
     from mergekit_lines.merges.single_file import edit_file
 
-    if given["out_shard_size"] is not None:
+    if flags["out_shard_size"] is not None:
         raise LinesError(
             f"--out-shard-size: {files[0]} is one file, and so is what is made of it. Leave it out."
         )
     target = out if out.suffix == ".safetensors" else out / files[0].name
-    edit_file(files[0], files[1], target, _config(recipe), _options(given), recipe)
+    edit_file(files[0], files[1], target, _config(recipe), _options(flags), recipe)
 
 
-def _options(given: dict[str, Any]) -> MergeOptions:
+def _options(flags: dict[str, Any]) -> MergeOptions:
     from mergekit.options import MergeOptions
 
     keys = ("device", "trust_remote_code", "quiet", "out_shard_size")
-    options = MergeOptions(**{key: given[key] for key in keys if given[key] is not None})
+    options = MergeOptions(**{key: flags[key] for key in keys if flags[key] is not None})
     options.apply_global_options()
     if options.quiet:
         # mergekit's flag does not reach the bars of transformers, which merges adapters.
@@ -186,13 +186,13 @@ def _files(model: str, base: str) -> tuple[Path, Path] | None:
     Raises:
         LinesError: only one of them is, or a file that is named does not exist.
     """
-    found = (_file(model), _file(base))
-    if found[0] is not None and found[1] is not None:
-        return found[0], found[1]
-    if found == (None, None):
+    files = (_file(model), _file(base))
+    if files[0] is not None and files[1] is not None:
+        return files[0], files[1]
+    if files == (None, None):
         return None
-    one, other = (model, base) if found[0] else (base, model)
-    flag = "--base" if found[0] else "MODEL"
+    one, other = (model, base) if files[0] else (base, model)
+    flag = "--base" if files[0] else "MODEL"
     raise LinesError(
         f"{flag} {other}: found {_kind(Path(other))}, and {one} is one safetensors file, wanted "
         f"the same kind for MODEL and --base. Name the .safetensors file for {flag}, or folders "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -59,6 +60,25 @@ class Writer(Protocol):
 
     def abandon(self) -> None:
         """End after a failure."""
+
+
+@contextmanager
+def ending(workers: Workers, writer: Writer) -> Iterator[None]:
+    """End threads and writer with the block: after Ctrl-C or a signal, without the disk.
+
+    Raises:
+        OSError: the last shard could not be made durable.
+    """
+    try:
+        yield
+    except BaseException as error:
+        workers.close()
+        if isinstance(error, Exception):
+            writer.settle()
+        writer.abandon()
+        raise
+    workers.close()
+    writer.close()
 
 
 class Engine:
@@ -118,16 +138,16 @@ class Engine:
         sink = self.writer.sink(name)
         slot = self.writer.slot(name)
         with task.failures(sources):
-            found = self._streamed(task, sources)
-            if found and found[1].shape != slot.shape:
+            streamed = self._streamed(task, sources)
+            if streamed and streamed[1].shape != slot.shape:
                 raise LinesError(
-                    f"tensor {name}: found the shape {found[1].shape}, wanted {slot.shape} by "
+                    f"tensor {name}: found the shape {streamed[1].shape}, wanted {slot.shape} by "
                     f"the models' configs. Save the models again, as safetensors."
                 )
             if self._vectors is None:
-                self._compute(task, sources, found, slot, sink)
+                self._compute(task, sources, streamed, slot, sink)
             else:
-                self._rescale(self._vectors, task, sources, found, slot, sink)
+                self._rescale(self._vectors, task, sources, streamed, slot, sink)
         self.writer.stored(name)
 
     def _rescale(
@@ -135,21 +155,21 @@ class Engine:
         vectors: TaskVectors,
         task: LinesTask,
         sources: dict[ModelReference, Source],
-        found: Streamed | None,
+        streamed: Streamed | None,
         slot: Slot,
         sink: Sink,
     ) -> None:
         """Merge a tensor by the wrapped method's task vector, which is computed once."""
-        job, pieces = found or self._rescalable(task, sources) or (None, None)
+        job, pieces = streamed or self._rescalable(task, sources) or (None, None)
         # A sum is had from the shards as fast, and takes no place.
-        if job is None or pieces is None or (found and job.merge.linear):
-            self._compute(task, sources, found, slot, sink)
+        if job is None or pieces is None or (streamed and job.merge.linear):
+            self._compute(task, sources, streamed, slot, sink)
         elif (kept := vectors.find(task)) is not None:
             rescale_tensor(job, pieces, kept, slot.dtype, sink)
         else:
             place = vectors.place(task, pieces.shape, pieces.dtype)
             try:
-                self._compute(task, sources, found, slot, sink, place)
+                self._compute(task, sources, streamed, slot, sink, place)
             except BaseException:
                 vectors.drop(place)
                 raise
@@ -159,23 +179,23 @@ class Engine:
         self,
         task: LinesTask,
         sources: dict[ModelReference, Source],
-        found: Streamed | None,
+        streamed: Streamed | None,
         slot: Slot,
         sink: Sink,
         vector: Sink | None = None,
     ) -> None:
         """Merge a tensor in pieces, or let the wrapped method itself do it."""
-        if found:
-            merge_tensor(*found, slot.dtype, sink, vector)
+        if streamed:
+            merge_tensor(*streamed, slot.dtype, sink, vector)
             return
         held = {model: whole(source).to(self.device) for model, source in sources.items()}
         # An adapted tensor is fp32, and its model is not.
         dtype = str(slot.dtype).removeprefix("torch.")
         result = task.model_copy(update={"out_dtype": dtype}).merge_whole(held, vector)
         if result is None or (tuple(result.shape), result.dtype) != (slot.shape, slot.dtype):
-            given = "nothing" if result is None else f"{result.dtype} {tuple(result.shape)}"
+            gave = "nothing" if result is None else f"{result.dtype} {tuple(result.shape)}"
             raise LinesError(
-                f"tensor {slot.name}: {task.method_name} gave {given}, wanted {slot.dtype} "
+                f"tensor {slot.name}: {task.method_name} gave {gave}, wanted {slot.dtype} "
                 f"{slot.shape}. Use another wrap for this tensor."
             )
         sink.write(0, result.reshape(-1))
@@ -194,18 +214,18 @@ class Engine:
         sources = self._inputs(task, tensors)
         self._read_ahead(task.output_weight.name)
         with task.failures(sources):
-            found = self._streamed(task, sources)
-            if found:
-                collector.terms[task.output_weight.name] = tensor_norms(*found, collector.power)
+            streamed = self._streamed(task, sources)
+            if streamed:
+                collector.terms[task.output_weight.name] = tensor_norms(*streamed, collector.power)
             else:
                 held = {model: whole(source).to(self.device) for model, source in sources.items()}
                 task.merge_whole(held, collector=collector)
 
     def _sources(self, gather: Any) -> dict[ModelReference, Source]:
-        found = {
+        sources = {
             model: self.models.source(model, weight) for model, weight in gather.weight_info.items()
         }
-        return {model: source for model, source in found.items() if source is not None}
+        return {model: source for model, source in sources.items() if source is not None}
 
     def _inputs(
         self, task: LinesTask, tensors: dict[ModelReference, torch.Tensor] | None
@@ -275,16 +295,6 @@ class Engine:
         """
         self.close()
         self.models.check_unchanged()
-
-    def leave(self, kind: object, *_error: object) -> None:
-        """End, after Ctrl-C or a signal without waiting for the disk; see ``ExitStack.push``."""
-        if kind is None:
-            self.close()
-            return
-        self.workers.close()
-        if isinstance(kind, type) and issubclass(kind, Exception):
-            self.writer.settle()
-        self.writer.abandon()
 
     def close(self) -> None:
         """End the threads and wait for the disk.

@@ -185,15 +185,15 @@ def merge_tensor(
         base, models = pieces.load(index)
         if not job.allow_nonfinite:
             _check_inputs(job, pieces, index, base, models)
-        made = job.merge.task_vector(pieces, state, index, base, models)
+        tau = job.merge.task_vector(pieces, state, index, base, models)
         if vector is not None:
-            vector.write(pieces.bounds[index][0], made)
-        result = add_scaled(base, made, job.coefficient).to(out_dtype)
+            vector.write(pieces.bounds[index][0], tau)
+        result = add_scaled(base, tau, job.coefficient).to(out_dtype)
         if not job.allow_nonfinite and not _is_finite(result):
             # The task vector was scaled in place, and is not there any more.
             base, models = pieces.load(index)
-            made = job.merge.task_vector(pieces, state, index, base, models)
-            refuse_result(job.name, job.wrap, made, out_dtype)
+            tau = job.merge.task_vector(pieces, state, index, base, models)
+            refuse_result(job.name, job.wrap, tau, out_dtype)
         sink.write(pieces.bounds[index][0], result)
 
     pieces.map(write)
@@ -209,8 +209,8 @@ def rescale_tensor(
     """
 
     def write(index: int) -> None:
-        base, made = pieces.load_with(index, vector)
-        result = add_scaled(base, made, job.coefficient).to(out_dtype)
+        base, tau = pieces.load_with(index, vector)
+        result = add_scaled(base, tau, job.coefficient).to(out_dtype)
         if not job.allow_nonfinite and not _is_finite(result):
             refuse_result(job.name, job.wrap, pieces.load_with(index, vector)[1], out_dtype)
         sink.write(pieces.bounds[index][0], result)
@@ -232,11 +232,11 @@ def tensor_norms(job: Job, pieces: TensorPieces, power: int) -> tuple[float, flo
             _check_inputs(job, pieces, index, base, models)
         # The merge may overwrite the models.
         total = sum_norm(base, models, power)
-        made = job.merge.task_vector(pieces, state, index, base, models)
-        return total, power_sum(made, power)
+        tau = job.merge.task_vector(pieces, state, index, base, models)
+        return total, power_sum(tau, power)
 
-    found = pieces.map(terms)
-    return math.fsum(total for total, _ in found), math.fsum(task for _, task in found)
+    norms = pieces.map(terms)
+    return math.fsum(total for total, _ in norms), math.fsum(task for _, task in norms)
 
 
 def _keys(job: Job, models: int) -> list[bytes]:

@@ -198,8 +198,8 @@ class EngineGather(GatherTensors):
 
     def execute(self, **_kwargs: Any) -> dict[ModelReference, torch.Tensor]:
         """Read the tensor of every model."""
-        found: dict[ModelReference, torch.Tensor] = self.engine.gather(self)
-        return found
+        tensors: dict[ModelReference, torch.Tensor] = self.engine.gather(self)
+        return tensors
 
 
 class NumberedVocabulary(PermutedVocabulary):
@@ -216,10 +216,10 @@ class NumberedVocabulary(PermutedVocabulary):
         try:
             aligned: dict[ModelReference, torch.Tensor] = super().execute(**inputs)
         except (LookupError, NotImplementedError, ValueError, AssertionError) as error:
-            told = ", ".join(sorted(self.tokens or {})) or "none"
+            tokens = ", ".join(sorted(self.tokens or {})) or "none"
             raise LinesError(
                 f"tokenizer: mergekit cannot align the vocabularies ({reason(error)}). Check "
-                f"tokenizer.tokens (found: {told}): each needs a source that has the token; with "
+                f"tokenizer.tokens (found: {tokens}): each needs a source that has the token; with "
                 f"`source: base` only tokens of the base can be named, with `source: union` any."
             ) from error
         return aligned

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from mergekit_lines.checkpoint.sources import MOST, HeldTensor, Source
+from mergekit_lines.checkpoint.runs import read_run, write_run
+from mergekit_lines.checkpoint.sources import HeldTensor, Source
 from mergekit_lines.engine.tasks import LinesTask
 from mergekit_lines.errors import LinesError
 from mergekit_lines.methods.words import LINES_WORDS
@@ -47,23 +48,14 @@ class OnDisk:
 
     def read_into(self, start: int, stop: int, into: torch.Tensor) -> None:
         """See :class:`~mergekit_lines.checkpoint.sources.Source`."""
-        left = memoryview(into.view(torch.uint8).numpy().data)
-        offset = start * self.dtype.itemsize
         with self.path.open("rb", buffering=0) as file:
-            while left:
-                count = os.preadv(file.fileno(), [left[:MOST]], offset)
-                if not count:
-                    raise LinesError(f"{self.path}: was cut by another program. Start again.")
-                left, offset = left[count:], offset + count
+            if read_run(file.fileno(), start * self.dtype.itemsize, into):
+                raise LinesError(f"{self.path}: was cut by another program. Start again.")
 
     def write(self, start: int, piece: torch.Tensor) -> None:
         """Store entries from ``start`` on."""
-        left = memoryview(piece.contiguous().view(torch.uint8).numpy().data)
-        offset = start * self.dtype.itemsize
         with self.path.open("r+b", buffering=0) as file:
-            while left:
-                count = os.pwrite(file.fileno(), left[:MOST], offset)
-                left, offset = left[count:], offset + count
+            write_run(file.fileno(), start * self.dtype.itemsize, piece.contiguous())
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
-from mergekit_lines.checkpoint.partial import partial_path
+from mergekit_lines.checkpoint.out import partial_path
 from mergekit_lines.checkpoint.remote.downloads import hub_models
 from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.checkpoint.room import check_room, check_space

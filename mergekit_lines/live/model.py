@@ -23,7 +23,7 @@ from mergekit_lines.checkpoint.sources import HeldTensor, Source
 from mergekit_lines.engine.engine import Engine
 from mergekit_lines.engine.tasks import WriteTask, engine_task
 from mergekit_lines.engine.vectors import TaskVectors, wrapped_key
-from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.errors import LinesError, plain_failures
 from mergekit_lines.files import file_digest
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches, names_from_indexes
@@ -39,6 +39,7 @@ from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.recipe.reading import parsed
 from mergekit_lines.recipe.settings import with_settings, without_parameters
 
+DISK = "Check the disk, or give an offload_folder on another one."
 BUDGET = 4 << 30
 
 
@@ -103,7 +104,7 @@ class LiveModel:
         self._closed = False
         if isinstance(memory_budget, bool) or not isinstance(memory_budget, int):
             raise LinesError(f"memory_budget: found {memory_budget!r}, wanted a number of bytes.")
-        with _plain_failures(), ExitStack() as stack:
+        with plain_failures(DISK), ExitStack() as stack:
             blueprint = Blueprint(recipe, device, max_memory, options)
             folder = stack.enter_context(tempfile.TemporaryDirectory(dir=offload_folder))
             self._blueprint = blueprint
@@ -210,7 +211,7 @@ class LiveModel:
         problems = check_recipe(config, None, self._blueprint.options, text)
         if problems:
             raise LinesError(problems)
-        with _plain_failures(), self._merging(config) as planner:
+        with plain_failures(DISK), self._merging(config) as planner:
             self._plan(planner)
             tasks = planner.plan_to_disk("")
             executor = Executor(tasks, math_device=self._engine.device)
@@ -248,7 +249,7 @@ class LiveModel:
             )
         if problem := input_problem(self._blueprint, reference):
             raise LinesError(problem)
-        with _plain_failures(), self._merging(config) as planner:
+        with plain_failures(DISK), self._merging(config) as planner:
             for item in planner.planned():
                 name = item.weight.name
                 if not self._weights.wants(name):
@@ -309,16 +310,3 @@ class LiveModel:
         keys = [wrapped_key(item.task) for item in planned] if calibrated else None
         text = repr((calibrated and planned[0].norm, keys))
         self._calibrations.key = hashlib.sha256(text.encode()).hexdigest()
-
-
-@contextmanager
-def _plain_failures() -> Iterator[None]:
-    """Turn failures of disk and files into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise LinesError(
-            f"{error.strerror or reason(error)}{where}. Check the disk, or give an offload_folder "
-            f"on another one."
-        ) from error

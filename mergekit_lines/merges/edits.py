@@ -52,28 +52,28 @@ def scale_task_vector(
     _check_tensors("task_vector", task_vector)
     unfit = {name: t.dtype for name, t in task_vector.items() if t.dtype not in DTYPES}
     if unfit:
-        found = ", ".join(sorted(set(map(str, unfit.values()))))
+        dtypes = ", ".join(sorted(set(map(str, unfit.values()))))
         raise LinesError(
-            f"tensors {some(unfit)}: found dtype {found}, wanted fp16, bf16, fp32 or fp64: "
+            f"tensors {some(unfit)}: found dtype {dtypes}, wanted fp16, bf16, fp32 or fp64: "
             f"only weights have task vectors. Leave them out."
         )
-    given = _words(schedule=schedule, outside=outside, blocks=blocks, num_blocks=num_blocks)
+    words = _words(schedule=schedule, outside=outside, blocks=blocks, num_blocks=num_blocks)
     scheduled = Schedule(
-        number("alpha", plain(alpha)), number("beta", plain(beta)), given["schedule"]
+        number("alpha", plain(alpha)), number("beta", plain(beta)), words["schedule"]
     )
-    elsewhere = scheduled.alpha if given["outside"] == "alpha" else given["outside"]
-    chosen = given["blocks"].split(",") if given["blocks"] else None
-    depths = block_depths(task_vector, blocks=chosen, num_blocks=given["num_blocks"])
-    made: dict[Any, tuple[str, float, torch.Tensor]] = {}
+    elsewhere = scheduled.alpha if words["outside"] == "alpha" else words["outside"]
+    chosen = words["blocks"].split(",") if words["blocks"] else None
+    depths = block_depths(task_vector, blocks=chosen, num_blocks=words["num_blocks"])
+    by_storage: dict[Any, tuple[str, float, torch.Tensor]] = {}
     result = {}
     for name, tensor in task_vector.items():
         depth = depths[name]
         coefficient = scheduled.coefficient(depth.index, depth.count) if depth else elsewhere
         key = storage(tensor) or name
-        if key not in made:
+        if key not in by_storage:
             with torch.no_grad():
-                made[key] = (name, coefficient, _scaled(name, tensor, coefficient))
-        first, same, scaled = made[key]
+                by_storage[key] = (name, coefficient, _scaled(name, tensor, coefficient))
+        first, same, scaled = by_storage[key]
         if same != coefficient:
             raise LinesError(
                 f"tensors {first} and {name}: found one tensor under two names with the "
@@ -141,8 +141,10 @@ def edit_state_dict(
         for name in names
     ]
     with torch.no_grad():
-        made = merge_groups("lines_postprocess", groups, words, names=set(finetuned) - set(names))
-        edited = dict(zip(names, made, strict=True))
+        results = merge_groups(
+            "lines_postprocess", groups, words, names=set(finetuned) - set(names)
+        )
+        edited = dict(zip(names, results, strict=True))
     copies: dict[Any, torch.Tensor] = {}
     result = {}
     for name, tensor in finetuned.items():
@@ -156,12 +158,12 @@ def edit_state_dict(
     return result
 
 
-def _words(**given: Any) -> dict[str, Any]:
+def _words(**values: Any) -> dict[str, Any]:
     """Return words checked as a recipe's are, with their defaults."""
     specs = {word.name: word for word in POSTPROCESS_WORDS}
     return {
         name: specs[name].validate(specs[name].default if value is None else plain(value))
-        for name, value in given.items()
+        for name, value in values.items()
     }
 
 
@@ -210,11 +212,11 @@ def _unlike_tensors(base: Tensors, finetuned: Tensors) -> Iterable[str]:
             unlike["one device"].append(name)
         elif not floats and (start.dtype != tuned.dtype or not torch.equal(start, tuned)):
             unlike["the same integers in both, or floating-point weights"].append(name)
-    for wanted, names in unlike.items():
+    for kind, names in unlike.items():
         first = min(names)
         yield (
             f"tensors {some(names, 3)}: found {_describe(base[first])} in base and "
-            f"{_describe(finetuned[first])} in finetuned for {first}, wanted {wanted}."
+            f"{_describe(finetuned[first])} in finetuned for {first}, wanted {kind}."
         )
 
 
@@ -226,9 +228,9 @@ def _scaled(name: str, tensor: torch.Tensor, coefficient: float) -> torch.Tensor
     exact = tensor.to(work_dtype(tensor.dtype)) * coefficient
     scaled = exact.to(tensor.dtype)
     if not torch.isfinite(scaled).all():
-        found = "NaN or infinity" if not torch.isfinite(tensor).all() else "a result too large"
+        fault = "NaN or infinity" if not torch.isfinite(tensor).all() else "a result too large"
         raise LinesError(
-            f"tensor {name}: found {found}, wanted finite values of dtype {tensor.dtype}. Repair "
+            f"tensor {name}: found {fault}, wanted finite values of dtype {tensor.dtype}. Repair "
             f"the task vector, or compute it in float32."
         )
     return scaled

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
@@ -20,13 +17,14 @@ from mergekit.options import MergeOptions
 
 from mergekit_lines._version import __version__
 from mergekit_lines.checkpoint.opened import OpenedModels
-from mergekit_lines.checkpoint.partial import LAYOUT, partial_folder, real_out
+from mergekit_lines.checkpoint.out import Out, model_folder, real_out
+from mergekit_lines.checkpoint.partial import LAYOUT, Partial, partial_folder
 from mergekit_lines.checkpoint.remote.downloads import HubModels, files_from_hub, hub_models
 from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.checkpoint.room import check_room, check_space
 from mergekit_lines.checkpoint.writer import ShardLayout, ShardWriter, lay_out
-from mergekit_lines.engine.engine import Engine
-from mergekit_lines.errors import LinesError, Problem, reason, tell, visible
+from mergekit_lines.engine.engine import Engine, ending
+from mergekit_lines.errors import LinesError, Problem, plain_failures, reason, tell, teller
 from mergekit_lines.files import CARD, RECIPE, REPORT
 from mergekit_lines.host.process import end_at_once, ending_on_sigterm, one_thread
 from mergekit_lines.host.state import (
@@ -47,11 +45,58 @@ from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.options import effective_options
 from mergekit_lines.report.card import card
-from mergekit_lines.report.file import describe, report, run_figures, to_json, versions
+from mergekit_lines.report.file import (
+    describe,
+    report,
+    run_figures,
+    to_json,
+    versions,
+)
 from mergekit_lines.report.fingerprints import describe_inputs, describe_output
 
-LOG = logging.getLogger(__name__)
 NO_OUT = Problem("OUT", "found an empty text, wanted a folder to make. Name one.")
+PLACE = "Check the place; OUT was not made."
+FULL = (
+    "OUT {out}: the disk is full. Free some space and run the same command again; whole shards, "
+    "if there are any, are kept in the partial folder beside it."
+)
+TRACE = "OUT was not made; mergekit-yaml -vv shows where."
+
+
+@dataclass(frozen=True)
+class Request:
+    """What ``run_merge`` was asked for, found free of problems that need no weights.
+
+    Attributes:
+        run_merge: mergekit's own, which does the merge itself.
+        config: the recipe; mergekit gets copies of it, which it rewrites.
+        recipe: its text.
+        out: OUT.
+        name: of the folder, as it was asked for.
+        options: mergekit's flags as they were given.
+        effective: the same as our methods use them.
+        run: what recipe and flags give every planner.
+        say: tells the user a line, unless ``--quiet`` forbids it.
+    """
+
+    run_merge: Callable[..., Any]
+    config: MergeConfiguration
+    recipe: str
+    out: Out
+    name: str
+    options: MergeOptions
+    effective: MergeOptions
+    run: MergeRun
+    say: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The merged weights in the partial folder, and what the report tells of them."""
+
+    shards: list[ShardLayout]
+    summary: Summary
+    facts: dict[str, Any]
 
 
 @hub_session()
@@ -63,6 +108,11 @@ def run_lines_merge(
     source: str | None,
 ) -> None:
     """Merge as mergekit does, with our checks before and one rename at the end.
+
+    The recipe is planned twice. The first plan is ours alone and reads indexes and headers: what
+    does not fit is refused before a model is downloaded or an adapter merged. The second is made
+    inside mergekit's own ``run_merge``, by the planner that stands there in its planner's place,
+    from models that are open by then; its tasks write.
 
     Args:
         run_merge: mergekit's own, which does the merge itself.
@@ -76,89 +126,131 @@ def run_lines_merge(
     """
     begun = time.monotonic()
     end_at_once()
-    given = Path(out_path).absolute()
-    out = real_out(given)
+    request = _checked(run_merge, config, out_path, options, source)
+    with (
+        ONE_AT_A_TIME,
+        one_thread(),
+        ending_on_sigterm(),
+        plain_failures(PLACE, full=FULL.format(out=request.out.path), other=TRACE),
+        partial_folder(request.out, request.say) as partial,
+    ):
+        prepared, downloads = _planned(request, partial.path)
+        outcome = _merged(request, prepared, downloads, partial, begun)
+        _write_texts(request, partial.path, outcome)
+        partial.publish(outcome.shards)
+    request.say(f"the merged model is in {out_path}")
+
+
+def _checked(
+    run_merge: Callable[..., Any],
+    config: MergeConfiguration,
+    out_path: str,
+    options: MergeOptions,
+    source: str | None,
+) -> Request:
+    """Take a call of ``run_merge``, refusing all that is wrong before a weight is read."""
+    asked = Path(out_path).absolute()
     recipe = source or _as_yaml(config)
-    original = config.model_copy(deep=True)
-    say = _silent if options.quiet else tell
     problems = [] if out_path else [NO_OUT]
-    problems += check_recipe(config, given, options, source) + check_models(config, options)
+    problems += check_recipe(config, asked, options, source) + check_models(config, options)
     if problems:
         raise LinesError(problems)
+    say = teller(quiet=options.quiet)
+    return Request(
+        run_merge,
+        config.model_copy(deep=True),
+        recipe,
+        model_folder(real_out(asked)),
+        asked.name,
+        options,
+        effective_options(config, options, say),
+        MergeRun.of(config, options),
+        say,
+    )
+
+
+def _planned(request: Request, partial: Path) -> tuple[Prepared, HubModels]:
+    """Plan by indexes and headers alone, and see that the disk has room for what is to come."""
+    config, options = request.config, request.effective
+    with fresh_caches():
+        prepared = prepare(config, options, request.run)
+        downloads = hub_models(prepared.headers)
+        if downloads:
+            sizes = Sizes(prepared.planned, prepared.headers, config, options, None)
+            whole = sum(path.stat().st_size for path in partial.glob("*.safetensors"))
+            output = sum(sized.bytes for sized in sizes.tensors)
+            check_room(downloads, max(0, output - whole), partial, options)
+    for line in prepared.notes:
+        request.say(line)
+    return prepared, downloads
+
+
+def _merged(
+    request: Request, prepared: Prepared, downloads: HubModels, partial: Partial, begun: float
+) -> Outcome:
+    """Open the models, and let mergekit plan and merge into the partial folder's shards."""
+    config, options = request.config, request.effective
+    with fresh_caches(), ExitStack() as stack:
+        LoaderCache().setup(options=options)
+        stack.enter_context(files_from_hub(downloads))
+        models = open_models(config, options, partial.path, stack)
+        models.check_adapters([item.task.gather_tensors for item in prepared.planned])
+        check_tokenizers(config, options, prepared.tokenizer)
+        rows = vocabulary(config, prepared.tokenizer)
+        sizes = Sizes(prepared.planned, prepared.headers, config, options, rows)
+        shards = lay_out([sized.slot for sized in sizes.tensors], options.out_shard_size)
+        partial.begin(_identity(request, prepared, models, shards), shards)
+        check_space(request.out.path, partial.path, shards)
+        writer = ShardWriter(partial.path, shards, partial.vouch)
+        engine = Engine(models, writer, options)
+        stack.enter_context(ending(engine.workers, writer))
+        summary = _run_merge(request, prepared, engine, partial)
+        engine.finish()
+        facts = {
+            "dropped": {str(model): names for model, names in prepared.dropped.items()},
+            "inputs": describe_inputs(models.models),
+            "output": describe_output(shards),
+            "flags": _flags(request, models),
+            "run": run_figures(
+                seconds=time.monotonic() - begun,
+                bytes_read=models.bytes_read,
+                bytes_written=writer.bytes_written,
+                threads=engine.workers.threads,
+                device=str(engine.device),
+                resumed=bool(writer.done),
+            ),
+        }
+        if models.copies:
+            facts["lora_merge_dtype"] = options.lora_merge_dtype
+    return Outcome(shards, summary, facts)
+
+
+def _run_merge(request: Request, prepared: Prepared, engine: Engine, partial: Partial) -> Summary:
+    """Run mergekit's merge, whose planner is ours, and return what it planned."""
     summaries: list[Summary] = []
 
     def take(summary: Summary) -> None:
         summaries.append(summary)
         # That nothing is scaled by depth is told even under --quiet.
+        say = request.say if summary.containers else tell
         for line in describe(summary):
-            (say if summary.containers else tell)(line)
-
-    run = MergeRun.of(config, options)
-    with_card = options.write_model_card
-    effective = effective_options(config, options, say)
-    with (
-        ONE_AT_A_TIME,
-        one_thread(),
-        ending_on_sigterm(),
-        plain_failures(out),
-        partial_folder(out, say) as partial,
-    ):
-        with fresh_caches():
-            prepared = prepare(original, effective, run)
-            on_hub = _with_room(prepared, original, effective, partial.path)
-        for line in prepared.notes:
             say(line)
-        with fresh_caches(), ExitStack() as stack:
-            LoaderCache().setup(options=effective)
-            stack.enter_context(files_from_hub(on_hub))
-            models = open_models(original, effective, partial.path, stack)
-            models.check_adapters([item.task.gather_tensors for item in prepared.planned])
-            check_tokenizers(original, effective, prepared.tokenizer)
-            sizes = Sizes(
-                prepared.planned,
-                prepared.headers,
-                original,
-                effective,
-                vocabulary(original, prepared.tokenizer),
-            )
-            shards = lay_out([sized.slot for sized in sizes.tensors], effective.out_shard_size)
-            partial.begin(_identity(original, effective, prepared, models, shards), shards)
-            check_space(out, partial.path, shards)
-            engine = Engine(models, writer := ShardWriter(partial.path, shards), effective)
-            run = replace(
-                run,
-                tokenizer=prepared.tokenizer,
-                engine=engine,
-                partial=partial,
-                on_summary=take,
-            )
-            stack.push(engine.leave)
-            donor = models_in_order(original)[0]
-            # A copy: mergekit rewrites the recipe, and the caller may use it again.
-            layout = layout_as_planned(prepared.arch_info)
-            with planning(run), logged_failures(), donor_as_it_is(donor), layout:
-                run_merge(config.model_copy(deep=True), str(partial.path), effective, recipe)
-            engine.finish()
-            facts = {
-                "dropped": {str(model): names for model, names in prepared.dropped.items()},
-                "inputs": describe_inputs(models.models),
-                "output": describe_output(shards),
-                "flags": _flags(options, effective, models),
-                "run": run_figures(
-                    seconds=time.monotonic() - begun,
-                    bytes_read=models.bytes_read,
-                    bytes_written=writer.bytes_written,
-                    threads=engine.workers.threads,
-                    device=str(engine.device),
-                    resumed=bool(writer.done),
-                ),
-            }
-            if any(found.copied_from for found in models.models.values()):
-                facts["lora_merge_dtype"] = effective.lora_merge_dtype
-        name = given.name if with_card else None
-        _write_texts(partial.path, original, summaries, recipe, name, facts)
-        partial.publish(shards)
-    say(f"the merged model is in {out_path}")
+
+    run = replace(
+        request.run,
+        tokenizer=prepared.tokenizer,
+        engine=engine,
+        partial=partial,
+        on_summary=take,
+    )
+    donor = models_in_order(request.config)[0]
+    recipe = request.config.model_copy(deep=True)
+    layout = layout_as_planned(prepared.arch_info)
+    with planning(run), logged_failures(), donor_as_it_is(donor), layout:
+        request.run_merge(recipe, str(partial.path), request.effective, request.recipe)
+    if not summaries:
+        raise LinesError("mergekit merged without our planner; nothing was kept.")
+    return summaries[-1]
 
 
 def _as_yaml(config: MergeConfiguration) -> str:
@@ -171,45 +263,14 @@ def _as_yaml(config: MergeConfiguration) -> str:
         ) from error
 
 
-def _silent(text: str) -> None:
-    LOG.info(visible(text))
-
-
-@contextmanager
-def plain_failures(out: Path) -> Iterator[None]:
-    """Turn failures of disk and files into one sentence."""
-    try:
-        yield
-    except (KeyboardInterrupt, click.ClickException):
-        raise
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise LinesError(
-                f"OUT {out}: the disk is full. Free some space and run the same command again; "
-                f"whole shards, if there are any, are kept in the partial folder beside it."
-            ) from error
-        where = f" ({error.filename})" if error.filename else ""
-        raise LinesError(
-            f"{error.strerror or reason(error)}{where}. Check the place; OUT was not made."
-        ) from error
-    except Exception as error:
-        LOG.debug("the merge failed", exc_info=error)
-        raise LinesError(
-            f"the merge failed ({reason(error)}). OUT was not made; mergekit-yaml -vv shows where."
-        ) from error
-
-
 def _identity(
-    config: MergeConfiguration,
-    options: MergeOptions,
-    prepared: Prepared,
-    models: OpenedModels,
-    shards: Sequence[ShardLayout],
+    request: Request, prepared: Prepared, models: OpenedModels, shards: Sequence[ShardLayout]
 ) -> dict[str, Any]:
     """Return what the bytes of the output hang on, by what people call it."""
+    options = request.effective
     headers = b"".join(shard.header for shard in shards)
     return {
-        "the recipe": repr(config),  # to_yaml fails for paths that are no plain identifiers
+        "the recipe": repr(request.config),  # to_yaml fails for paths that are no plain identifiers
         "the seed": prepared.seed,
         "--out-shard-size": options.out_shard_size,
         "--lora-merge-dtype": options.lora_merge_dtype,
@@ -217,51 +278,30 @@ def _identity(
         "the versions of the packages": {"mergekit-lines": __version__, **versions()},
         "the tokenizers": prepared.tokenizer.digest() if prepared.tokenizer else None,
         LAYOUT: hashlib.sha256(headers).hexdigest(),
-        **{f"model {name}": found for name, found in models.describe().items()},
+        **{f"model {name}": files for name, files in models.describe().items()},
     }
 
 
-def _flags(options: MergeOptions, effective: MergeOptions, models: OpenedModels) -> list[str]:
+def _flags(request: Request, models: OpenedModels) -> list[str]:
     """Return the flags of mergekit-yaml that the output's bytes hang on, defaults left out."""
+    options, effective = request.options, request.effective
     flags: list[str] = []
     if options.random_seed:  # 0 is what no flag means
         flags += ["--random-seed", str(options.random_seed)]
     if effective.out_shard_size != MergeOptions().out_shard_size:
         flags += ["--out-shard-size", str(effective.out_shard_size)]
-    copied = any(found.copied_from for found in models.models.values())
-    if copied and effective.lora_merge_dtype:
+    if models.copies and effective.lora_merge_dtype:
         flags += ["--lora-merge-dtype", effective.lora_merge_dtype]
     device = torch.device(effective.device or "cpu").type
     return flags if device == "cpu" else [*flags, "--device", device]
 
 
-def _with_room(
-    prepared: Prepared, config: MergeConfiguration, options: MergeOptions, partial: Path
-) -> HubModels:
-    """Return what is on the Hub, when there is room for it and for the output."""
-    on_hub = hub_models(prepared.headers)
-    if on_hub:
-        sizes = Sizes(prepared.planned, prepared.headers, config, options, None)
-        whole = sum(path.stat().st_size for path in partial.glob("*.safetensors"))
-        output = sum(sized.bytes for sized in sizes.tensors)
-        check_room(on_hub, max(0, output - whole), partial, options)
-    return on_hub
-
-
-def _write_texts(
-    partial: Path,
-    config: MergeConfiguration,
-    summaries: Sequence[Summary],
-    recipe: str,
-    card_name: str | None,
-    facts: dict[str, Any],
-) -> None:
-    if not summaries:
-        raise LinesError("mergekit merged without our planner; nothing was kept.")
-    content = {**report(summaries[-1], config.merge_method, recipe), **facts}
+def _write_texts(request: Request, partial: Path, outcome: Outcome) -> None:
+    config = request.config
+    content = {**report(outcome.summary, config.merge_method, request.recipe), **outcome.facts}
     texts = {REPORT: to_json(content)}
-    if card_name is not None:
-        texts[CARD] = card(partial, config, content, card_name)
-        texts[RECIPE] = recipe
+    if request.options.write_model_card:
+        texts[CARD] = card(partial, config, content, request.name)
+        texts[RECIPE] = request.recipe
     for file, text in texts.items():
         (partial / file).write_text(text, encoding="utf-8")

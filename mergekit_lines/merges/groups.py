@@ -19,7 +19,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def bind(
-    method: LinesMethod, groups: Sequence[TensorGroup], given: Mapping[str, Any]
+    method: LinesMethod, groups: Sequence[TensorGroup], parameters: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Bind and check all values of every group, with the wrapped method's defaults.
 
@@ -28,7 +28,7 @@ def bind(
     """
     specs = {parameter.name: parameter for parameter in method.spec.parameters}
     problems = []
-    for key, value in given.items():
+    for key, value in parameters.items():
         if key not in specs:
             problems.append(f"parameters.{key}: nobody declares this name.{hint(key, specs)}")
         elif key in WHOLE_RECIPE and isinstance(value, PerGroupValues):
@@ -41,7 +41,7 @@ def bind(
                     f"({some(map(str, ids))})."
                 )
     for key, parameter in specs.items():
-        if parameter.required and key not in given:
+        if parameter.required and key not in parameters:
             problems.append(
                 f"parameters.{key}: found nothing, wanted a value: {method.wrapped.spec.name} has "
                 f"no default for it. Add {key} to the parameters."
@@ -52,11 +52,11 @@ def bind(
         key: value if isinstance(value, PerGroupValues) else parameter.validate(value)
         for key, parameter in specs.items()
         if parameter.scope == ParameterScope.SHARED
-        for value in [given.get(key, parameter.default)]
+        for value in [parameters.get(key, parameter.default)]
     }
     try:
         values = [
-            method._bind_group_parameters(group, given, number, len(groups))
+            method._bind_group_parameters(group, parameters, number, len(groups))
             for number, group in enumerate(groups)
         ]
     except (ValueError, TypeError) as error:
@@ -83,9 +83,9 @@ def check_groups(
     problems = []
     for key, kind in {"dtype": dtype, "out_dtype": out_dtype}.items():
         if kind is not None and kind not in DTYPES:
-            wanted = ", ".join(map(str, DTYPES))
+            listed = ", ".join(map(str, DTYPES))
             problems.append(
-                f"{key}: found {kind}, wanted one of {wanted}. Merge to one of these, and convert "
+                f"{key}: found {kind}, wanted one of {listed}. Merge to one of these, and convert "
                 f"the result."
             )
     names = [group.metadata.name for group in groups]
@@ -99,10 +99,10 @@ def check_groups(
     if doubled:
         problems.append(f"tensors {some(doubled)}: found twice, wanted each name once.")
     for group in groups:
-        found = {str(t.dtype) for t in group.tensors if t.dtype not in DTYPES}
-        if found:
+        dtypes = {str(t.dtype) for t in group.tensors if t.dtype not in DTYPES}
+        if dtypes:
             problems.append(
-                f"tensor {group.metadata.name}: found dtype {', '.join(sorted(found))}, wanted "
+                f"tensor {group.metadata.name}: found dtype {', '.join(sorted(dtypes))}, wanted "
                 f"fp16, bf16, fp32 or fp64. Convert the model first."
             )
         models = len(group.non_base)

@@ -82,13 +82,13 @@ def _given(method: LinesMethod, group: TensorGroup, resolved: Mapping[str, Any])
     """Return what the recipe gave, in the scopes of this method's own parameters."""
     ours = {word.name for word in LINES_WORDS}
     specs = {parameter.name: parameter for parameter in method.spec.parameters}
-    given: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for key, value in resolved.items():
         if not isinstance(value, Mapping):
-            given[key] = value
+            parameters[key] = value
             continue
-        found = {model: one for model, one in value.items() if one is not None}
-        if not found:
+        by_model = {model: one for model, one in value.items() if one is not None}
+        if not by_model:
             continue
         if key not in specs:
             raise LinesError(
@@ -98,15 +98,15 @@ def _given(method: LinesMethod, group: TensorGroup, resolved: Mapping[str, Any])
         parameter = specs[key]
         if parameter.scope != ParameterScope.SHARED:
             default = None if parameter.required else parameter.default
-            given[key] = {entry.id: found.get(entry.id, default) for entry in group.entries}
-        elif len(found) < len(value) or len(set(map(repr, found.values()))) > 1:
+            parameters[key] = {entry.id: by_model.get(entry.id, default) for entry in group.entries}
+        elif len(by_model) < len(value) or len(set(map(repr, by_model.values()))) > 1:
             raise LinesError(
                 f"parameters.{key}: found under one model, where it has no effect, wanted under "
                 f"the recipe's own parameters. Move it there."
             )
         else:
-            given[key] = next(iter(found.values()))
-    return {key: value for key, value in given.items() if value is not None}
+            parameters[key] = next(iter(by_model.values()))
+    return {key: value for key, value in parameters.items() if value is not None}
 
 
 def _depth(

@@ -1,70 +1,61 @@
 """LiNeS on one safetensors file without a config (timm, open_clip), tensor by tensor.
 
-The same words, kernel and dtype rule as ``lines_postprocess`` in a recipe; what is not there
-is mergekit, which reads only folders with a config.
+The same words, sources, pieces, shards and partial folder as ``lines_postprocess`` in a recipe;
+what is not there is mergekit, which reads only folders with a config.
 """
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import shutil
-import struct
+import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from mergekit.common import dtype_from_name
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
-from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from mergekit_lines.checkpoint.headers import BUFFERS, FLOATS
-from mergekit_lines.checkpoint.partial import MARK, partial_path
-from mergekit_lines.errors import LinesError, reason, some, tell
+from mergekit_lines._version import __version__
+from mergekit_lines.checkpoint.headers import BUFFERS, FLOATS, TensorHeader, read_shard
+from mergekit_lines.checkpoint.opened import describe_file
+from mergekit_lines.checkpoint.out import single_file
+from mergekit_lines.checkpoint.partial import LAYOUT, Partial, partial_folder
+from mergekit_lines.checkpoint.room import check_space
+from mergekit_lines.checkpoint.sources import DTYPES, Shard
+from mergekit_lines.checkpoint.writer import (
+    NAMES,
+    ShardLayout,
+    ShardWriter,
+    Slot,
+    TensorSink,
+    shard_layout,
+)
+from mergekit_lines.engine.engine import DEVICE_THREADS, ending
+from mergekit_lines.engine.pieces import Job, TensorPieces, merge_tensor
+from mergekit_lines.engine.workers import Workers
+from mergekit_lines.errors import LinesError, plain_failures, some, tell, teller
 from mergekit_lines.files import REPORT
-from mergekit_lines.kernels.scale import scale_task_vector, work_dtype
+from mergekit_lines.host.process import end_at_once, ending_on_sigterm, one_thread
 from mergekit_lines.lines.depth import block_depths, natural_key
 from mergekit_lines.lines.placed import Placed, ScheduleWords
 from mergekit_lines.lines.summary import Summary, summarise
+from mergekit_lines.methods.registry import postprocess_method
 from mergekit_lines.methods.words import POSTPROCESS_WORDS
 from mergekit_lines.recipe.checks import check_recipe
-from mergekit_lines.report.file import describe, report, to_json
+from mergekit_lines.report.file import describe, report, to_json, versions
 
-TORCH = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
 # safetensors lays the widest types first, so that each tensor is aligned; then by name.
 ORDER = (
     *("U64", "I64", "F64", "F32", "U32", "I32"),
     *("BF16", "F16", "U16", "I16", "I8", "U8", "BOOL"),
 )
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One tensor of a file: its dtype as safetensors names it, and its shape."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of the tensor's data."""
-        count = 1
-        for extent in self.shape:
-            count *= extent
-        width = 1 if self.dtype == "BOOL" else int("".join(filter(str.isdigit, self.dtype))) // 8
-        return count * width
+PLACE = "Check the place; OUT was not made."
+FULL = "OUT {out}: the disk is full. Free some space, and run the same command again."
+OTHER = "OUT was not made."
 
 
 def edit_file(
@@ -82,49 +73,42 @@ def edit_file(
         base: θ_0, one safetensors file with the same names and shapes.
         out: the safetensors file to make; ``NAME.lines_report.json`` comes beside it.
         config: the recipe of the edit, ``merge_method: lines_postprocess``.
-        options: mergekit's; ``device`` and ``quiet`` count here.
+        options: mergekit's; ``device``, ``num_threads`` and ``quiet`` count here.
         recipe: the recipe's text, for the report.
 
     Raises:
         LinesError: words, files or the disk are at fault; nothing is left.
     """
-    out = out.absolute()
+    end_at_once()
     if model.samefile(base):
         raise LinesError(
             f"{base}: found the same file for MODEL and --base, wanted what MODEL was fine-tuned "
             f"from. Check the paths."
         )
-    problems = _check_out(out) or check_recipe(config, out, options, recipe)
+    place = single_file(out.absolute(), f"{out.stem}.{REPORT}")
+    problems = place.problems() or check_recipe(config, None, options, recipe)
     if problems:
         raise LinesError(problems)
+    say = teller(quiet=options.quiet)
     with ExitStack() as stack:
-        tuned, pretrained = (stack.enter_context(_opened(file)) for file in (model, base))
-        headers = {model: _slots(tuned), base: _slots(pretrained)}
-        problems = list(_check_headers(headers))
-        if problems:
-            raise LinesError(problems)
+        headers = _headers(model, base)
         coefficients, summary = _plan(list(headers[model]), _values(config))
-        if not options.quiet or not summary.containers:
-            for line in describe(summary):
-                tell(line)
-        rule = _Rule(config, coefficients, options.device or "cpu", headers)
-        layout = rule.layout(headers[model], headers[base])
-        _check_space(out, layout)
-        with plain_failures(out), _partial(out) as folder:
-            partial = folder / out.name
-            with partial.open("wb") as handle:
-                _write_header(handle, layout, tuned.metadata())
-                for name in tqdm(layout, disable=options.quiet or None):
-                    tensors = pretrained.get_tensor(name), tuned.get_tensor(name)
-                    handle.write(_bytes(rule.edited(name, *tensors)))
-                handle.flush()
-                os.fsync(handle.fileno())
-            with safe_open(partial, framework="pt"):
-                pass  # safetensors itself agrees with the header and the length
-            text = to_json(report(summary, config.merge_method, recipe))
-            (folder / _report_file(out).name).write_text(text, encoding="utf-8")
-    if not options.quiet:
-        tell(f"the edited model is {out}")
+        for line in describe(summary):
+            # That nothing is scaled by depth is told even under --quiet.
+            (say if summary.containers else tell)(line)
+        stack.enter_context(one_thread())
+        stack.enter_context(ending_on_sigterm())
+        stack.enter_context(plain_failures(PLACE, full=FULL.format(out=place.path), other=OTHER))
+        edit = _Edit(config, coefficients, options, _opened(model, stack), _opened(base, stack))
+        layout = shard_layout(place.path.name, edit.slots(headers), edit.model.metadata)
+        partial = stack.enter_context(partial_folder(place, say))
+        partial.begin(_identity(config, options, edit, layout), [layout])
+        check_space(place.path, partial.path, [layout])
+        _write(edit, partial, layout, quiet=options.quiet)
+        text = to_json(report(summary, config.merge_method, recipe))
+        (partial.path / place.files[1]).write_text(text, encoding="utf-8")
+        partial.publish_file(layout)
+    say(f"the edited model is {place.path}")
 
 
 # --- what is to be done --------------------------------------------------------------------
@@ -132,8 +116,8 @@ def edit_file(
 
 def _values(config: MergeConfiguration) -> dict[str, Any]:
     """Return every word's value; the recipe's preflight has passed."""
-    given = config.parameters or {}
-    return {w.name: w.validate(given.get(w.name, w.default)) for w in POSTPROCESS_WORDS}
+    parameters = config.parameters or {}
+    return {w.name: w.validate(parameters.get(w.name, w.default)) for w in POSTPROCESS_WORDS}
 
 
 def _plan(names: list[str], values: Mapping[str, Any]) -> tuple[dict[str, float], Summary]:
@@ -146,109 +130,126 @@ def _plan(names: list[str], values: Mapping[str, Any]) -> tuple[dict[str, float]
     return coefficients, summarise(placed, coefficients, None)
 
 
-class _Rule:
-    """The dtypes and the arithmetic of ``methods/lines.py``, for a pair of tensors."""
+@dataclass(frozen=True)
+class _Edit:
+    """The two files, and what becomes of a tensor of both."""
 
-    def __init__(
-        self,
-        config: MergeConfiguration,
-        coefficients: Mapping[str, float],
-        device: str,
-        files: Mapping[Path, Any],
-    ) -> None:
-        self.cast = dtype_from_name(config.dtype) if config.dtype else None
-        self.out = dtype_from_name(config.out_dtype) if config.out_dtype else None
-        self.allow_nonfinite = bool((config.parameters or {}).get("allow_nonfinite"))
-        self.coefficients = coefficients
-        self.device = device
-        self.model, self.base = files
+    config: MergeConfiguration
+    coefficients: Mapping[str, float]
+    options: MergeOptions
+    model: Shard
+    base: Shard
 
-    def layout(self, tuned: Mapping[str, Slot], base: Mapping[str, Slot]) -> dict[str, Slot]:
+    @property
+    def device(self) -> torch.device:
+        """Where the arithmetic is done."""
+        return torch.device(self.options.device or "cpu")
+
+    def workers(self) -> Workers:
+        """Return the threads that share a tensor's pieces."""
+        on_cpu = self.device.type == "cpu"
+        return Workers(self.options.num_threads if on_cpu else DEVICE_THREADS)
+
+    def cast(self) -> torch.dtype | None:
+        """Return the dtype to which inputs are rounded first, where there is one."""
+        dtype: torch.dtype | None = dtype_from_name(self.config.dtype)
+        return dtype
+
+    def slots(self, headers: Mapping[Path, Mapping[str, TensorHeader]]) -> list[Slot]:
         """Return the output's tensors in the order of the file."""
-        names = {dtype: name for name, dtype in TORCH.items()}
-        made = {}
-        for name, slot in tuned.items():
-            made[name] = slot
-            if slot.dtype in FLOATS:
-                given = torch.promote_types(TORCH[base[name].dtype], TORCH[slot.dtype])
-                made[name] = Slot(names[self.out or self.cast or given], slot.shape)
-        return dict(sorted(made.items(), key=lambda item: (ORDER.index(item[1].dtype), item[0])))
+        tuned, base = (headers[shard.path] for shard in (self.model, self.base))
+        dtype = dtype_from_name(self.config.out_dtype) or self.cast()
+        slots = []
+        for name, header in tuned.items():
+            stored = DTYPES[header.dtype]
+            if header.dtype in FLOATS:
+                stored = dtype or torch.promote_types(DTYPES[base[name].dtype], stored)
+            slots.append(Slot(name, header.shape, stored))
+        return sorted(slots, key=lambda slot: (ORDER.index(NAMES[slot.dtype]), slot.name))
 
-    def edited(self, name: str, base: torch.Tensor, tuned: torch.Tensor) -> torch.Tensor:
-        """Return one tensor of the output; integers are copied.
+    def write(self, slot: Slot, sink: TensorSink, workers: Workers) -> None:
+        """Write one tensor of the output into its place; what is no float is copied.
 
         Raises:
             LinesError: integers differ, or an input or the result is not finite.
         """
-        if not tuned.is_floating_point():
-            if not torch.equal(base, tuned):
+        base, tuned = (shard.tensor(slot.name) for shard in (self.base, self.model))
+        if not tuned.dtype.is_floating_point:
+            values = tuned.tensor()
+            if not torch.equal(base.tensor(), values):
                 raise LinesError(
-                    f"tensor {name}: found {tuned.dtype} that differs between {self.model} and "
-                    f"{self.base}, wanted the same integers in both or floating-point weights."
+                    f"tensor {slot.name}: found {tuned.dtype} that differs between "
+                    f"{self.model.path} and {self.base.path}, wanted the same integers in both or "
+                    f"floating-point weights."
                 )
-            return tuned
-        cast = self.cast or torch.promote_types(base.dtype, tuned.dtype)
-        pair = []
-        for file, given in ((self.base, base), (self.model, tuned)):
-            tensor = given.to(self.device, cast)
-            if not self.allow_nonfinite and not torch.isfinite(tensor).all():
-                raise LinesError(_not_finite(f"tensor {name} of {file}", given, cast))
-            pair.append(tensor.to(work_dtype(cast)))
-        result = scale_task_vector(pair[0], pair[1], self.coefficients[name]).to(self.out or cast)
-        if not self.allow_nonfinite and not torch.isfinite(result).all():
-            raise LinesError(
-                f"tensor {name}: the result does not fit the output dtype {result.dtype}. "
-                f"Give --out-dtype float32 or bfloat16."
+            sink.write(0, values.reshape(-1))
+        elif 0 not in slot.shape:
+            method, models = postprocess_method(), [self.base.path, self.model.path]
+            merge = method.kernel({}, models[1:])
+            if merge is None:
+                raise ValueError("lines_postprocess has a kernel for one model")
+            job = Job(
+                name=slot.name,
+                models=models,
+                wrap=method.wrapped.spec.name,
+                merge=merge,
+                coefficient=self.coefficients[slot.name],
+                seed=0,
+                allow_nonfinite=bool((self.config.parameters or {}).get("allow_nonfinite")),
             )
-        return result
+            pieces = TensorPieces(base, [tuned], self.cast(), self.device, workers, merge)
+            merge_tensor(job, pieces, slot.dtype, sink)
 
 
-def _not_finite(place: str, given: torch.Tensor, cast: torch.dtype) -> str:
-    if torch.isfinite(given).all():
-        return (
-            f"{place}: found values beyond --dtype {cast}. Give --dtype float32, or leave it out."
-        )
-    return (
-        f"{place}: found NaN or infinity, wanted finite weights. Repair or replace the model, or "
-        f"give --allow-nonfinite to carry them along."
-    )
+def _write(edit: _Edit, partial: Partial, layout: ShardLayout, *, quiet: bool) -> None:
+    """Fill the one shard, and see that the inputs are still what they were."""
+    writer, workers = ShardWriter(partial.path, [layout], partial.vouch), edit.workers()
+    with ending(workers, writer):
+        for slot in tqdm(layout.slots.values(), disable=quiet or None):
+            if writer.wants(slot.name):
+                edit.write(slot, writer.sink(slot.name), workers)
+                writer.stored(slot.name)
+    for shard in (edit.model, edit.base):
+        shard.check_unchanged()
 
 
-# --- checks --------------------------------------------------------------------------------
+def _identity(
+    config: MergeConfiguration, options: MergeOptions, edit: _Edit, layout: ShardLayout
+) -> dict[str, Any]:
+    """Return what the bytes of the output hang on, by what people call it."""
+    return {
+        "the recipe": repr(config),
+        "the device": torch.device(options.device or "cpu").type,
+        "the versions of the packages": {"mergekit-lines": __version__, **versions()},
+        LAYOUT: hashlib.sha256(layout.header).hexdigest(),
+        **{f"model {s.path}": describe_file(s.path, s) for s in (edit.model, edit.base)},
+    }
 
 
-def _report_file(out: Path) -> Path:
-    return out.with_name(f"{out.stem}.{REPORT}")
+# --- the files -----------------------------------------------------------------------------
 
 
-def _check_out(out: Path) -> list[str]:
-    try:
-        held = [path.name for path in (out, _report_file(out)) if path.exists()]
-    except OSError as error:
-        return [f"OUT {out.name[:40]}…: {error.strerror}. Choose another OUT."]
-    if not held:
-        return []
-    return [f"OUT {out}: {some(held)} is there already. Choose another OUT or remove it."]
+def _opened(file: Path, stack: ExitStack) -> Shard:
+    shard = Shard(file)
+    stack.callback(shard.close)
+    return shard
 
 
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    try:
-        handle = safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise LinesError(
-            f"{file}: not a whole safetensors file ({error}). Download it again."
-        ) from error
-    with handle:
-        yield handle
+def _headers(model: Path, base: Path) -> dict[Path, dict[str, TensorHeader]]:
+    """Return the headers of both files.
+
+    Raises:
+        LinesError: a file is not whole, or the two do not fit together.
+    """
+    problems: list[str] = []
+    headers = {file: read_shard(file.parent, file.name, problems) for file in (model, base)}
+    problems = problems or list(_check_headers(headers))
+    if problems:
+        raise LinesError(problems)
+    return headers
 
 
-def _slots(file: Any) -> dict[str, Slot]:
-    pieces = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    return {name: Slot(p.get_dtype(), tuple(p.get_shape())) for name, p in pieces.items()}
-
-
-def _check_headers(headers: Mapping[Path, Mapping[str, Slot]]) -> Iterator[str]:
+def _check_headers(headers: Mapping[Path, Mapping[str, TensorHeader]]) -> Iterator[str]:
     (model, tuned), (base, pretrained) = headers.items()
     for one, other in ((model, base), (base, model)):
         absent = [name for name in headers[one] if name not in headers[other]]
@@ -257,10 +258,10 @@ def _check_headers(headers: Mapping[Path, Mapping[str, Slot]]) -> Iterator[str]:
                 f"{other}: lacks {len(absent)} tensors that {one} has ({some(absent)}), wanted the "
                 f"same names in both. Use the base that the model was fine-tuned from."
             )
-    for file, slots in headers.items():
-        odd = [name for name, slot in slots.items() if slot.dtype not in FLOATS | BUFFERS]
+    for file, tensors in headers.items():
+        odd = [name for name, header in tensors.items() if header.dtype not in FLOATS | BUFFERS]
         if odd:
-            dtypes = ", ".join(sorted({slots[name].dtype for name in odd}))
+            dtypes = ", ".join(sorted({tensors[name].dtype for name in odd}))
             yield (
                 f"{file}: holds tensors of dtype {dtypes} ({some(odd)}), wanted fp16, bf16, fp32 "
                 f"or fp64. Convert the model first."
@@ -273,7 +274,7 @@ def _check_headers(headers: Mapping[Path, Mapping[str, Slot]]) -> Iterator[str]:
                 f"({pretrained[name].shape} and {tuned[name].shape}), wanted the same. Use the "
                 f"base that the model was fine-tuned from."
             )
-        kinds = {slot.dtype if slot.dtype in BUFFERS else "float" for slot in _pair(headers, name)}
+        kinds = {h.dtype if h.dtype in BUFFERS else "float" for h in _pair(headers, name)}
         if len(kinds) > 1:
             yield (
                 f"tensor {name}: {base} holds {pretrained[name].dtype} and {model} holds "
@@ -281,112 +282,5 @@ def _check_headers(headers: Mapping[Path, Mapping[str, Slot]]) -> Iterator[str]:
             )
 
 
-def _pair(headers: Mapping[Path, Mapping[str, Slot]], name: str) -> list[Slot]:
-    return [slots[name] for slots in headers.values()]
-
-
-def _check_space(out: Path, layout: Mapping[str, Slot]) -> None:
-    parent = next(parent for parent in out.parents if parent.exists())
-    wanted = sum(slot.size for slot in layout.values())
-    free = shutil.disk_usage(parent).free
-    if wanted > free:
-        raise LinesError(
-            f"OUT {out}: found {free:,} bytes free, wanted {wanted:,}. Free some space, "
-            f"or choose another OUT."
-        )
-
-
-# --- the file ------------------------------------------------------------------------------
-
-
-def _write_header(
-    handle: BinaryIO, layout: Mapping[str, Slot], metadata: Mapping[str, str] | None
-) -> None:
-    """Write a safetensors header: its length in 8 bytes, JSON, spaces to a multiple of 8.
-
-    By hand, since safetensors' own writer wants every tensor in memory at once. Source:
-    https://github.com/huggingface/safetensors#format
-    """
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    offset = 0
-    for name, slot in layout.items():
-        offsets = [offset, offset + slot.size]
-        header[name] = {"dtype": slot.dtype, "shape": list(slot.shape), "data_offsets": offsets}
-        offset += slot.size
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    handle.write(struct.pack("<Q", len(text)) + text)
-
-
-def _bytes(tensor: torch.Tensor) -> bytes:
-    flat = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
-    return flat.numpy().tobytes()
-
-
-@contextmanager
-def _partial(out: Path) -> Iterator[Path]:
-    """Yield a hidden sibling folder, whose files become ``out`` and its report at the end."""
-    partial = partial_path(out)
-    made = [parent for parent in out.parents if not parent.exists()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with _locked(partial.with_name(f"{partial.name}.lock"), out):
-            if partial.exists():  # of an edit that was killed: the recipe's checks know the mark
-                shutil.rmtree(partial)
-            try:
-                partial.mkdir()
-                (partial / MARK).touch()
-                yield partial
-                if problems := _check_out(out):
-                    raise LinesError(problems)
-                for place in (_report_file(out), out):  # the model last: it is whole then
-                    (partial / place.name).rename(place)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    finally:
-        for parent in made:
-            if parent.exists() and not any(parent.iterdir()):
-                parent.rmdir()
-
-
-@contextmanager
-def _locked(file: Path, out: Path) -> Iterator[None]:
-    """Hold the lock of ``out``, whose file is gone when nobody holds it.
-
-    Raises:
-        LinesError: another process holds it.
-    """
-    lock = FileLock(file, timeout=0)
-    while True:
-        file.touch()
-        try:
-            before = file.stat()
-            lock.acquire()
-        except Timeout:
-            raise LinesError(
-                f"OUT {out}: another edit is writing to it right now. Wait, or choose another OUT."
-            ) from None
-        except FileNotFoundError:
-            continue
-        # Its last holder may have removed the file that we opened, and who comes next locks
-        # a new one: only the file that is there still counts.
-        if file.exists() and os.path.samestat(file.stat(), before):
-            break
-        lock.release()
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)
-        lock.release()
-
-
-@contextmanager
-def plain_failures(out: Path) -> Iterator[None]:
-    """Turn failures of disk, files and device into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        text = "the disk is full" if error.errno == errno.ENOSPC else reason(error)
-        raise LinesError(f"OUT {out}: {text}. Check the place; nothing was kept.") from error
-    except (SafetensorError, RuntimeError) as error:
-        raise LinesError(f"the edit failed ({reason(error)}). OUT was not made.") from error
+def _pair(headers: Mapping[Path, Mapping[str, TensorHeader]], name: str) -> list[TensorHeader]:
+    return [tensors[name] for tensors in headers.values()]

@@ -58,10 +58,10 @@ def merge_groups(
     Raises:
         LinesError: a word, a name, a dtype or a tensor is at fault.
     """
-    given = {key: _plain(value) for key, value in parameters.items() if value is not None}
+    words = {key: _plain(value) for key, value in parameters.items() if value is not None}
     check_groups(name, groups, dtype, out_dtype)
-    method = _method(name, given)
-    values = bind(method, groups, given)
+    method = _method(name, words)
+    values = bind(method, groups, words)
     ties = _ties(groups)
     contributions = _place(method, groups, values, names)
     seed = values[0]["seed"] or 0 if values and "seed" in values[0] else 0
@@ -174,10 +174,10 @@ def _in_pieces(
     return result
 
 
-def _method(name: str, given: Mapping[str, Any]) -> LinesMethod:
+def _method(name: str, words: Mapping[str, Any]) -> LinesMethod:
     if name == "lines_postprocess":
         return postprocess_method()
-    wrap = given.get("wrap", WRAP.default)
+    wrap = words.get("wrap", WRAP.default)
     if isinstance(wrap, PerGroupValues):
         raise LinesError("parameters.wrap: found a value per tensor, wanted one wrap.")
     return method_for(WRAP.validate(wrap))
@@ -224,14 +224,14 @@ def _ties(groups: Sequence[TensorGroup]) -> list[int]:
         if not key or any(place is None for _, place in key):
             result.append(number)
             continue
-        known = first.setdefault(key, number)
-        bases = [each.base.tensor for each in (groups[known], group) if each.base]
+        earlier = first.setdefault(key, number)
+        bases = [each.base.tensor for each in (groups[earlier], group) if each.base]
         one = len({storage(base) for base in bases}) < 2 or torch.equal(*bases)
         if not one:
             raise LinesError(
-                f"tensors {groups[known].metadata.name} and {group.metadata.name}: found one "
+                f"tensors {groups[earlier].metadata.name} and {group.metadata.name}: found one "
                 f"tensor under two names in the models, but two that differ in the base, wanted "
                 f"them tied in both. Check that the base is the one you mean."
             )
-        result.append(known)
+        result.append(earlier)
     return result

@@ -19,7 +19,7 @@ from mergekit.options import MergeOptions
 from mergekit.tokenizer.config import TokenEmbeddingConfig, TokenizerConfig
 
 from mergekit_lines.checkpoint.bounded import parse_documents
-from mergekit_lines.checkpoint.partial import check_out
+from mergekit_lines.checkpoint.out import check_out
 from mergekit_lines.errors import Problem, TextError, nearest, nearest_name, reason
 from mergekit_lines.host.names import METHODS
 from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS

@@ -29,15 +29,15 @@ def report(summary: Summary, method: str, recipe: str) -> dict[str, Any]:
     """Return the report of a merge; equal recipes and versions give equal reports."""
     alpha: dict[str, Any] = {"value": summary.alpha, "source": "recipe"}
     if isinstance(summary.alpha, Calibration):
-        found = summary.alpha
-        closed = found.tau_sum is None
+        calibration = summary.alpha
+        closed = calibration.tau_sum is None
         alpha = {
-            "value": found.alpha,
+            "value": calibration.alpha,
             "source": "Eq. 2, closed form 1/(N·|w|·|λ|)" if closed else "Eq. 2",
-            "models": found.models,
-            "norm": found.norm,
-            "tau_sum": found.tau_sum,
-            "tau_mtl": found.tau_mtl,
+            "models": calibration.models,
+            "norm": calibration.norm,
+            "tau_sum": calibration.tau_sum,
+            "tau_mtl": calibration.tau_mtl,
         }
     return {
         "format": FORMAT,
@@ -115,9 +115,11 @@ def describe(summary: Summary) -> list[str]:
     """Return what the user is told before the merge: α, λ per container, what lies outside."""
     lines = []
     if isinstance(summary.alpha, Calibration):
-        found = summary.alpha
-        how = "closed form" if found.tau_sum is None else f"{found.norm.upper()} norms"
-        lines.append(f"alpha = {found.alpha!r} (auto: Eq. 2, {found.models} models, {how})")
+        calibration = summary.alpha
+        how = "closed form" if calibration.tau_sum is None else f"{calibration.norm.upper()} norms"
+        lines.append(
+            f"alpha = {calibration.alpha!r} (auto: Eq. 2, {calibration.models} models, {how})"
+        )
     for name, blocks in summary.containers.items():
         first, last = _range(blocks[0]), _range(blocks[-1])
         lines.append(f"{name}: {len(blocks)} blocks, coefficient {first} to {last}")

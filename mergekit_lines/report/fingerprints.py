@@ -12,6 +12,7 @@ from mergekit.common import ModelReference
 from mergekit.io import ShardedTensorIndex
 from mergekit.io.tasks import LoaderCache
 
+from mergekit_lines.checkpoint.headers import header_digest
 from mergekit_lines.checkpoint.opened import adapter_folder
 from mergekit_lines.checkpoint.writer import ShardLayout
 from mergekit_lines.files import COMMIT, INDEX, file_digest
@@ -58,9 +59,9 @@ def _names(index: ShardedTensorIndex, folder: Path) -> list[str]:
     return sorted({*files, *([listing] if listing and (folder / listing).exists() else [])})
 
 
-def _commit(folder: Path, given: str) -> str | None:
+def _commit(folder: Path, path: str) -> str | None:
     """Return the commit of a model in the Hub's cache, where its folder has the commit's name."""
-    cached = folder.parent.name == "snapshots" and not Path(given).exists()
+    cached = folder.parent.name == "snapshots" and not Path(path).exists()
     return folder.name if cached and COMMIT.fullmatch(folder.name) else None
 
 
@@ -74,14 +75,6 @@ def _file(path: Path) -> dict[str, Any]:
     elif path.is_symlink() and _SHA256.fullmatch(path.resolve().name):
         result["sha256"] = path.resolve().name
     return result
-
-
-def header_digest(path: Path) -> str:
-    """Return the SHA-256 of a safetensors file's header, the eight bytes of its length left out."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        # A broken length must not ask for more memory than the file has bytes.
-        return hashlib.sha256(file.read(min(length, path.stat().st_size))).hexdigest()
 
 
 def describe_output(shards: Sequence[ShardLayout]) -> dict[str, Any]:
@@ -100,38 +93,38 @@ def describe_output(shards: Sequence[ShardLayout]) -> dict[str, Any]:
 
 
 def changed_input(
-    model: ModelReference, wanted: Mapping[str, Any], *, contents: bool = False
+    model: ModelReference, entry: Mapping[str, Any], *, contents: bool = False
 ) -> list[str]:
     """Return how a model's files differ from what :func:`describe_inputs` said of them.
 
     Args:
         model: its loader has to be open.
-        wanted: the model's entry.
+        entry: the model's entry.
         contents: whether to read whole files where the entry has a digest of the content.
     """
     index = LoaderCache().get(ModelReference(model=model.model)).index
     folder = Path(index.base_path)
-    problems = changed_files(folder, wanted["files"], contents=contents)
-    more = [name for name in _names(index, folder) if name not in wanted["files"]]
+    problems = changed_files(folder, entry["files"], contents=contents)
+    more = [name for name in _names(index, folder) if name not in entry["files"]]
     problems += [f"{name} is there, and not in the report" for name in more]
     if model.lora is not None:
         place = adapter_folder(model)
-        problems += changed_files(place, wanted.get("adapter", {}).get("files", {}))
+        problems += changed_files(place, entry.get("adapter", {}).get("files", {}))
     return problems
 
 
 def changed_files(
-    folder: Path, wanted: Mapping[str, Mapping[str, Any]], *, contents: bool = False
+    folder: Path, files: Mapping[str, Mapping[str, Any]], *, contents: bool = False
 ) -> list[str]:
     """Return how files differ from what a report says of them.
 
     Args:
         folder: where the files are.
-        wanted: by file, its ``bytes``, and ``header_sha256`` or ``sha256`` where there is one.
+        files: by file, its ``bytes``, and ``header_sha256`` or ``sha256`` where there is one.
         contents: whether to read whole shards where the report has a digest of the content.
     """
     problems = []
-    for name, facts in wanted.items():
+    for name, facts in files.items():
         path = folder / name
         if not path.is_file():
             problems.append(f"{name} is not there")

@@ -7,10 +7,12 @@ Eq. 1 in float64 with coefficients written out by hand, and safetensors' own wri
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import yaml
 from click.testing import CliRunner, Result
 from filelock import FileLock, Timeout
 
-from mergekit_lines import LinesError
+from mergekit_lines.checkpoint import partial, room, writer
 from mergekit_lines.cli import main
 from tests import models
 from tests.e2e import runner
@@ -372,12 +374,12 @@ NAME = "stages.0.blocks.1.norm.weight"
         (
             {"tuned": {NAME: torch.full((8,), torch.nan)}},
             "",
-            [f"tensor {NAME} of ", "tuned.safetensors: found NaN or infinity", "--allow-nonfinite"],
+            [f"tensor {NAME} of ", "tuned.safetensors: found NaN or infinity", "allow_nonfinite"],
         ),
         (
             {"tuned": {NAME: torch.full((8,), 1e5)}},
             "--dtype float16",
-            [f"tensor {NAME} of ", "found values beyond --dtype torch.float16"],
+            [f"tensor {NAME} of ", "found values beyond the recipe's dtype torch.float16"],
         ),
         (
             {"tuned": {NAME: torch.full((8,), 1e6)}},
@@ -469,74 +471,155 @@ def test_a_failure_while_writing_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk, at the start or later, and a second edit to one OUT: a sentence, no file."""
-    import mergekit_lines.merges.single_file as module
-
     model, base, *_ = pair(tmp_path / "files")
     words = [model, "--base", base, "--out", tmp_path / "out.safetensors", "--gamma", "0.5"]
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    assert "found 1,000 bytes free, wanted " in edit(*words).output
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    assert "bytes more on this disk, which has 1,000 free" in edit(*words).output
     monkeypatch.undo()
+    with partial.locked(tmp_path / ".out.safetensors.partial.lock", tmp_path):
+        assert "another merge is writing to it right now" in edit(*words).output
 
-    def full(_: torch.Tensor) -> bytes:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with module._locked(tmp_path / ".out.safetensors.partial.lock", tmp_path):
-        assert "another edit is writing to it right now" in edit(*words).output
-    monkeypatch.setattr(module, "_bytes", full)
+    monkeypatch.setattr(writer, "write_run", full)
     result = edit(*words)
     assert result.exit_code == 1
     assert "the disk is full" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["files"]
 
 
-def test_what_a_killed_edit_left_is_cleared(tmp_path: Path) -> None:
-    """An edit that SIGTERM ends leaves a hidden folder, which the next one to OUT removes."""
+ENDED = """
+import os, signal, sys
+from mergekit_lines.checkpoint.writer import TensorSink
+from mergekit_lines.cli import main
+
+TensorSink.write = lambda *_: os.kill(os.getpid(), int(sys.argv.pop(1)))
+main(["edit", *sys.argv[2:], "--gamma", "0.5"])
+"""
+
+
+def ended(number: signal.Signals, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Edit, with a signal at the first byte that is written behind the header."""
+    program = ENDED.replace("int(sys.argv.pop(1))", str(int(number)))
+    return subprocess.run(
+        [sys.executable, "-c", program, "", *words],
+        env=runner.environment(),
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_sigterm_ends_an_edit_and_leaves_nothing(tmp_path: Path) -> None:
+    """SIGTERM ends an edit with the shell's status for it; no partial folder and no lock stay."""
     model, base, *_ = pair(tmp_path / "files")
     words = [str(model), "--base", str(base), "--out", str(tmp_path / "out.safetensors")]
-    program = (
-        "import os, signal, sys\n"
-        "from mergekit_lines import single_file\n"
-        "from mergekit_lines.cli import main\n"
-        "single_file._bytes = lambda tensor: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "main(['edit', *sys.argv[1:], '--gamma', '0.5'])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program, *words], env=runner.environment())
-    assert done.returncode == -signal.SIGTERM
-    partial = tmp_path / ".out.safetensors.partial"
-    assert (partial / "out.safetensors").exists()
+    done = ended(signal.SIGTERM, words)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["files"]
+
+
+def test_what_a_killed_edit_left_is_cleared(tmp_path: Path) -> None:
+    """An edit that SIGKILL ends leaves a hidden folder, which the next one to OUT removes."""
+    model, base, *_ = pair(tmp_path / "files")
+    words = [str(model), "--base", str(base), "--out", str(tmp_path / "out.safetensors")]
+    assert ended(signal.SIGKILL, words).returncode == -signal.SIGKILL
+    left = tmp_path / ".out.safetensors.partial"
+    assert [path.name for path in left.iterdir() if path.suffix == ".writing"]
     assert edit(*words, "--gamma", "0.5").exit_code == 0
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"files", "out.lines_report.json", "out.safetensors"}
 
 
-def test_nothing_of_others_is_overwritten(tmp_path: Path) -> None:
-    """A file of the partial folder's name, and an OUT that comes while we write, stay."""
-    import mergekit_lines.merges.single_file as module
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda file: os.truncate(file, file.stat().st_size // 2), "ends inside tensor"),
+        (lambda file: os.utime(file), "changed while it was merged"),
+        (lambda file: file.replace(file.with_name("moved")), "changed while it was merged"),
+    ],
+    ids=["cut", "touched", "moved"],
+)
+def test_an_input_that_changes_is_refused(
+    change: Callable[[Path], object], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is cut, touched or moved while it is read is an error; nothing is left."""
+    model, base, *_ = pair(tmp_path / "files")
+    begin = partial.Partial.begin
 
+    def begin_and_change(*arguments: Any) -> None:
+        begin(*arguments)
+        change(model)
+
+    monkeypatch.setattr(partial.Partial, "begin", begin_and_change)
+    result = edit(model, "--base", base, "--out", tmp_path / "out.safetensors", "--gamma", "0.5")
+    assert result.exit_code == 1
+    assert text in result.output
+    assert "tuned.safetensors" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["files"]
+
+
+def test_nothing_of_others_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of the partial folder's name, and an OUT that comes while we write, stay."""
     model, base, *_ = pair(tmp_path / "files")
     out = tmp_path / "out.safetensors"
+    words = [model, "--base", base, "--out", out, "--gamma", "0.5"]
     (tmp_path / ".out.safetensors.partial").write_text("mine")
-    result = edit(model, "--base", base, "--out", out, "--gamma", "0.5")
-    assert "in the way of the partial folder and not ours" in result.output
+    assert "in the way of the partial folder and not ours" in edit(*words).output
     (tmp_path / ".out.safetensors.partial").unlink()
+    publish = partial.Partial.publish_file
 
-    def interfere() -> None:
-        with module._partial(out):
-            out.write_text("mine")
+    def interfere(*arguments: Any) -> None:
+        out.write_text("mine")
+        publish(*arguments)
 
-    with pytest.raises(LinesError, match="is there already"):
-        interfere()
+    monkeypatch.setattr(partial.Partial, "publish_file", interfere)
+    result = edit(*words)
+    assert result.exit_code == 1
+    assert "out.safetensors is there already" in result.output
     assert out.read_text() == "mine"
-    assert {path.name for path in tmp_path.iterdir()} == {"files", "out.safetensors"}
+    monkeypatch.undo()
+    out.unlink()
+    assert "found 1 of 1 shards" in edit(*words).output
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"files", "out.lines_report.json", "out.safetensors"}
+
+
+def test_an_edit_that_was_killed_between_its_last_renames_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report that was moved to its place already is known as ours by its digest."""
+    model, base, *_ = pair(tmp_path / "files")
+    out = tmp_path / "out.safetensors"
+    words = [model, "--base", base, "--out", out, "--gamma", "0.5"]
+    assert edit(*words).exit_code == 0
+    whole = models.digest(tmp_path)
+    for path in (out, tmp_path / "out.lines_report.json"):
+        path.unlink()
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path: Path) -> None:
+        if path == tmp_path:  # behind the report's rename, before the file's
+            raise Killed
+
+    monkeypatch.setattr(partial, "sync", killed)
+    monkeypatch.setattr(partial, "_leave", lambda *_: None)
+    with pytest.raises(Killed):
+        edit(*words)
+    monkeypatch.undo()
+    assert (tmp_path / "out.lines_report.json").exists()
+    assert edit(*words).exit_code == 0
+    assert models.digest(tmp_path) == whole
 
 
 def test_a_lock_that_its_holder_removed_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between opening and locking, the file may have been removed and made anew by another."""
-    import mergekit_lines.merges.single_file as module
-
     file = tmp_path / "lock"
     acquired: list[int] = []
 
@@ -549,8 +632,8 @@ def test_a_lock_that_its_holder_removed_is_none(
                 (tmp_path / "new").replace(file)
             return taken
 
-    monkeypatch.setattr(module, "FileLock", Late)
-    with module._locked(file, tmp_path):
+    monkeypatch.setattr(partial, "FileLock", Late)
+    with partial.locked(file, tmp_path):
         assert len(acquired) == 2
         with pytest.raises(Timeout):
             FileLock(file, timeout=0).acquire()

@@ -270,29 +270,46 @@ def test_another_merge_does_not_go_on(
 ) -> None:
     """Another recipe, option or input is refused by name, and spoils nothing of the first."""
     method, change, flags, phrase = OTHERS[name]
-    shutil.copytree(inputs / "small", tmp_path, dirs_exist_ok=True)
+    sound, changed = tmp_path / "sound", tmp_path / "changed"
+    shutil.copytree(inputs / "small", sound)
     # The seed is in no recipe here: a flag beside it would be refused for that.
     seed = {"seed": None} if name == "seed" else {}
-    write_recipe(tmp_path, method, **seed)
-    sound = {path: (path.read_bytes(), path.stat()) for path in files_of(tmp_path)}
+    write_recipe(sound, method, **seed)
     usual = ("--out-shard-size", "20K")
-    first = torturer.merge(tmp_path, *usual, hooks=[("die", 3, "after", "rename")])
+    first = torturer.merge(sound, *usual, hooks=[("die", 6, "after", "rename")])
     assert first.returncode == -signal.SIGKILL
-    partial = partial_of(tmp_path / "out")
-    kept = shards_of(partial)
+    kept = shards_of(partial_of(sound / "out"))
     assert len(kept) == 3
-    change(tmp_path)
-    refusal = torturer.merge(tmp_path, *usual, *flags).refusal
+    # A ctime cannot be put back: what changes is a copy, with the partial folder beside it.
+    shutil.copytree(sound, changed)
+    change(changed)
+    refusal = torturer.merge(changed, *usual, *flags).refusal
+    partial = partial_of(changed / "out")
     assert phrase in refusal
     assert "shards of an interrupted merge" in refusal and str(partial) in refusal
     assert shards_of(partial) == kept
-    for path, (content, stat) in sound.items():
-        path.write_bytes(content)
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert "shards in " in torturer.merge(tmp_path, *usual).succeeded().stderr
-    whole = models.weights_digest(tmp_path / "out")
-    torturer.merge(tmp_path, *usual, out="again").succeeded()
-    assert models.weights_digest(tmp_path / "again") == whole
+    shutil.rmtree(partial_of(sound / "out"))
+    partial.rename(partial_of(sound / "out"))
+    assert "shards in " in torturer.merge(sound, *usual).succeeded().stderr
+    whole = models.weights_digest(sound / "out")
+    torturer.merge(sound, *usual, out="again").succeeded()
+    assert models.weights_digest(sound / "again") == whole
+
+
+def test_an_input_whose_time_was_put_back_is_another(
+    torturer: Torturer, inputs: Path, tmp_path: Path
+) -> None:
+    """An input rewritten in place between a kill and the next run is seen by its ctime."""
+    shutil.copytree(inputs / "small", tmp_path, dirs_exist_ok=True)
+    write_recipe(tmp_path, "dare_ties")
+    usual = ("--out-shard-size", "20K")
+    torturer.merge(tmp_path, *usual, hooks=[("die", 6, "after", "rename")])
+    file = tmp_path / "b" / "model.safetensors"
+    stat, content = file.stat(), file.read_bytes()
+    file.write_bytes(content[:-2] + bytes([content[-2] ^ 1, content[-1]]))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    refusal = torturer.merge(tmp_path, *usual).refusal
+    assert "model b (model.safetensors) differ" in refusal
 
 
 def test_another_merge_begins_anew_once_the_folder_is_gone(
@@ -302,7 +319,7 @@ def test_another_merge_begins_anew_once_the_folder_is_gone(
     shutil.copytree(inputs / "small", tmp_path, dirs_exist_ok=True)
     write_recipe(tmp_path, "dare_ties")
     usual = ("--out-shard-size", "20K")
-    torturer.merge(tmp_path, *usual, hooks=[("die", 4, "after", "rename")])
+    torturer.merge(tmp_path, *usual, hooks=[("die", 7, "after", "rename")])
     write_recipe(tmp_path, "dare_ties", beta=0.6)
     assert "remove the folder" in torturer.merge(tmp_path, *usual).refusal
     shutil.rmtree(partial_of(tmp_path / "out"))
@@ -316,10 +333,6 @@ def shards_of(folder: Path) -> dict[str, str]:
     """Return the digests of the safetensors files in a folder."""
     found = models.digest(folder)
     return {name: value for name, value in found.items() if name.endswith(".safetensors")}
-
-
-def files_of(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 @pytest.fixture(scope="module")

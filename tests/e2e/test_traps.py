@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from mergekit_lines.checkpoint.partial import MARK, partial_path
+from mergekit_lines.checkpoint.out import partial_path
+from mergekit_lines.checkpoint.state import MARK
 from mergekit_lines.errors import LinesError
 from tests import models
 from tests.e2e.runner import in_process

@@ -1,0 +1,344 @@
+"""The partial folder: what of it is taken over, what is refused, and what is never touched.
+
+The oracle is the bytes that were put there, and safetensors' own reader.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mergekit_lines import LinesError
+from mergekit_lines.checkpoint.out import Out, model_folder, partial_path
+from mergekit_lines.checkpoint.partial import Partial, partial_folder
+from mergekit_lines.checkpoint.sources import Shard
+from mergekit_lines.checkpoint.state import MARK, mark_of
+from mergekit_lines.checkpoint.writer import ShardLayout, ShardWriter, Slot, lay_out, whole_name
+
+VALUES = {f"layer.{number}": torch.arange(64.0) + number for number in range(4)}
+MERGE = {"the recipe": "one"}
+
+
+def layout() -> list[ShardLayout]:
+    """Four tensors in two shards."""
+    slots = [Slot(name, tuple(values.shape), values.dtype) for name, values in VALUES.items()]
+    return lay_out(slots, 2 * 64 * 4)
+
+
+def fill(partial: Partial, shards: list[ShardLayout], names: list[str]) -> ShardWriter:
+    """Write some of the tensors."""
+    writer = ShardWriter(partial.path, shards, partial.vouch)
+    for name in names:
+        if writer.wants(name):
+            writer.sink(name).write(0, VALUES[name])
+            writer.stored(name)
+    writer.close()
+    return writer
+
+
+class Interrupted(BaseException):
+    """As Ctrl-C."""
+
+
+def interrupted(out: Out) -> Path:
+    """Merge three of four tensors to OUT, and be stopped; return the shard that is whole."""
+
+    def merge() -> None:
+        with partial_folder(out, lambda _: None) as partial:
+            partial.begin(MERGE, layout())
+            fill(partial, layout(), list(VALUES)[:3])
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        merge()
+    (whole,) = partial_path(out.path).glob("*.safetensors")
+    return whole
+
+
+def resumed(out: Out) -> tuple[list[str], set[str]]:
+    """Merge to the end; return what was told, and which shards were kept."""
+    told: list[str] = []
+    with partial_folder(out, told.append) as partial:
+        partial.begin(MERGE, layout())
+        kept = fill(partial, layout(), list(VALUES)).done
+        (partial.path / "config.json").write_text("{}")
+        partial.publish(layout())
+    return told, kept
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Out:
+    return model_folder(tmp_path / "OUT")
+
+
+def loaded(out: Out) -> dict[str, torch.Tensor]:
+    return {k: v for file in out.path.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+def check_whole(out: Out) -> None:
+    """Assert that OUT holds the values that were written."""
+    tensors = loaded(out)
+    assert tensors.keys() == VALUES.keys()
+    assert all(tensors[name].equal(VALUES[name]) for name in VALUES)
+    assert not partial_path(out.path).exists()
+
+
+def test_a_sound_shard_is_kept(out: Out) -> None:
+    """A shard whose digest is that of its state is not made again."""
+    interrupted(out)
+    told, kept = resumed(out)
+    assert kept == {"model-00001-of-00002.safetensors"}
+    assert told == [
+        f"found 1 of 2 shards in {partial_path(out.path)}, left by a merge that was killed or "
+        f"stopped: going on behind them"
+    ]
+    check_whole(out)
+
+
+def test_the_last_shard_is_kept_too(out: Out) -> None:
+    """Where all shards are whole and OUT is not, none is made again."""
+
+    def merge() -> None:
+        with partial_folder(out, lambda _: None) as partial:
+            partial.begin(MERGE, layout())
+            fill(partial, layout(), list(VALUES))
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        merge()
+    told, kept = resumed(out)
+    assert len(kept) == 2
+    assert "found 2 of 2 shards" in told[0]
+    check_whole(out)
+
+
+def test_a_damaged_last_shard_is_made_again(out: Out) -> None:
+    """Of the last shard the header and samples are held against their digest."""
+
+    def merge() -> None:
+        with partial_folder(out, lambda _: None) as partial:
+            partial.begin(MERGE, layout())
+            fill(partial, layout(), list(VALUES))
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        merge()
+    all_zeros(partial_path(out.path) / "partial-model-00002-of-00002.safetensors")
+    told, kept = resumed(out)
+    assert kept == {"model-00001-of-00002.safetensors"}
+    assert "model-00002-of-00002.safetensors in " in told[0]
+    check_whole(out)
+
+
+def zeros(whole: Path) -> None:
+    """Let the end of the file be zeros, as after a disk that lost a page."""
+    with whole.open("r+b") as file:
+        file.seek(-32, os.SEEK_END)
+        file.write(bytes(32))
+
+
+def all_zeros(whole: Path) -> None:
+    whole.write_bytes(bytes(whole.stat().st_size))
+
+
+def shorter(whole: Path) -> None:
+    os.truncate(whole, whole.stat().st_size - 1)
+
+
+@pytest.mark.parametrize("damage", [zeros, all_zeros, shorter])
+def test_a_damaged_shard_is_made_again(damage: Callable[[Path], None], out: Out) -> None:
+    """Zeros in a kept shard, in its header or cut off: told, and merged once more."""
+    damage(interrupted(out))
+    told, kept = resumed(out)
+    assert kept == set()
+    assert "model-00001-of-00002.safetensors in " in told[0]
+    assert "no longer as written, made again" in told[0]
+    check_whole(out)
+
+
+def test_a_shard_whose_state_is_lost_is_refused(out: Out) -> None:
+    """Without a state nobody knows which merge the shards belong to."""
+    interrupted(out)
+    (partial_path(out.path) / MARK).write_text("")
+    with pytest.raises(LinesError, match="its state is lost"):
+        resumed(out)
+
+
+def test_a_state_of_a_stranger_moves_nothing(out: Out) -> None:
+    """A forged state that names a file of the user's neither moves nor deletes it."""
+    partial = partial_path(out.path)
+    for folder in (out.path, partial):
+        folder.mkdir()
+    notes = out.path / "notes.txt"
+    notes.write_text("mine")
+    (partial / out.hidden).write_text("{}")
+    for moving in (["notes.txt"], {"notes.txt": mark_of(notes)}, {"../notes.txt": mark_of(notes)}):
+        (partial / MARK).write_text(json.dumps({"moving": moving, "merge": MERGE}))
+        assert out.moved() == []
+    resumed(out)
+    assert notes.read_text() == "mine"
+    check_whole(out)
+
+
+def test_only_what_has_our_digest_is_taken_back(out: Out) -> None:
+    """A README that the user wrote after a kill between the last renames stays where it is."""
+    partial = partial_path(out.path)
+    for folder in (out.path, partial):
+        folder.mkdir()
+    ours, other = out.path / "lines_report.json", out.path / "README.md"
+    ours.write_text("{}")
+    other.write_text("ours")
+    moving = {path.name: mark_of(path) for path in (ours, other)}
+    (partial / out.hidden).write_text("{}")
+    (partial / MARK).write_text(json.dumps({"moving": moving, "merge": MERGE}))
+    assert out.moved() == ["lines_report.json", "README.md"]
+    other.write_text("mine")
+    assert out.moved() == ["lines_report.json"]
+    assert "already holds a model or parts of one (README.md)" in out.problems()[0]
+    assert other.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["[" * 100_000, '{"moving": 3, "merge": [1], "digests": []}', '{"merge": {"\\u001b[2J": 1}}'],
+    ids=["deep", "other kinds", "escapes"],
+)
+def test_any_state_ends_in_a_sentence(state: str, out: Out) -> None:
+    """Whatever a state holds, shards of another merge are refused, and nothing of it is echoed."""
+    interrupted(out)
+    (partial_path(out.path) / MARK).write_text(state)
+    with pytest.raises(LinesError, match="and that was another one") as error:
+        resumed(out)
+    assert "\x1b" not in str(error.value)
+
+
+def test_a_state_that_is_a_pipe_is_not_waited_for(out: Out) -> None:
+    """A pipe of the state's name is a state that is lost."""
+    interrupted(out)
+    mark = partial_path(out.path) / MARK
+    mark.unlink()
+    os.mkfifo(mark)
+    with pytest.raises(LinesError, match="its state is lost"):
+        resumed(out)
+
+
+def test_links_in_a_partial_folder_are_removed_and_not_followed(out: Out, tmp_path: Path) -> None:
+    """A link to a folder or a shard of others goes; what it leads to stays."""
+    interrupted(out)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "mine").write_text("mine")
+    partial = partial_path(out.path)
+    (partial / "folder").symlink_to(kept)
+    (partial / "partial-model-00002-of-00002.safetensors").symlink_to(kept / "mine")
+    resumed(out)
+    assert (kept / "mine").read_text() == "mine"
+    check_whole(out)
+
+
+def test_out_is_looked_at_again_behind_the_lock(out: Out) -> None:
+    """A merge that waited for its turn sees at once that OUT has been made meanwhile."""
+    out.path.mkdir()
+    (out.path / "config.json").write_text("{}")
+    with (
+        pytest.raises(LinesError, match=r"already holds a model or parts of one \(config\.json\)"),
+        partial_folder(out, lambda _: None),
+    ):
+        pytest.fail("nothing may be merged")
+    assert [path.name for path in out.path.parent.iterdir()] == ["OUT"]
+
+
+def test_a_link_in_the_place_of_the_lock_is_refused(out: Out, tmp_path: Path) -> None:
+    """What a link of the lock's name leads to is neither made nor written to."""
+    lock = Path(f"{partial_path(out.path)}.lock")
+    lock.symlink_to(tmp_path / "elsewhere")
+    with (
+        pytest.raises(LinesError, match="in the way of the lock and not ours"),
+        partial_folder(out, lambda _: None),
+    ):
+        pytest.fail("nothing may be merged")
+    assert lock.is_symlink() and not (tmp_path / "elsewhere").exists()
+
+
+def test_a_name_is_planned_once() -> None:
+    """A layout that names a tensor twice is refused: its offsets would have holes."""
+    slot = Slot("visual.merger.weight", (2, 2), torch.float32)
+    with pytest.raises(LinesError, match=r"visual\.merger\.weight would be written more than once"):
+        lay_out([slot, slot], 0)
+
+
+def other_name(text: bytes) -> bytes:
+    return text.replace(b'"layer.1"', b'"layer.9"')
+
+
+def hole(text: bytes) -> bytes:
+    return text.replace(b"[256,512]", b"[260,512]")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (other_name, r"holds other tensors than were planned \(layer\.1, layer\.9\)"),
+        (hole, "is not a whole safetensors file"),
+    ],
+)
+def test_shards_are_held_against_the_plan_before_out_has_its_name(
+    change: Callable[[bytes], bytes], text: str, out: Out
+) -> None:
+    """Whatever the cause: what safetensors reads in a shard has to be what was planned."""
+
+    def merge() -> None:
+        with partial_folder(out, lambda _: None) as partial:
+            partial.begin(MERGE, layout())
+            fill(partial, layout(), list(VALUES))
+            (partial.path / "config.json").write_text("{}")
+            whole = partial.path / whole_name(layout()[0].file)
+            content = whole.read_bytes()
+            assert change(content) != content
+            whole.write_bytes(change(content))
+            partial.publish(layout())
+
+    with pytest.raises(LinesError, match=text):
+        merge()
+    assert list(out.path.parent.iterdir()) == []
+
+
+def test_an_input_whose_time_was_put_back_has_changed(tmp_path: Path) -> None:
+    """Rewritten in place with its mtime put back, a file has another ctime, which is seen."""
+    from safetensors.torch import save_file
+
+    file = tmp_path / "model.safetensors"
+    save_file(VALUES, file)
+    shard = Shard(file)
+    before = file.stat()
+    with file.open("r+b") as handle:
+        handle.seek(-4, os.SEEK_END)
+        handle.write(b"\1\2\3\4")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_mtime_ns == before.st_mtime_ns
+    with pytest.raises(LinesError, match="changed while it was merged"):
+        shard.check_unchanged()
+    shard.close()
+
+
+def described(folder: Path) -> Any:
+    from mergekit_lines.checkpoint.opened import describe_file
+
+    return describe_file(folder / "model.safetensors", None)
+
+
+def test_an_input_whose_time_was_put_back_between_two_runs_is_another(tmp_path: Path) -> None:
+    """What an interrupted merge keeps of an input tells the rewritten one from it."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"1234")
+    before, stat = described(tmp_path), file.stat()
+    file.write_bytes(b"4321")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert described(tmp_path) != before
