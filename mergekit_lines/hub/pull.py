@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
@@ -19,7 +18,7 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import registered_methods
 from mergekit.options import MergeOptions
 
-from mergekit_lines.checkpoint import bounded
+from mergekit_lines.checkpoint.bounded import RECIPE_BYTES, read_json, read_text
 from mergekit_lines.checkpoint.remote.downloads import fetch
 from mergekit_lines.checkpoint.remote.failures import reading
 from mergekit_lines.checkpoint.remote.headers import (
@@ -35,9 +34,9 @@ from mergekit_lines.files import COMMIT, RECIPE, REPORT
 from mergekit_lines.host.names import METHODS
 from mergekit_lines.inspection.inspect import inspect_recipe
 from mergekit_lines.recipe.models import models_in_order
+from mergekit_lines.recipe.reading import one_document
+from mergekit_lines.report.flags import are_safe, safe_flags
 from mergekit_lines.report.origins import Origins, is_local
-
-_FLAG = re.compile(r"--[a-z-]+|[\w.]+", re.ASCII)  # it is shown in a command to copy
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def pull_recipe(repo: str, *, pin: bool = False) -> Pulled:
     where = f"model {repo}"
     try:
         files = files_of(name, revision or None)
-        path = fetch(where, files, RECIPE, most=bounded.RECIPE_BYTES)
+        path = fetch(where, files, RECIPE, most=RECIPE_BYTES)
     except RemoteEntryNotFoundError:
         raise LinesError(
             f"{where}: found no {RECIPE}, which mergekit writes beside what it merges. Ask its "
@@ -109,10 +108,14 @@ def pull_recipe(repo: str, *, pin: bool = False) -> Pulled:
     if pin:
         origins = Origins(config, report.inputs, Path.cwd())
         text = origins.pinned(text)
-        config = MergeConfiguration.model_validate(_document(text))
+        config = MergeConfiguration.model_validate(one_document(text))
         loose = [f"{part}" for part in _parts(config) if not _is_pinned(part)]
         if loose:
             notes.append(f"--pin: no commit is known for {', '.join(loose)}")
+    if not report.only_flags:
+        notes.append(
+            "its report names flags that no merge writes there: they are left out of the command"
+        )
     if report.alpha is not None:
         notes.append(f"α was found to be {report.alpha!r}, for `alpha: auto`")
     needs, problems = _look(config, text)
@@ -129,17 +132,13 @@ def pull_recipe(repo: str, *, pin: bool = False) -> Pulled:
 
 def _read(where: str, path: Path) -> tuple[str, MergeConfiguration]:
     try:
-        text = path.read_text(encoding="utf-8")
-        return text, MergeConfiguration.model_validate(_document(text))
+        text = read_text(path, RECIPE_BYTES)
+        return text, MergeConfiguration.model_validate(one_document(text))
     except Exception as error:
         raise LinesError(
             f"{where}: its {RECIPE} cannot be read ({reason(error)}), wanted one recipe of this "
             f"release of mergekit. Ask its owner for another."
         ) from error
-
-
-def _document(text: str) -> dict[str, Any]:
-    return {key: value for key, value in yaml.safe_load(text).items() if key != "name"}
 
 
 @dataclass(frozen=True)
@@ -148,12 +147,14 @@ class HubReport:
 
     Attributes:
         inputs: by model, with the commit of each.
-        flags: of mergekit-yaml.
+        flags: of mergekit-yaml, none but those that a merge writes there.
+        only_flags: whether it names no others.
         alpha: that was found for ``alpha: auto``.
     """
 
     inputs: Mapping[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    only_flags: bool = True
     alpha: float | None = None
 
 
@@ -168,7 +169,7 @@ def _report(where: str, files: HubFiles) -> HubReport:
     except Exception as error:
         raise LinesError(reading(where, error, folder=False)) from error
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict):
@@ -178,13 +179,13 @@ def _report(where: str, files: HubFiles) -> HubReport:
         for key, facts in _mapping(content.get("inputs")).items()
     }
     flags = content.get("flags")
-    flags = tuple(map(str, flags)) if isinstance(flags, list) else ()
     alpha = _mapping(content.get("alpha"))
     value = alpha.get("value") if "models" in alpha else None
     return HubReport(
         inputs,
-        flags if all(map(_FLAG.fullmatch, flags)) else (),
-        value if isinstance(value, float) else None,
+        safe_flags(flags),
+        are_safe(flags),
+        value if isinstance(value, float) and math.isfinite(value) else None,
     )
 
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from mergekit_lines.checkpoint.bounded import read_config, read_json
 from mergekit_lines.checkpoint.headers import TensorHeader, read_headers, weight_files
+from mergekit_lines.checkpoint.links import outward_links
 from mergekit_lines.checkpoint.loading import tried_loading
 from mergekit_lines.checkpoint.writer import WRITING
 from mergekit_lines.errors import LinesError, reason, some
@@ -97,7 +98,13 @@ def _recipe(folder: Path, report: dict[str, Any]) -> MergeConfiguration:
 
 def _problems(folder: Path, report: dict[str, Any], notes: list[str]) -> Iterator[str]:
     shards = report["output"]["shards"]
-    for problem in changed_files(folder, shards):
+    yield from outward_links(folder, below=True)
+    try:
+        changed = changed_files(folder, shards)
+    except (KeyError, TypeError, AttributeError) as error:
+        yield f"{folder / REPORT}: not as the merge wrote it ({reason(error)}). {AGAIN}"
+        return
+    for problem in changed:
         yield f"{folder}: {problem}. {AGAIN}"
     strange = set(weight_files(folder)) - set(shards) - {INDEX}
     if strange:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from mergekit_lines.checkpoint.bounded import check_regular, read_config, read_json
 from mergekit_lines.checkpoint.headers import read_headers
+from mergekit_lines.checkpoint.links import outward_links
 from mergekit_lines.checkpoint.pointers import pointers
 from mergekit_lines.checkpoint.remote.downloads import fetch
 from mergekit_lines.checkpoint.remote.failures import reading, status_of, unreached
@@ -51,7 +52,7 @@ def check_models(config: MergeConfiguration, options: MergeOptions) -> list[Prob
 def _check_model(model: ModelReference, options: MergeOptions) -> Iterator[str]:
     folder = Path(model.model.path)
     if folder.is_dir():
-        problems = pointers(folder) or list(_check_config(folder))
+        problems = [*outward_links(folder), *pointers(folder)] or list(_check_config(folder))
         yield from problems or [*_check_loading(model, options), *read_headers(folder).problems]
     else:
         yield from _check_hub(model, options)
@@ -104,7 +105,7 @@ def _check_adapter(adapter: ModelPath) -> Iterator[str]:
     if not folder.is_dir():
         yield from _check_hub_adapter(adapter)
         return
-    if problems := pointers(folder):
+    if problems := [*outward_links(folder), *pointers(folder)]:
         yield from problems
         return
     try:

@@ -20,6 +20,7 @@ from huggingface_hub import ModelCardData
 from mergekit.config import MergeConfiguration
 
 from mergekit_lines.errors import visible
+from mergekit_lines.report.flags import safe_flags
 from mergekit_lines.report.markdown import code, fenced, prose
 from mergekit_lines.report.metadata import (
     checked,
@@ -246,7 +247,7 @@ def _repeat(origins: Origins, content: Mapping[str, Any], place: Place) -> str:
     source = f"{place.repo}@{place.branch}" if place.branch else place.repo
     pull = f"mergekit-lines pull {source} recipe.yml --pin\n" if source else ""
     first = "" if source else "Save the recipe as `recipe.yml` and run\n\n"
-    merge = visible(" ".join(["mergekit-yaml recipe.yml OUT", *content.get("flags", ())]))
+    merge = visible(" ".join(["mergekit-yaml recipe.yml OUT", *safe_flags(content.get("flags"))]))
     text = (
         f"{first}{fenced(pull + merge, 'sh')}\n\n"
         f"The same inputs and versions give the same bytes on the same kind of device: {listed}."

@@ -126,6 +126,9 @@ def changed_files(
     problems = []
     for name, facts in files.items():
         path = folder / name
+        if path.name != name or "\\" in name:
+            problems.append(f"{name!r} is no plain name of a file in it")
+            continue
         if not path.is_file():
             problems.append(f"{name} is not there")
             continue

@@ -153,6 +153,16 @@ def test_there_and_back(world: World, tmp_path: Path) -> None:
         assert place == f"{name}@{facts['revision']}"
 
 
+def test_a_card_shows_no_foreign_flag(world: World) -> None:
+    """A report that somebody else has edited puts nothing into a command to copy."""
+    shutil.copytree(world.merged, world.work / "foreign")
+    changed(world.work / "foreign", "lines_report.json", flags=["--trust-remote-code"])
+    push = ("mergekit-lines", "push", "foreign", "user/foreign", "--dry-run")
+    card = world.run(*push).succeeded().stdout
+    assert "mergekit-yaml recipe.yml OUT\n" in card
+    assert "--trust-remote-code" not in card
+
+
 def test_the_card_on_the_hub(world: World) -> None:
     """Front matter that the Hub takes, partly inherited; picture, recipe, versions."""
     world.run("mergekit-lines", "push", "merged", "user/card", "--message", "Mine").succeeded()
@@ -351,6 +361,7 @@ def test_a_card_that_was_edited_keeps_its_words(world: World) -> None:
     assert (result.dataset_name, result.metric_value) == ("BBC news", 0.75)
 
 
+FORGED = ("no output as the merge writes them", "restore it")
 NO_NUMBER = (
     '{"format": 1, "results": [{"task": {"type": "a"}, "dataset": {"type": "b", "name": "c"}, '
     '"metrics": [{"type": "d", "value": NaN}]}]}'
@@ -376,11 +387,23 @@ NO_NUMBER = (
         (lambda out: (out / "README.md").write_text("---\n- a\n---\n"), ("front matter", "Mend")),
         (lambda out: (out / "README.md").write_bytes(b"\xff"), ("README.md", "UTF-8")),
         (lambda out: changed(out, "lines_report.json", format=2), ("format 2", "merge again")),
-        (lambda out: changed(out, "lines_report.json", inputs=[]), ("Merge again",)),
+        (lambda out: changed(out, "lines_report.json", inputs=[]), ("no inputs", "restore it")),
         (lambda out: changed(out, "config.json", num_hidden_layers=5), ("9 tensors", "random")),
         (lambda out: changed(out, "config.json", hidden_size=64), ("another shape", "config.json")),
         (lambda out: (out / "log.txt").write_text(f"t={TOKEN}"), ("log.txt", "token")),
         (lambda out: (out / "log.txt").write_text(f"at {out}/x"), ("log.txt", "path of this")),
+        (lambda out: reported(out, "../key.safetensors"), FORGED),
+        (lambda out: reported(out, "/etc/passwd"), FORGED),
+        (lambda out: reported(out, ".."), FORGED),
+        (
+            lambda out: changed(out, "lines_report.json", output={"shards": {"config.json": 1}}),
+            FORGED,
+        ),
+        (
+            lambda out: linked(out, "chat_template.jinja"),
+            ("chat_template.jinja is a link", "cp -L"),
+        ),
+        (lambda out: linked(out, "below/key"), ("below/key is a link", "out of this folder")),
         (shutil.rmtree, ("no such folder", "merged model")),
     ],
 )
@@ -400,6 +423,24 @@ def test_what_is_not_pushed(world: World, change: Any, wanted: tuple[str, ...]) 
 def changed(out: Path, file: str, **changes: Any) -> None:
     content = json.loads((out / file).read_text())
     (out / file).write_text(json.dumps({**content, **changes}))
+
+
+def reported(out: Path, shard: str) -> None:
+    """Let the report name a file that lies elsewhere, as it is."""
+    key = out.parent / "key.safetensors"
+    shutil.copy(out / "model-00001-of-00004.safetensors", key)
+    content = json.loads((out / "lines_report.json").read_text())
+    shards = content["output"]["shards"]
+    content["output"]["shards"] = {**shards, shard: shards["model-00001-of-00004.safetensors"]}
+    (out / "lines_report.json").write_text(json.dumps(content))
+
+
+def linked(out: Path, name: str) -> None:
+    """Plant a link to a file that is nobody's business."""
+    key = out.parent / "id_ed25519"
+    key.write_text("PRIVATE KEY")
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).symlink_to(key)
 
 
 def cut(path: Path) -> None:
@@ -469,6 +510,14 @@ def test_pull_of_what_anyone_may_write(world: World, tmp_path: Path) -> None:
     assert "adapter org/code: found no adapter_config.json" in told
     assert "merge_method slurp: mergekit 0.1.5 does not have it. Did you mean 'slerp'?" in told
     assert "when that is mended, run it with `mergekit-yaml odd.yml OUT`" in told
+    # A printed command is copied: none but a merge's own flags stand in it.
+    flags = ["--trust-remote-code", "--random-seed", "7", "--lora-merge-cache", "/home"]
+    (tmp_path / "lines_report.json").write_text(json.dumps({"flags": flags}))
+    world.hub.publish("org/flags", tmp_path)
+    told = world.run("mergekit-lines", "pull", "org/flags", "flags.yml").succeeded().stdout
+    assert "run it with `mergekit-yaml flags.yml OUT --random-seed 7`" in told
+    assert "flags that no merge writes there" in told
+    assert "trust" not in told and "/home" not in told
     # A report that is not given out is no report that is not there.
     world.hub.set(faults=[{"match": "lines_report.json", "status": 403, "times": 9}])
     world.hub.publish("org/even", tmp_path)
