@@ -87,20 +87,20 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _wraps(config: MergeConfiguration, problems: list[Problem]) -> list[str]:
-    wraps = []
+    names: list[Any] = []
     for section in sections(config):
         if "wrap" in section.parameters and section.model is None:
-            wraps += list(_leaves(section.parameters["wrap"]))
+            names += list(_leaves(section.parameters["wrap"]))
     whole = (config.parameters or {}).get("wrap")
     filters = whole if isinstance(whole, list) else [whole]
     if whole is None or all(
         isinstance(entry, ConditionalParameter) and entry.filter not in (None, "*")
         for entry in filters
     ):
-        wraps.append("task_arithmetic")
+        names.append("task_arithmetic")
     wraps = []
     # What is no name at all is told by the word's own check.
-    for wrap in dict.fromkeys(w for w in wraps if isinstance(w, str) and w.strip()):
+    for wrap in dict.fromkeys(w for w in names if isinstance(w, str) and w.strip()):
         problem = check_wrap(wrap)
         if problem:
             problems.append(problem)
