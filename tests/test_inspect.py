@@ -27,7 +27,9 @@ from mergekit_lines.inspection.findings import Block, Coefficient, Container, In
 from mergekit_lines.plan import fit
 from tests import models as make
 from tests import shaped
-from tests.cases import Models, recipe, with_adapter
+from tests.cases.case import Models
+from tests.cases.checkpoints import with_adapter
+from tests.cases.recipes import recipe
 from tests.e2e import runner
 from tests.hub import Hub
 from tests.test_recipes import (  # the fixtures are asked for by name

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases import CASES, Case, Models
+from tests.cases import CASES
+from tests.cases.case import Case, Models
 from tests.e2e import runner
 from tests.e2e.test_refusals import SOUND, contains, message, seen
 

@@ -14,21 +14,10 @@ from typing import Any
 import pytest
 
 from tests import models as make
-from tests.cases import (
-    ALL_LAYERS,
-    BY_ID,
-    CASES,
-    Build,
-    Case,
-    Models,
-    entry,
-    listing,
-    post,
-    sharded,
-    slices,
-    with_adapter,
-    words,
-)
+from tests.cases import BY_ID, CASES
+from tests.cases.case import ALL_LAYERS, Build, Case, Models
+from tests.cases.checkpoints import sharded, with_adapter
+from tests.cases.recipes import entry, listing, post, slices, words
 from tests.e2e import runner
 
 # One of each kind of fault, as a shell would run it.
