@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
+from mergekit_lines.checkpoint.bounded import read_text
 from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.files import CARD, RECIPE, REPORT
@@ -124,7 +125,7 @@ def pack(out: Path, options: PushOptions) -> Parcel:
 
 def _utf8(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except (OSError, ValueError) as error:
         raise LinesError(
             f"{path}: cannot be read ({reason(error)}), wanted a text in UTF-8. Mend the file."

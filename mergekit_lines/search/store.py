@@ -14,12 +14,14 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from mergekit_lines.checkpoint.bounded import parse_json, read_bytes, read_json
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.evaluate import Metric
 from mergekit_lines.files import write_whole
 
 FORMAT = 1
 RESULTS = "results.jsonl"
+RESULTS_BYTES = 1 << 30
 SEARCH = "search.json"
 # What the searches write, by the names of their files.
 BEST, GREEDY, CARD, FIGURE, RECIPES = (
@@ -88,7 +90,7 @@ class Store:
         now, left = {"format": FORMAT, **self._identity}, dict[str, Any]()
         if path.exists():
             try:
-                left = dict(json.loads(path.read_text(encoding="utf-8")))
+                left = dict(read_json(path))
             except (OSError, ValueError, TypeError) as error:
                 raise LinesError(
                     f"{path}: cannot be read ({reason(error)}). Choose another --out."
@@ -111,7 +113,12 @@ class Store:
     def _read(self) -> None:
         if not self._path.exists():
             return
-        content = self._path.read_bytes()
+        try:
+            content = read_bytes(self._path, RESULTS_BYTES)
+        except (OSError, ValueError) as error:
+            raise LinesError(
+                f"{self._path}: cannot be read ({reason(error)}). Choose another --out."
+            ) from error
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):  # the process was killed while it wrote
             with self._path.open("r+b") as file:
@@ -119,10 +126,10 @@ class Store:
                 os.fsync(file.fileno())
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                record = _from_json(json.loads(line))
+                record = _from_json(parse_json(line.decode()))
             except (ValueError, KeyError, TypeError) as error:
                 raise LinesError(
-                    f"{self._path}, line {number}: is no result ({type(error).__name__}: {error}). "
+                    f"{self._path}, line {number}: is no result ({reason(error)}). "
                     f"Take the line out to measure that point again."
                 ) from error
             self._records[record.key] = record
@@ -150,7 +157,7 @@ class Store:
         if not path.exists():
             return {}
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            return dict(read_json(path))
         except (OSError, ValueError, TypeError) as error:
             raise LinesError(
                 f"{path}: cannot be read ({reason(error)}). Choose another --out."

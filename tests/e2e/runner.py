@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import re
+import resource
 import select
 import signal
 import subprocess
@@ -341,6 +342,8 @@ def _become(job: Mapping[str, Any], main: Any) -> None:
         for number, name in enumerate(("stdout", "stderr"), 1):
             os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT, 0o600), number)
         os.chdir(job["cwd"])
+        if "cpu" in job:  # seconds of this process alone, however busy the machine is
+            resource.setrlimit(resource.RLIMIT_CPU, (job["cpu"], job["cpu"]))
         os.environ["TMPDIR"] = job["scratch"]
         tempfile.tempdir = None  # else the parent's answer is kept
         sys.argv = list(job["words"])

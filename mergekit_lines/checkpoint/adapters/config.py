@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergekit_lines.checkpoint.adapters.patterns import (
+    PatternError,
+    check_count,
+    check_pattern,
+    matches,
+)
 from mergekit_lines.checkpoint.bounded import read_json
 from mergekit_lines.errors import LinesError, nearest, reason, some
 
@@ -52,6 +57,14 @@ _READ = {
     "trainable_token_indices",
     "use_dora",
     "use_rslora",
+}
+# What PEFT takes for regular expressions, where it is a text, a mapping's keys, or a list.
+_PATTERNS = {
+    "alpha_pattern": dict,
+    "exclude_modules": str,
+    "layers_pattern": list,
+    "rank_pattern": dict,
+    "target_modules": str,
 }
 # Others (PiSSA, OLoRA, CorDA, LoftQ, MiCA) draw A, B or the base's weights from an SVD of the base.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "lora_ga")
@@ -108,11 +121,12 @@ class LoraConfig:
         """Return the first pattern that matches the whole name or its end behind a dot."""
         try:
             for pattern in patterns or ():
-                if re.match(rf"(.*\.)?({pattern})$", module):
+                if matches(pattern, module):
                     return pattern
-        except re.error as error:
+        except PatternError as error:
             raise LinesError(
-                f"{self.file}: the pattern {pattern!r} is no regular expression ({error})."
+                f"{self.file}: the pattern {pattern[:40]!r} cannot be read: {error}. Write the "
+                f"layers' names."
             ) from error
         return module
 
@@ -138,6 +152,7 @@ def read_config(folder: Path) -> LoraConfig:
             f"{file}: cannot be read ({reason(error)}), wanted a JSON object with "
             f"a peft_type. Download it again."
         ) from error
+    _check_patterns(file, fields)
     if kind != "LORA":
         return LoraConfig(file, f"its peft_type is {kind}")
     # Before what is left to PEFT, which takes its own default for a number that is not there.
@@ -163,6 +178,21 @@ def read_config(folder: Path) -> LoraConfig:
         transposed=bool(fields.get("fan_in_fan_out")),
         tokens=_tokens(file, fields.get("trainable_token_indices")),
     )
+
+
+def _check_patterns(file: Path, fields: Mapping[str, Any]) -> None:
+    """Refuse patterns that neither we nor PEFT, which may have to merge, would get through."""
+    for name, kind in _PATTERNS.items():
+        value = fields.get(name)
+        patterns = [value] if isinstance(value, str) else value if isinstance(value, kind) else ()
+        try:
+            check_count(patterns)
+            for pattern in patterns:
+                check_pattern(str(pattern))
+        except PatternError as error:
+            raise LinesError(
+                f"{file}: a pattern of {name} cannot be read: {error}. Write the layers' names."
+            ) from error
 
 
 def _check_known(file: Path, names: Sequence[str]) -> None:
