@@ -116,10 +116,25 @@ class TensorPieces:
 
     def map(self, function: Callable[[int], T]) -> list[T]:
         """Return ``function(i)`` for every piece, in their order."""
-        largest = max(stop - start for start, stop in self.bounds)
-        piece = largest * self.dtype.itemsize * (self.models + TEMPORARIES)
-        memory = MEMORY if self._device.type == "cpu" else DEVICE_MEMORY
-        return self._workers.map(function, len(self.bounds), max(1, memory // piece))
+        _, threads = held_at_once(self.bounds, self.dtype.itemsize, self.models, self._device)
+        return self._workers.map(function, len(self.bounds), threads)
+
+
+def held_at_once(
+    bounds: Sequence[tuple[int, int]], width: int, models: int, device: torch.device
+) -> tuple[int, int]:
+    """Return the bytes that a thread holds of a tensor, and how many threads may hold as much.
+
+    Args:
+        bounds: of the tensor's pieces.
+        width: bytes of an entry, in the dtype of the arithmetic.
+        models: the fine-tuned ones.
+        device: where the arithmetic is done; only its kind counts, and it need not be there.
+    """
+    largest = max(stop - start for start, stop in bounds)
+    held = largest * width * (models + TEMPORARIES)
+    memory = MEMORY if device.type == "cpu" else DEVICE_MEMORY
+    return held, max(1, memory // held)
 
 
 def cut(shape: tuple[int, ...], merge: Merge, device: torch.device) -> list[tuple[int, int]]:

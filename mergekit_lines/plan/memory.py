@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mergekit_lines.engine.engine import DEVICE_THREADS
-from mergekit_lines.engine.pieces import MEMORY, TEMPORARIES, cut
+from mergekit_lines.engine.pieces import cut, held_at_once
 from mergekit_lines.host.process import available_cores
 from mergekit_lines.kernels.merge import Merge, remembered
 from mergekit_lines.kernels.scale import work_dtype
@@ -100,19 +100,18 @@ def _pieces(tensor: Sized, merge: Merge, device: torch.device, threads: int | No
     """Return what the threads hold while a tensor goes through memory in pieces."""
     width = max(work_dtype(dtype).itemsize for dtype in tensor.inputs.values())
     bounds = cut(tensor.shape, merge, device)
-    largest = max(stop - start for start, stop in bounds)
-    piece = width * largest * (len(tensor.inputs) - 1 + TEMPORARIES)
+    held, at_once = held_at_once(bounds, width, len(tensor.inputs) - 1, device)
     threads = (threads or available_cores()) if device.type == "cpu" else DEVICE_THREADS
-    count = min(threads, len(bounds), max(1, MEMORY // piece))
+    count = min(threads, len(bounds), at_once)
     selected = sum(sparsity.ranks(tensor.entries) is not None for sparsity in merge.sparsities)
     candidates = int(CANDIDATES * tensor.entries) * (selected + SETTLING if selected else 0)
     drawn = sum(sparsity.drawn and sparsity.rescale for sparsity in merge.sparsities)
-    return count * piece + width * candidates + remembered(tensor.entries, drawn)
+    return count * held + width * candidates + remembered(tensor.entries, drawn)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak anonymous memory of a run in bytes, and what it is temporaries of.
+    """Peak anonymous memory of a run in bytes, and what it is made of.
 
     Args:
         process: the imported packages and the plan; None where the system does not tell.

@@ -5,7 +5,7 @@ Recipes of mergekit's own methods pass through :class:`LinesPlanner` untouched.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,6 +68,7 @@ class LinesPlanner(plan.MergePlanner):
         self._module: str | None = None
         self._wraps: dict[str, str] = {}
         self._names: set[str] = set()
+        self._sources: dict[str, Mapping[ModelReference, WeightInfo]] = {}
         self._problems: list[Problem] = []
         self.tokenizer: OrderedTokenizer | None = None
         self.seed = 0
@@ -115,6 +116,8 @@ class LinesPlanner(plan.MergePlanner):
             # mergekit counts the sources of the first slice for tensors after the last one.
             weights_in = [weights_in[0]] * len(models)
         self._names.update({weight.name, *(source.name for source in weights_in)})
+        if self._is_repeat(weight, dict(zip(models, weights_in, strict=True))):
+            return
         recipe_method, planned = self._method, len(self._tensors)
         try:
             if self._postprocess:
@@ -140,6 +143,21 @@ class LinesPlanner(plan.MergePlanner):
         if len(self._tensors) > planned:
             self._wraps[weight.name] = wrap
             self._replace_last_task()
+
+    def _is_repeat(self, weight: WeightInfo, sources: Mapping[ModelReference, WeightInfo]) -> bool:
+        """Tell whether the tensor is planned already, as some of mergekit's layouts do.
+
+        Those that name it in every layer (`override_num_layers`: Qwen2.5-VL's merger) mean one
+        tensor, which is of no layer: its first plan stays, where gradients begin.
+        """
+        if weight.name not in self._sources:
+            self._sources[weight.name] = sources
+            return False
+        if self._sources[weight.name] != sources:
+            text = "mergekit's layout makes it twice, of different tensors"
+            remedy = ", wanted it once. Is the architecture one that mergekit merges?"
+            self._problems.append(Problem("", text, (weight.name,), remedy, of_mergekit=True))
+        return True
 
     def _add_mergekits(self, text: str, tensor: str) -> None:
         name = self._method.spec.name

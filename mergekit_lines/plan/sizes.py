@@ -37,9 +37,8 @@ class Sized:
     dtype: torch.dtype
     inputs: Mapping[ModelReference, torch.dtype]
     read: Mapping[ModelReference, int]  # bytes
-    temporaries: tuple[
-        int, ...
-    ]  # bytes allocated (or released) in preparing inputs: aligning, fusing
+    # Bytes allocated (or released) in preparing inputs: aligning, fusing.
+    temporaries: tuple[int, ...]
     whole: int  # bytes of the other inputs, which a method without a kernel has read whole
 
     @property

@@ -1,0 +1,65 @@
+"""Memory is estimated by the limits that the merge itself keeps to."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from mergekit_lines.checkpoint.sources import HeldTensor
+from mergekit_lines.engine import pieces
+from mergekit_lines.engine.workers import Workers
+from mergekit_lines.kernels.merge import Merge
+from mergekit_lines.kernels.sparsity import Sparsity
+from mergekit_lines.plan.memory import working_bytes
+
+MIB = 1 << 20
+
+
+def plan_of(shape: tuple[int, ...], models: int) -> Any:
+    """What headers say of one fp32 tensor of a sum of models."""
+    merge = Merge((Sparsity("none"),) * models, (1.0,) * models)
+    task = SimpleNamespace(failures=lambda _: nullcontext(), kernel=lambda _: merge)
+    item = SimpleNamespace(task=task)
+    entries = torch.Size(shape).numel()
+    inputs = dict.fromkeys(range(models + 1), torch.float32)
+    tensor = SimpleNamespace(item=item, inputs=inputs, shape=shape, entries=entries, temporaries=())
+    return SimpleNamespace(tensors=[tensor], unpickled=lambda: 0)
+
+
+@pytest.mark.parametrize("models", [2, 8])
+def test_a_gpu_holds_two_of_its_own_pieces(models: int) -> None:
+    """Two threads hold a piece of 2**22 fp32 entries each, of every model and seven more."""
+    planned = plan_of((8192, 4096), models)
+    estimated = working_bytes(planned, set(), torch.device("cuda"), None)
+    assert estimated == 2 * (16 * MIB) * (models + 7)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("models", [2, 12])
+def test_what_is_estimated_is_what_is_held(
+    device: str, models: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many threads work on pieces at once as the estimate counts, at the same limits."""
+    monkeypatch.setattr(pieces, "PIECE", 1 << 10)
+    monkeypatch.setattr(pieces, "DEVICE_PIECE", 1 << 10)
+    # Of two models' pieces three fit, of twelve models' one; a card has room for all.
+    monkeypatch.setattr(pieces, "MEMORY", 4 * 1024 * 9 * 3)
+    monkeypatch.setattr(pieces, "DEVICE_MEMORY", 1 << 30)
+    threads = 4 if device == "cpu" else 2
+    held = HeldTensor(torch.zeros(64, 1024))
+    planned = plan_of((64, 1024), models)
+    merge = planned.tensors[0].item.task.kernel(None)
+    workers = Workers(threads)
+    tensor = pieces.TensorPieces(held, [held] * models, None, torch.device(device), workers, merge)
+    working: set[int] = set()
+    tensor.map(lambda _: working.add(threading.get_ident()) or threading.Event().wait(0.002))
+    workers.close()
+    estimated = working_bytes(planned, set(), torch.device(device), threads)
+    counted = {("cpu", 2): 3, ("cpu", 12): 1, ("cuda", 2): 2, ("cuda", 12): 2}[device, models]
+    assert estimated == counted * 4 * 1024 * (models + 7)
+    assert len(working) <= counted
