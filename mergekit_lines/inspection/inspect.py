@@ -24,7 +24,7 @@ from mergekit_lines.plan.memory import estimate, process_bytes
 from mergekit_lines.plan.prepare import Prepared, prepare
 from mergekit_lines.plan.run import MergeRun
 from mergekit_lines.plan.sizes import Sizes
-from mergekit_lines.plan.tokenizer import check_tokenizers, vocabulary
+from mergekit_lines.plan.tokenizer import check_tokenizers, lost_tokens, vocabulary
 from mergekit_lines.recipe.checks import DTYPES, check_recipe
 from mergekit_lines.recipe.options import effective_options
 
@@ -71,6 +71,7 @@ def inspect_recipe(
             try:
                 check_tokenizers(config, effective, prepared.tokenizer)
                 rows = vocabulary(config, prepared.tokenizer)
+                notes += lost_tokens(prepared.tokenizer)
             except LinesError as error:
                 problems += _new(error.problems, problems)
             sizes = Sizes(prepared.planned, prepared.headers, sound, effective, rows)
@@ -91,7 +92,7 @@ def inspect_recipe(
                 notes += map(str, room)
             else:
                 problems += room
-            notes += prepared.notes
+            notes += [*prepared.notes, *sizes.notes]
     distinct = tuple(dict.fromkeys(problems))
     return replace(inspection, notes=tuple(dict.fromkeys(notes)), problems=distinct)
 

@@ -40,7 +40,7 @@ from mergekit_lines.plan.opening import open_models
 from mergekit_lines.plan.prepare import Prepared, prepare
 from mergekit_lines.plan.run import MergeRun, planning
 from mergekit_lines.plan.sizes import Sizes
-from mergekit_lines.plan.tokenizer import check_tokenizers, vocabulary
+from mergekit_lines.plan.tokenizer import check_tokenizers, lost_tokens, vocabulary
 from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.options import effective_options
@@ -198,6 +198,8 @@ def _merged(
         check_tokenizers(config, options, prepared.tokenizer)
         rows = vocabulary(config, prepared.tokenizer)
         sizes = Sizes(prepared.planned, prepared.headers, config, options, rows)
+        for line in (*lost_tokens(prepared.tokenizer), *sizes.notes):
+            request.say(line)
         shards = lay_out([sized.slot for sized in sizes.tensors], options.out_shard_size)
         partial.begin(_identity(request, prepared, models, shards), shards)
         check_space(request.out.path, partial.path, shards)

@@ -168,7 +168,9 @@ def _check_alike(
                     "",
                     f"the vocabulary sizes of {first} and {model} differ",
                     (name,),
-                    ". Align the vocabularies with `tokenizer: {source: base}`.",
+                    ". Align the vocabularies with `tokenizer: {source: union}`, which keeps every "
+                    f"model's tokens, or `{{source: {model}}}`; of `{{source: base}}` the tokens "
+                    f"that only {model} has would be lost.",
                     example,
                 )
             left[axis] = right[axis]

@@ -81,6 +81,7 @@ class Sizes:
         self._options = options
         self._vocabulary = vocabulary
         self._pickles: dict[ModelReference, dict[str, TensorHeader]] = {}
+        self.notes: list[str] = []
         self.tensors = [sized for item in planned for sized in self._sized(item)]
 
     def _sized(self, item: PlannedTensor) -> Iterator[Sized]:
@@ -117,6 +118,12 @@ class Sizes:
             return  # an optional tensor that no model holds
         axis = item.weight.vocabulary_axis
         if aligned and axis is not None and self._vocabulary is not None:
+            if shape[axis] > self._vocabulary:
+                self.notes.append(
+                    f"{item.weight.name}: has {shape[axis]:,} rows in the base and "
+                    f"{self._vocabulary:,} in the output, one per token; "
+                    f"tokenizer.pad_to_multiple_of keeps padded rows"
+                )
             shape = (*shape[:axis], self._vocabulary, *shape[axis + 1 :])
             widest = max(dtype.itemsize for dtype in inputs.values())
             so_far = sum(temporaries)

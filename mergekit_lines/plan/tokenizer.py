@@ -23,7 +23,7 @@ from mergekit.tokenizer.build import BuildTokenizer, TokenizerInfo
 from pydantic import PrivateAttr
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.recipe.models import models_in_order
 
 _LOCK = threading.RLock()
@@ -121,6 +121,22 @@ def _build_tokenizer(tokenizer: OrderedTokenizer) -> None:
             f"tokenizer.source {tokenizer.tokenizer_source}: the output tokenizer cannot be built "
             f"({reason(error)}). Check the source, or leave `tokenizer` out."
         ) from error
+
+
+def lost_tokens(tokenizer: OrderedTokenizer | None) -> Iterator[str]:
+    """Yield which models' tokens the output's tokenizer lacks; nothing where it is the base's."""
+    if tokenizer is None:
+        return
+    output = tokenizer.execute()
+    kept = output.tokenizer.get_vocab().keys()
+    for model, tokens in output.original_vocabs.items():
+        lost = sorted(tokens.keys() - kept)
+        if lost:
+            yield (
+                f"tokenizer: {len(lost)} tokens of {model} are not in the output's, and what it "
+                f"learnt of them is lost: {some(lost, 3)}. `tokenizer: {{source: union}}` keeps "
+                f"them"
+            )
 
 
 def vocabulary(config: MergeConfiguration, tokenizer: OrderedTokenizer | None) -> int | None:

@@ -116,7 +116,7 @@ def _check_options(options: MergeOptions) -> Iterator[str]:
     if options.unsafe_truncate_embeddings:
         yield (
             "--unsafe-truncate-embeddings: would write embeddings that do not match the config. "
-            "Drop the flag and align the vocabularies with `tokenizer: {source: base}`."
+            "Drop the flag and align the vocabularies with `tokenizer: {source: union}`."
         )
     if not hasattr(os, "preadv"):
         yield "this system has no preadv, by which weights are read: use Linux, WSL or macOS."

@@ -30,9 +30,9 @@ def check_parameters(config: MergeConfiguration, *, names_known: bool = True) ->
     postprocess = config.merge_method == "lines_postprocess"
     problems: list[Problem] = []
     wraps = [] if postprocess else _wraps(config, problems)
-    problems = list(_check_sections(config, wraps, postprocess))
-    problems += problems
-    if names_known and not problems:
+    of_sections = list(_check_sections(config, wraps, postprocess))
+    problems += of_sections
+    if names_known and not of_sections:
         problems += _check_required(config, wraps, postprocess)
     problems += _check_counts(config, wraps, postprocess)
     return problems
