@@ -34,6 +34,16 @@ def tied_names(config: Any, names: Iterable[str]) -> set[str]:
     return tied
 
 
+def tied_sources(config: Any, names: Iterable[str]) -> dict[str, str]:
+    """Return those of ``names`` that are tied to another of them, with the other's name."""
+    listed = set(names)
+    sources = {
+        name: next((source for source in _sources(config, name) if source in listed), None)
+        for name in tied_names(config, listed)
+    }
+    return {name: source for name, source in sources.items() if source is not None}
+
+
 def is_untied(config: Any, name: str) -> bool:
     """Tell whether the class can tie ``name`` to another tensor and the config says it is not."""
     said = _said(config)

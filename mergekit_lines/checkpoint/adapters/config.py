@@ -27,7 +27,6 @@ _INERT = {
     "base_model_name_or_path",
     "bias",
     "corda_config",
-    "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
     "inference_mode",
@@ -48,6 +47,7 @@ _INERT = {
 }
 _READ = {
     "alpha_pattern",
+    "ensure_weight_tying",
     "fan_in_fan_out",
     "init_lora_weights",
     "lora_alpha",
@@ -77,6 +77,7 @@ class LoraConfig:
     Attributes:
         file: where they were read.
         reason: why the merged weights are more than these fields say, or None.
+        tying: whether layers that share a tensor were trained with one update, saved for each.
         tokens: the trained rows of embeddings, by the end of a module's name; "" for the input
             embedding.
     """
@@ -91,6 +92,7 @@ class LoraConfig:
     dora: bool = False
     bias: bool = False
     transposed: bool = False
+    tying: bool = False
     tokens: Mapping[str, list[int]] | None = None
 
     def rank(self, module: str) -> int:
@@ -176,6 +178,7 @@ def read_config(folder: Path) -> LoraConfig:
         dora=bool(fields.get("use_dora")),
         bias=bool(fields.get("lora_bias")),
         transposed=bool(fields.get("fan_in_fan_out")),
+        tying=bool(fields.get("ensure_weight_tying")),
         tokens=_tokens(file, fields.get("trainable_token_indices")),
     )
 

@@ -14,8 +14,8 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from mergekit_lines.checkpoint.adapters.changes import Change, Saved, Shift, Tokens, Update
 from mergekit_lines.checkpoint.adapters.config import LoraConfig
-from mergekit_lines.checkpoint.sources import Source
-from mergekit_lines.checkpoint.ties import model_class, tied_names
+from mergekit_lines.checkpoint.sources import Source, whole
+from mergekit_lines.checkpoint.ties import model_class, tied_names, tied_sources
 from mergekit_lines.errors import LinesError, some
 
 PREFIX = "base_model.model."
@@ -25,6 +25,16 @@ _PART = re.compile(
 )
 _TOKENS = ".token_adapter.trainable_tokens_delta"
 _FUSED = ""  # in the place of a checkpoint's name: transformers makes the tensor of several
+
+# Loaded with tie_word_embeddings=False alone, a tied base gets a random head.
+UNTIE = (
+    "Untie the base first, with a copy of the embedding for its head: `model = "
+    "AutoModelForCausalLM.from_pretrained(BASE); model.config.get_text_config()."
+    "tie_word_embeddings = model.config.tie_word_embeddings = False; "
+    "model.get_output_embeddings().weight = "
+    "torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone()); "
+    "model.save_pretrained(NEW)`."
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -46,10 +56,13 @@ class AdapterPlan:
     def changes(self, tensors: Mapping[str, Source]) -> dict[str, list[Change]]:
         """Return the changes by the base's tensor names."""
         parts, tokens, saved = self._sorted(tensors)
+        shared = {f"{module}.weight" for module in tokens}
+        if self.config.tying:
+            shared |= self._as_one(parts, saved)
         names = {*saved, *(f"{module}.weight" for module in (*parts, *tokens))}
         names |= {f"{module}.bias" for module in parts if "lora_B.bias" in parts[module]}
         base_names = self._locate(names)
-        self._check_ties(base_names, {f"{module}.weight" for module in tokens})
+        self._check_ties(base_names, shared)
         changes: dict[str, list[Change]] = {base_names[name]: [] for name in sorted(names)}
         for name, source in saved.items():
             self._check_shape(name, source, self.base[base_names[name]])
@@ -106,6 +119,33 @@ class AdapterPlan:
             raise LinesError(f"{self.file}: holds no tensors. Save the adapter again.")
         return parts, tokens, saved
 
+    def _as_one(self, parts: dict[str, dict[str, Source]], saved: dict[str, Source]) -> set[str]:
+        """Leave one update of a tensor that two layers share, which PEFT saves for each of them.
+
+        Return the names of the model's tensors that are changed in all their places. DoRA's are
+        none of these: it gives an embedding and a head different lengths.
+        """
+        low_rank = {f"{module}.weight" for module in parts}
+        changed = saved.keys() - low_rank if self.config.dora else saved.keys() | low_rank
+        for name, source in tied_sources(self._base_config, {*saved, *low_rank}).items():
+            layer, other = name.removesuffix(".weight"), source.removesuffix(".weight")
+            if name not in changed or name in self.base:
+                continue
+            same = name not in saved or _equal(saved.pop(name), saved.get(source))
+            if layer in parts:
+                head, embedding = parts.pop(layer), parts.get(other, {})
+                for side, turned in (("A", "B"), ("B", "A")):
+                    same &= _equal(
+                        head.get(f"lora_{side}.weight"), embedding.get(f"lora_embedding_{turned}")
+                    )
+            if not same:
+                raise LinesError(
+                    f"{self.file}: holds different updates of {source} and {name}, which the base "
+                    f"ties and {self.config.file.name} says were trained as one "
+                    f"(ensure_weight_tying). Save the adapter again."
+                )
+        return changed
+
     def _locate(self, names: Collection[str]) -> dict[str, str]:
         """Return the names in the base checkpoint of a model's tensors.
 
@@ -127,27 +167,25 @@ class AdapterPlan:
                 raise Unsupported(f"{name.removesuffix('.weight')} is a MultiheadAttention")
         hint = "Use the base that the adapter was made for."
         if any(name.endswith("lm_head.weight") for name in missing):
-            hint = (
-                "An output head that is tied to the embedding is no tensor of its own: untie the "
-                "base first (load it with tie_word_embeddings=False and save it)."
-            )
+            hint = f"An output head that is tied to the embedding is no tensor of its own. {UNTIE}"
         raise LinesError(
             f"{self.file}: changes {len(names)} tensors, {len(missing)} of which the base has not "
             f"({some(missing, 3)}). {hint}"
         )
 
-    def _check_ties(self, base_names: Mapping[str, str], rows: Collection[str]) -> None:
+    def _check_ties(self, base_names: Mapping[str, str], everywhere: Collection[str]) -> None:
         """Refuse to change a tensor that two layers share, as PEFT trains only one of them.
 
-        Rows of a tied embedding are trained in both of its places.
+        Args:
+            base_names: the tensors that are changed.
+            everywhere: those that were trained in all their places, as rows of an embedding are.
         """
         shared = _shared(self._base_config, self.base)
-        for name in sorted(set(base_names) - set(rows)):
+        for name in sorted(set(base_names) - set(everywhere)):
             if name in shared or base_names[name] in shared:
                 raise LinesError(
                     f"{self.file}: changes {base_names[name]}, which the base uses in two layers; "
-                    f"merged, the adapter would change both, and was trained on one. Untie the "
-                    f"base first (load it with tie_word_embeddings=False and save it)."
+                    f"merged, the adapter would change both, and was trained on one. {UNTIE}"
                 )
 
     def _update(self, module: str, held: Mapping[str, Source], name: str) -> Update:
@@ -226,6 +264,14 @@ class AdapterPlan:
                 f"Use the base that the adapter was made for, with its vocabulary resized if that "
                 f"is where they differ."
             )
+
+
+def _equal(one: Source | None, other: Source | None) -> bool:
+    """Tell whether two sources hold the same matrix, or one is the other's transpose."""
+    if one is None or other is None:
+        return False
+    left, right = whole(one), whole(other)
+    return torch.equal(left, right) or (left.dim() == 2 and torch.equal(left, right.T))
 
 
 def _renamed(base_config: Any, names: Iterable[str]) -> dict[str, str]:
