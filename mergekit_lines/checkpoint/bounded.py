@@ -62,6 +62,18 @@ def _refuse_mode(mode: int) -> None:
         raise TextError(f"it is {kind}, wanted a regular file")
 
 
+def special_files(folder: Path) -> Iterator[str]:
+    """Yield what is wrong with a folder of which others will read whatever they look for."""
+    for path in sorted(folder.iterdir()):
+        try:
+            check_regular(path)
+        except OSError:  # a link to nothing is nothing
+            continue
+        except TextError as error:
+            if not path.is_dir():
+                yield f"{path}: {error}. Do not use this model."
+
+
 def read_bytes(path: Path, most: int = TEXT_BYTES) -> bytes:
     """Return what a regular file of at most ``most`` bytes holds.
 

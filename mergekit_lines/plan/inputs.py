@@ -13,7 +13,7 @@ from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 from safetensors import SafetensorError, safe_open
 
-from mergekit_lines.checkpoint.bounded import check_regular, read_config, read_json
+from mergekit_lines.checkpoint.bounded import check_regular, read_config, read_json, special_files
 from mergekit_lines.checkpoint.headers import read_headers
 from mergekit_lines.checkpoint.links import outward_links
 from mergekit_lines.checkpoint.pointers import pointers
@@ -52,12 +52,20 @@ def check_models(config: MergeConfiguration, options: MergeOptions) -> list[Prob
 def _check_model(model: ModelReference, options: MergeOptions) -> Iterator[str]:
     folder = Path(model.model.path)
     if folder.is_dir():
-        problems = [*outward_links(folder), *pointers(folder)] or list(_check_config(folder))
+        problems = [*special_files(folder), *outward_links(folder), *pointers(folder)] or list(
+            _check_config(folder)
+        )
         yield from problems or [*_check_loading(model, options), *read_headers(folder).problems]
     else:
         yield from _check_hub(model, options)
     if model.lora is not None:
         yield from _check_adapter(model.lora)
+
+
+def _check_files(folder: Path) -> Iterator[str]:
+    yield from special_files(folder)
+    yield from outward_links(folder)
+    yield from pointers(folder)
 
 
 def _check_loading(model: ModelReference, options: MergeOptions) -> Iterator[str]:
@@ -105,7 +113,7 @@ def _check_adapter(adapter: ModelPath) -> Iterator[str]:
     if not folder.is_dir():
         yield from _check_hub_adapter(adapter)
         return
-    if problems := [*outward_links(folder), *pointers(folder)]:
+    if problems := list(_check_files(folder)):
         yield from problems
         return
     try:

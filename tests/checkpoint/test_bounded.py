@@ -21,6 +21,7 @@ from mergekit_lines.checkpoint.bounded import (
     parse_yaml,
     read_json,
     read_text,
+    special_files,
 )
 from mergekit_lines.errors import TextError, reason
 
@@ -51,6 +52,17 @@ def test_a_pipe_a_socket_and_a_folder_are_not_opened(tmp_path: Path) -> None:
     assert refusal(read_text, tmp_path) == "it is a folder, wanted a regular file"
     assert refusal(check_regular, Path(os.devnull)) == "it is a device, wanted a regular file"
     assert refusal(read_text, Path("/dev/zero")) == "it is a device, wanted a regular file"
+
+
+def test_a_folder_is_searched_for_what_is_no_file(tmp_path: Path) -> None:
+    """A pipe is named; folders, files and links to nothing are as they are anywhere."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    assert list(special_files(tmp_path)) == []
+    os.mkfifo(tmp_path / "pipe")
+    (problem,) = special_files(tmp_path)
+    assert problem.startswith(f"{tmp_path / 'pipe'}: it is a pipe, wanted a regular file.")
 
 
 def test_a_link_to_a_regular_file_is_read(tmp_path: Path) -> None:
