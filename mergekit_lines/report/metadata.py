@@ -13,7 +13,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from mergekit_lines.checkpoint.bounded import check_yaml, parse_yaml, read_json, read_text
-from mergekit_lines.checkpoint.remote.failures import PUBLIC
+from mergekit_lines.checkpoint.remote.failures import PUBLIC, put_off, reading
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.report.origins import Origin, Origins
 
@@ -67,6 +67,9 @@ def facts(origins: Origins, api: HfApi | None = None) -> list[Facts]:
     Args:
         origins: the inputs.
         api: asked for models on the Hub; without it only what is on this machine is read.
+
+    Raises:
+        LinesError: the Hub is busy or silent, and would say at another time.
     """
     parts = {origin.name: origin for origin in origins.parts.values()}
     return [_facts(origin, api) for origin in parts.values()]
@@ -78,7 +81,9 @@ def _facts(origin: Origin, api: HfApi | None) -> Facts:
         try:
             info = api.model_info(origin.name, revision=origin.commit or origin.revision)
             data = info.card_data
-        except Exception:  # noqa: BLE001 - gone, private or unreachable: it says nothing
+        except Exception as error:
+            if put_off(error):
+                raise LinesError(reading(f"model {origin.name}", error, folder=False)) from error
             data = None
     data = data or _read(origin)
     if data is None:

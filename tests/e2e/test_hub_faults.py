@@ -116,6 +116,17 @@ def test_a_hub_that_goes_silent_while_it_answers(world: World, command: str) -> 
     assert "does not answer" in world.refused(*COMMANDS[command])
 
 
+@pytest.mark.parametrize(
+    "fault", [{"kind": "silent"}, {"status": 503, "headers": {"Retry-After": "0"}}]
+)
+def test_licences_that_the_hub_does_not_say_now(world: World, fault: dict[str, Any]) -> None:
+    """A push that cannot ask for the inputs' licences says so, and not that they have none."""
+    world.hub.set(faults=[{"match": "api/models/org/", "times": 99, **fault}])
+    text = world.refused(*COMMANDS["push"])
+    assert "model org/base: the Hub" in text and "license" not in text
+    assert "does not answer" in text or "at fault or overloaded" in text
+
+
 def test_a_download_that_dwindles(world: World) -> None:
     """A byte now and then keeps every timeout from its end; the merge ends all the same."""
     world.hub.set(faults=[{"match": "_cdn.*", "kind": "drip", "pause": 0.3, "times": 99}])

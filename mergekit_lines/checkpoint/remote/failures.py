@@ -81,6 +81,12 @@ def _busy(error: BaseException) -> str | None:
     return None
 
 
+def put_off(error: BaseException) -> bool:
+    """Tell whether a Hub that is there was busy, at fault or silent: another time it may answer."""
+    silence = _silence(error)
+    return _busy(error) is not None or (silence is not None and "Connect" not in silence)
+
+
 def _unanswered(error: BaseException) -> str:
     """Say that there is no answer: no network, or a server that is silent."""
     silence = _silence(error)
