@@ -188,8 +188,9 @@ def plain_failures(remedy: str, *, full: str = "", other: str = "") -> Iterator[
     except OSError as error:
         if full and error.errno == errno.ENOSPC:
             raise LinesError(full) from error
+        kind = FullDiskError if error.errno == errno.ENOSPC else LinesError
         where = f" ({error.filename})" if error.filename else ""
-        raise LinesError(f"{error.strerror or reason(error)}{where}. {remedy}") from error
+        raise kind(f"{error.strerror or reason(error)}{where}. {remedy}") from error
     except Exception as error:
         if not other:
             raise

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mergekit_lines.cli.searching import model_of, prepare, search_options, settings_of
+from mergekit_lines.cli.searching import end, model_of, prepare, search_options, settings_of
 from mergekit_lines.errors import tell
 
 
@@ -47,3 +47,4 @@ def greedy(recipe: Path, out: Path, **options: Any) -> None:
     )
     telling.show_greedy(soups)
     tell(f"recipe: {out / GREEDY}")
+    end(soups.failures, out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -123,6 +123,23 @@ def prepare() -> None:
     import mergekit_lines
 
     mergekit_lines.register()
+
+
+def end(failures: Sequence[str], out: Path) -> None:
+    """Tell at the end of a search what could not be measured.
+
+    Raises:
+        LinesError: anything could not: the choice is one of fewer.
+    """
+    if not failures:
+        return
+    for failure in failures:
+        tell(f"failed: {failure}")
+    count = len(failures)
+    raise LinesError(
+        f"{out}: {count} measurement{'s' * (count > 1)} failed, as told above; the others are "
+        f"kept. The same command tries {'them' if count > 1 else 'it'} again."
+    )
 
 
 def draw(function: Callable[[Any, Path], None], search: Any, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mergekit_lines.cli.searching import draw, model_of, prepare, search_options, settings_of
+from mergekit_lines.cli.searching import draw, end, model_of, prepare, search_options, settings_of
 
 # What a merge of one point takes of the options; the others are of measuring a front.
 MERGING = ("device", "num_threads", "trust_remote_code", "copy_tokenizer", "quiet")
@@ -76,6 +76,7 @@ def soup(
     )
     telling.show_soup(front)
     draw(telling.draw_soup, front, out / FIGURE)
+    end(front.failures, out)
 
 
 def _refuse_measuring(ctx: click.Context) -> None:

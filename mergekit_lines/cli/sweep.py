@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mergekit_lines.cli.searching import draw, model_of, prepare, search_options, settings_of
+from mergekit_lines.cli.searching import draw, end, model_of, prepare, search_options, settings_of
 from mergekit_lines.errors import tell
 
 
@@ -39,7 +39,9 @@ def sweep(recipe: Path, axes: tuple[str, ...], out: Path, **options: Any) -> Non
     One model is held on a device. Measures LiNeS at every point, and beside it the unscaled merge
     and the uniform coefficient of equal mean; the base and the fine-tuned models once. Chooses by
     --evaluate, reports --test. OUT gets results.jsonl after every measurement, figure.png and
-    best.yml, a recipe for mergekit-yaml. The same command again goes on where it was interrupted.
+    best.yml, a recipe for mergekit-yaml. The same command again goes on where it was interrupted,
+    and tries again what failed: a point that cannot be measured ends no search, and is told at the
+    end with exit status 1.
 
     \b
     SPEC is [NAME=]KIND:ARGS[?key=value&…], KIND one of
@@ -70,6 +72,7 @@ def sweep(recipe: Path, axes: tuple[str, ...], out: Path, **options: Any) -> Non
     )
     telling.show_sweep(swept)
     draw(telling.draw_sweep, swept, out / FIGURE)
-    if swept.test:
+    if swept.tested:
         telling.write_results(swept, out / CARD)
     tell(f"recipe: {out / BEST}")
+    end(swept.failures, out)

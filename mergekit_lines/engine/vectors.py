@@ -20,7 +20,7 @@ import torch
 from mergekit_lines.checkpoint.runs import read_run, write_run
 from mergekit_lines.checkpoint.sources import HeldTensor, Source
 from mergekit_lines.engine.tasks import LinesTask
-from mergekit_lines.errors import LinesError
+from mergekit_lines.errors import FullDiskError, LinesError
 from mergekit_lines.methods.words import LINES_WORDS
 
 # What scales a task vector, tells where, or does not touch it; all else may change M.
@@ -159,7 +159,7 @@ def reserve(path: Path, size: int) -> None:
             path.unlink()
             if error.errno != errno.ENOSPC:
                 raise
-            raise LinesError(
+            raise FullDiskError(
                 f"{path.parent}: the disk is full, and {size:,} bytes more were to be kept there. "
                 f"Free some space, give an offload_folder on another disk, or raise the memory "
                 f"budget or max_memory."

@@ -17,7 +17,7 @@ from typing import Any
 from mergekit_lines.errors import LinesError, nearest, reason
 from mergekit_lines.evaluate.metric import Completions, Metric, metric
 from mergekit_lines.evaluate.models import still
-from mergekit_lines.evaluate.sources import code_files
+from mergekit_lines.evaluate.sources import code_files, same_directory
 from mergekit_lines.evaluate.spec import Settings, Spec, check_name, one_of, read_options
 
 
@@ -217,9 +217,9 @@ def _current_directory_first() -> Iterator[None]:
     listed = here in sys.path
     sys.path.insert(0, here)
     try:
-        yield
+        with same_directory():
+            yield
     finally:
-        os.chdir(here)  # a module that changes it would move what is named after it
         sys.path.remove(here)
         if not listed:
             sys.path.append(here)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from mergekit_lines.errors import LinesError, some, tell
+from mergekit_lines.errors import LinesError, reason, some, tell
+from mergekit_lines.evaluate.functions import ends_the_program, where
 from mergekit_lines.evaluate.imprint import Imprint
 from mergekit_lines.evaluate.metric import Completions, Metric
 from mergekit_lines.evaluate.spec import rename
@@ -90,6 +91,12 @@ def measure_all(
 def _left_as_it_was(spec: str, imprint: Imprint, say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
+    except LinesError:
+        raise
+    except BaseException as error:
+        if ends_the_program(error):
+            raise
+        raise LinesError(f"{spec}: failed ({reason(error)}{where(error)}).") from error
     finally:
         changes = imprint.undo()
     weights = {*imprint.overwritten(), *(one for one in changes if one.kind == "parameter")}

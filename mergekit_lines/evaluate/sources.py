@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mergekit_lines.errors import LinesError
@@ -18,6 +19,16 @@ _OURS = "mergekit_lines"  # its version is told elsewhere
 
 # A file, the name of its module, and whether what it imports counts too.
 _Module = tuple[Path, str, bool]
+
+
+@contextmanager
+def same_directory() -> Iterator[None]:
+    """Come back to the current directory: code that changes it would move what is named later."""
+    here = Path.cwd()
+    try:
+        yield
+    finally:
+        os.chdir(here)
 
 
 def code_files(file: Path, module: str) -> dict[Path, str]:

@@ -261,6 +261,14 @@ class LiveModel:
                 copy_tensor(source, item.task.input_dtype(), slot, self._weights.sink(name))
             self._models.check_unchanged()
 
+    def check_inputs(self) -> None:
+        """Check that the inputs are those that were opened.
+
+        Raises:
+            LinesError: names what was changed.
+        """
+        self._models.check_unchanged()
+
     def input_problem(self) -> str | None:
         """Return why the base cannot be loaded as it is, or None: slices may stack other blocks."""
         return input_problem(self._blueprint)

@@ -7,7 +7,7 @@ import importlib.metadata
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,8 @@ from typing import Any
 from tqdm import tqdm
 
 from mergekit_lines._version import __version__
-from mergekit_lines.errors import LinesError, visible
-from mergekit_lines.evaluate import Evaluator, check_apart, measure_all
+from mergekit_lines.errors import FullDiskError, LinesError, visible
+from mergekit_lines.evaluate import Evaluator, Metric, check_apart, measure_all
 from mergekit_lines.host.process import ending_on_sigterm
 from mergekit_lines.lines.summary import Summary
 from mergekit_lines.live.model import LiveModel
@@ -28,6 +28,7 @@ Recipe = Mapping[str, Any]
 # The three ways in which every point is measured, as tables and figures call them.
 LINES, UNIFORM, UNSCALED = "LiNeS", "uniform, equal mean", "unscaled"
 PACKAGES = ("accelerate", "numpy", "tokenizers")  # whose versions numbers may hang on, too
+HOPELESS = 3  # failures before anything was measured, after which a search ends
 WORK = ".work"  # in the folder of a search: what a live model keeps on disk while it lives
 
 
@@ -89,7 +90,9 @@ class _Remembered:
 class Bench:
     """Measures recipes on a live model, and keeps every result in the folder of the search.
 
-    A recipe that was measured before, in an interrupted run too, is not measured again.
+    A recipe that was measured before, in an interrupted run too, is not measured again. One that
+    cannot be measured becomes a record of its problems, and the search goes on; the next run tries
+    it again. ``failures`` are those of this run, in sentences.
 
     Args:
         first: the recipe with which the model is opened.
@@ -125,6 +128,8 @@ class Bench:
             for split, chosen in evaluators.items()
         }
         self._evaluators = evaluators
+        self.failures: list[str] = []
+        self._said: set[str] = set()
         with ExitStack() as stack:
             stack.enter_context(ending_on_sigterm())
             folder = stack.enter_context(search_folder(out))
@@ -136,6 +141,7 @@ class Bench:
             self._bar = stack.enter_context(
                 tqdm(total=total, desc="Measuring", unit="point", disable=quiet)
             )
+            self._any = self.store.count > 0
             if self.store.count:
                 count = self.store.count
                 self.say(f"found {count} results in {out}: going on behind them")
@@ -160,50 +166,72 @@ class Bench:
         }
 
     def measure(self, recipe: Recipe, split: str = "validation") -> Record:
-        """Return what the evaluators of a split say of a recipe.
+        """Return what the evaluators of a split say of a recipe, or why they cannot.
 
         Raises:
-            LinesError: the recipe is refused, or an evaluator cannot measure it.
+            LinesError: splits share data, inputs were changed, or nothing can be measured at all.
         """
-        record = self.store.find(split, recipe)
-        if record is not None:
-            return self._kept(record)
-        begun = time.monotonic()
-        try:
-            summary = self.live.set_recipe(recipe)
-            return self._measured(split, recipe, mean_coefficient(summary), begun)
-        except LinesError as error:
-            words = recipe.get("parameters")
-            raise LinesError(
-                [one.under(f"at the parameters {words}") for one in error.problems]
-            ) from error
+
+        def set_weights() -> float:
+            return mean_coefficient(self.live.set_recipe(recipe))
+
+        return self._kept(split, recipe) or self._measured(split, recipe, set_weights)
 
     def measure_input(self, name: str, split: str = "validation") -> Record:
         """Return what the evaluators of a split say of one of the recipe's models as it is.
 
         Raises:
-            LinesError: the model cannot be loaded as it is, or an evaluator cannot measure it.
+            LinesError: as :meth:`measure` does.
         """
-        stands_for = {"model": name}
-        record = self.store.find(split, stands_for)
-        if record is not None:
-            return self._kept(record)
-        begun = time.monotonic()
-        self.live.load(name)
-        return self._measured(split, stands_for, None, begun)
 
-    def _kept(self, record: Record) -> Record:
+        def set_weights() -> None:
+            self.live.load(name)
+
+        recipe = {"model": name}
+        return self._kept(split, recipe) or self._measured(split, recipe, set_weights)
+
+    def _kept(self, split: str, recipe: Recipe) -> Record | None:
+        record = self.store.find(split, recipe)
         # The bar's rate is that of measurements.
-        if self._bar.total is not None:
+        if record is not None and self._bar.total is not None:
             self._bar.total = max(self._bar.total - 1, self._bar.n)
             self._bar.refresh()
         return record
 
-    def _measured(self, split: str, recipe: Recipe, mean: float | None, begun: float) -> Record:
-        chosen = self._evaluators[split]
-        metrics = measure_all(chosen, self.live.model, self.live.tokenizer)
-        if not metrics:
-            raise LinesError(f"--evaluate: the evaluators of {split} gave no metric. Check them.")
+    def _measured(
+        self, split: str, recipe: Recipe, set_weights: Callable[[], float | None]
+    ) -> Record:
+        chosen, begun = self._evaluators[split], time.monotonic()
+        mean, metrics, problems = None, dict[str, Metric](), tuple[str, ...]()
+        try:
+            mean = set_weights()
+            metrics = measure_all(chosen, self.live.model, self.live.tokenizer, self.say)
+        except FullDiskError:
+            raise
+        except LinesError as error:
+            self.live.check_inputs()  # changed ones are no failure of a point
+            problems = tuple(map(str, error.problems))
+        if not metrics and not problems:
+            problems = (f"the evaluators of {split} gave no metric. Check them.",)
+        record = Record(split, dict(recipe), mean, metrics, time.monotonic() - begun, problems)
+        if problems:
+            self.store.add(record)
+            self._note(record)
+        else:
+            self._keep_apart(split, chosen)
+            self.store.add(record)
+            self._any = True
+        self._bar.update()
+        return record
+
+    def _note(self, record: Record) -> None:
+        """Take note of a failure; where nothing could ever be measured, it is no point's."""
+        self.failures += failures_of(record)
+        self.say(f"failed, going on: {self.failures[-1]}")
+        if not self._any and len(self.failures) >= HOPELESS:
+            raise LinesError(self.failures[0])
+
+    def _keep_apart(self, split: str, chosen: Sequence[Evaluator]) -> None:
         learnt = {
             _place(split, evaluator): digests
             for evaluator in chosen
@@ -212,10 +240,6 @@ class Bench:
         self.store.keep_digests(learnt)
         # Some know their examples only when they have measured them, in an earlier run perhaps.
         check_apart(list(self._as_known("validation")), list(self._as_known("test")))
-        record = Record(split, dict(recipe), mean, metrics, time.monotonic() - begun)
-        self.store.add(record)
-        self._bar.update()
-        return record
 
     def _as_known(self, split: str) -> Iterator[Any]:
         stored = self.store.digests()
@@ -228,20 +252,27 @@ class Bench:
                 yield evaluator
 
     def three_ways(self, recipe: Recipe) -> dict[str, Record]:
-        """Return a point with LiNeS, at the uniform coefficient of equal mean, and unscaled."""
-        lines = self.measure(recipe)
-        if lines.mean is None:
-            raise ValueError("an input as it is has no coefficients")
-        return {
-            LINES: lines,
-            UNIFORM: self.measure(uniform(recipe, lines.mean)),
-            UNSCALED: self.measure(unscaled(recipe)),
-        }
+        """Return a point with LiNeS, at the uniform coefficient of equal mean, and unscaled.
+
+        The second is not there where the first's weights could not be set.
+        """
+        records = {LINES: self.measure(recipe)}
+        mean = records[LINES].mean
+        if mean is not None:
+            records[UNIFORM] = self.measure(uniform(recipe, mean))
+        return {**records, UNSCALED: self.measure(unscaled(recipe))}
 
     def say(self, text: str) -> None:
-        """Tell something, above the bar."""
-        if not self._bar.disable:
+        """Tell something, above the bar and once."""
+        if not self._bar.disable and text not in self._said:
+            self._said.add(text)
             tqdm.write(f"[lines] {visible(text)}", file=self._bar.fp)
+
+
+def failures_of(record: Record) -> list[str]:
+    """Return a record's problems, each with the point that has it."""
+    place = record.recipe.get("model") or f"at the parameters {record.recipe.get('parameters')}"
+    return [f"{place}: {problem}" for problem in record.problems]
 
 
 def _place(split: str, evaluator: Evaluator) -> str:

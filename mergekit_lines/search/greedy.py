@@ -22,12 +22,14 @@ class Greedy:
     """Soups of N checkpoints.
 
     Attributes:
-        scores: of each checkpoint by itself, as the objective has it, best first.
+        scores: of each checkpoint by itself, as the objective has it, best first; of those that
+            could be measured.
         chosen: the checkpoints of the greedy soup, in the order in which they were added.
         soups: records of the ``uniform`` and the ``greedy`` soup, and of both with LiNeS
             (``uniform + LiNeS``, ``greedy + LiNeS``).
-        values: the objective's value of each soup.
+        values: the objective's value of each soup that could be measured.
         test: the same soups on test data, empty where no test evaluators were given.
+        failures: what could not be measured, in sentences.
     """
 
     scores: Mapping[str, float]
@@ -35,6 +37,7 @@ class Greedy:
     soups: Mapping[str, Record]
     values: Mapping[str, float]
     test: Mapping[str, Record]
+    failures: tuple[str, ...] = ()
 
 
 def greedy(
@@ -78,14 +81,18 @@ def greedy(
     score = _scorer(objective)
     total = 2 * len(places) + 3 + (4 if test else 0)
     with Bench(every, Path(out), evaluators, document, model, total) as bench:
-        own = {name: score(bench.measure_input(name)) for name in names}
-        ranked = sorted(range(len(names)), key=lambda number: -own[names[number]])
-        chosen, best = ranked[:1], float("-inf")
+        inputs = {name: bench.measure_input(name) for name in names}
+        own = {name: score(record) for name, record in inputs.items() if record.metrics}
+        measured = [number for number, name in enumerate(names) if name in own]
+        ranked = sorted(measured, key=lambda number: -own[names[number]])
+        chosen, best = list[int](), float("-inf")
         for number in ranked:
-            trial = chosen if number in chosen else [*chosen, number]
-            value = score(bench.measure(unscaled(soup_recipe(document, trial))))
-            if value > best:
-                chosen, best = trial, value
+            trial = [*chosen, number]
+            record = bench.measure(unscaled(soup_recipe(document, trial)))
+            if record.metrics and score(record) > best:
+                chosen, best = trial, score(record)
+        if not chosen:
+            raise LinesError(f"no checkpoint could be measured: {bench.failures[0]}")
         recipes = {
             "uniform": unscaled(every),
             "greedy": unscaled(soup_recipe(document, chosen)),
@@ -99,8 +106,9 @@ def greedy(
         scores={names[number]: own[names[number]] for number in ranked},
         chosen=tuple(names[number] for number in chosen),
         soups=soups,
-        values={name: score(record) for name, record in soups.items()},
+        values={name: score(record) for name, record in soups.items() if record.metrics},
         test=tested,
+        failures=tuple(bench.failures),
     )
 
 

@@ -27,10 +27,12 @@ class Soup:
 
     Attributes:
         rewards: names of the two rewards; of both more is better.
-        shares: c at every point: the first policy's weight, the second's being 1 − c.
+        shares: c at every point that was measured all three ways: the first policy's weight, the
+            second's being 1 − c.
         fronts: records by way (LiNeS, uniform of equal mean, unscaled), a record per point.
         base: the model before either policy.
         bootstrap: means, errors, Pareto sets and hypervolumes, over resampled prompts.
+        failures: what could not be measured, in sentences.
     """
 
     rewards: tuple[str, str]
@@ -38,6 +40,7 @@ class Soup:
     fronts: Mapping[str, tuple[Record, ...]]
     base: Record
     bootstrap: Bootstrap
+    failures: tuple[str, ...] = ()
 
 
 def soup(
@@ -84,25 +87,38 @@ def soup(
     _check_alike(evaluators["validation"])
     with Bench(recipes[0], Path(out), evaluators, document, model, 3 * points + 1) as bench:
         base = bench.measure_input(input_names(document)[0])
+        if base.problems:
+            raise LinesError(f"the base cannot be measured: {bench.failures[0]}")
         names = _two(base)
-        fronts: dict[str, list[Record]] = {LINES: [], UNSCALED: [], UNIFORM: []}
-        for each in recipes:
-            for way, record in bench.three_ways(each).items():
-                fronts[way].append(record)
+        ways = {share: bench.three_ways(each) for share, each in zip(shares, recipes, strict=True)}
+        # Fronts are compared point by point: a c that is missing in one is left out of all.
+        kept = {
+            share: records
+            for share, records in ways.items()
+            if len(records) == 3 and all(record.metrics for record in records.values())
+        }
+        if not kept:
+            raise LinesError(f"no point could be measured: {bench.failures[0]}")
+        fronts = {
+            way: tuple(records[way] for records in kept.values())
+            for way in (LINES, UNSCALED, UNIFORM)
+        }
         scores = {way: _scores(records, names) for way, records in fronts.items()}
         result = Soup(
             rewards=names,
-            shares=shares,
-            fronts={way: tuple(records) for way, records in fronts.items()},
+            shares=tuple(kept),
+            fronts=fronts,
             base=base,
             bootstrap=bootstrap(scores, samples=samples),
+            failures=tuple(bench.failures),
         )
         folder = Path(out, RECIPES)
         folder.mkdir(exist_ok=True)
         for old in folder.glob("c*.yml"):  # of a front with other points
             old.unlink()
         for number in result.bootstrap.fronts[LINES].pareto:
-            write_recipe(folder / f"c{shares[number]:g}.yml", recipes[number])
+            share = result.shares[number]
+            write_recipe(folder / f"c{share:g}.yml", at_share(document, share))
     return result
 
 

@@ -37,14 +37,15 @@ EXAMPLES = "examples.json"  # digests of the evaluators' examples, by split and 
 
 @dataclass(frozen=True)
 class Record:
-    """What was measured of one recipe on one split.
+    """What was measured of one recipe on one split, or why nothing could be.
 
     Attributes:
         split: ``validation`` or ``test``.
         recipe: the recipe as YAML would hold it, or ``{"model": NAME}`` for an input as it is.
         mean: mean coefficient over the blocks; None for an input as it is.
-        metrics: by name.
+        metrics: by name; none where it failed.
         seconds: that setting the weights and measuring took.
+        problems: why it failed, in sentences; none where it was measured.
     """
 
     split: str
@@ -52,6 +53,7 @@ class Record:
     mean: float | None
     metrics: Mapping[str, Metric]
     seconds: float
+    problems: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -133,11 +135,12 @@ class Store:
                     f"Take the line out to measure that point again."
                 ) from error
             self._records[record.key] = record
-        self.count = len(self._records)
+        self.count = sum(not record.problems for record in self._records.values())
 
     def find(self, split: str, recipe: Mapping[str, Any]) -> Record | None:
-        """Return what was measured of a recipe on a split, or None."""
-        return self._records.get(record_key(split, recipe))
+        """Return what was measured of a recipe on a split; None too where that failed."""
+        record = self._records.get(record_key(split, recipe))
+        return None if record is None or record.problems else record
 
     def add(self, record: Record) -> None:
         """Keep a record, on the disk before anything else is done."""
@@ -177,13 +180,15 @@ def _to_json(record: Record) -> dict[str, Any]:
         "mean": record.mean,
         "metrics": {name: metric.to_json() for name, metric in record.metrics.items()},
         "seconds": round(record.seconds, 3),
+        **({"problems": record.problems} if record.problems else {}),
     }
 
 
 def _from_json(data: Mapping[str, Any]) -> Record:
     metrics = {name: Metric.from_json(metric) for name, metric in data["metrics"].items()}
     mean = None if data["mean"] is None else float(data["mean"])
-    return Record(data["split"], data["recipe"], mean, metrics, float(data["seconds"]))
+    problems = tuple(map(str, data.get("problems", ())))
+    return Record(data["split"], data["recipe"], mean, metrics, float(data["seconds"]), problems)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Metric, Settings
 from mergekit_lines.recipe.settings import with_settings
 from mergekit_lines.search.axes import Axis, grid, parse_axis
-from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED, Bench, Recipe
+from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED, Bench, Recipe, failures_of
 from mergekit_lines.search.checks import check_recipes, input_names, make_evaluators, open_recipe
 from mergekit_lines.search.objective import Objective, parse_objective
 from mergekit_lines.search.store import BEST, CARD, Record, write_recipe
@@ -22,7 +22,7 @@ from mergekit_lines.search.store import BEST, CARD, Record, write_recipe
 class Point:
     """One point of the grid: LiNeS, and beside it what has no depth, by the same evaluators.
 
-    The scores are the objective's, higher is better.
+    The scores are the objective's, higher is better. A way that could not be measured has none.
     """
 
     settings: Mapping[str, Any]
@@ -51,6 +51,7 @@ class Sweep:
             coefficient of the grid and the inputs, by what they are called; empty where no
             test evaluators were given.
         task: the model's, as the Hub calls it.
+        failures: what could not be measured or scored, in sentences.
     """
 
     axes: tuple[Axis, ...]
@@ -61,11 +62,18 @@ class Sweep:
     input_scores: Mapping[str, float]
     test: Mapping[str, Record] = field(default_factory=dict)
     task: str = "other"
+    failures: tuple[str, ...] = ()
 
     @property
-    def best_uniform(self) -> Point:
-        """The point whose uniform coefficient scores highest."""
-        return max(self.points, key=lambda point: point.scores[UNIFORM])
+    def tested(self) -> bool:
+        """Whether the chosen point was measured on test data."""
+        return LINES in self.test and not self.test[LINES].problems
+
+    @property
+    def best_uniform(self) -> Point | None:
+        """The point whose uniform coefficient scores highest, if any has a score."""
+        scored = [point for point in self.points if UNIFORM in point.scores]
+        return max(scored, key=lambda point: point.scores[UNIFORM], default=None)
 
 
 def sweep(
@@ -132,17 +140,22 @@ def sweep(
             raise LinesError(f"--objective {objective}: {problem}")
         inputs = {} if problem else {name: bench.measure_input(name) for name in names[:1]}
         first = inputs[names[0]] if inputs else bench.measure(recipes[0])
-        goal.names(first.metrics)  # a name that is not there shows after the first measurement
+        if first.metrics:  # a name that is not there shows after the first measurement
+            goal.names(first.metrics)
         inputs |= {} if problem else {name: bench.measure_input(name) for name in names[1:]}
-        judge = _Judge(goal, inputs.get(names[0]), [inputs[name] for name in names[1:] if inputs])
+        judge = _Judge(goal, inputs, bench.failures)
+        own = judge.scores(inputs)
+        if goal.needs and not all(name in own for name in names[1:]):
+            raise LinesError(bench.failures)  # by which every point would fail
         measured = []
         for point, each in zip(points, recipes, strict=True):
             records = bench.three_ways(each)
-            scores = {way: judge.score(record) for way, record in records.items()}
-            measured.append(Point(point, records, scores))
-        best = max(measured, key=lambda point: point.scores[LINES])
+            measured.append(Point(point, records, judge.scores(records)))
+        scored = [point for point in measured if LINES in point.scores]
+        if not scored:
+            raise LinesError(f"no point could be measured. The first failure: {bench.failures[0]}")
+        best = max(scored, key=lambda point: point.scores[LINES])
         chosen = recipes[measured.index(best)]
-        own = {name: judge.score(record) for name, record in inputs.items()}
         result = Sweep(tuple(parsed_axes), objective, tuple(measured), best, inputs, own)
         if test:
             result = replace(
@@ -150,38 +163,68 @@ def sweep(
                 test=dict(_tested(bench, chosen, result)),
                 task="text-generation" if bench.live.generates else "other",
             )
-        else:  # what an earlier run reported was of another choice, perhaps
+        if not result.tested:  # what an earlier run reported was of another choice, perhaps
             Path(out, CARD).unlink(missing_ok=True)
         write_recipe(Path(out, BEST), chosen, _head(result))
-    return result
+    return replace(result, failures=tuple(bench.failures))
 
 
-@dataclass(frozen=True)
 class _Judge:
-    """Scores a measurement beside the inputs' own."""
+    """Scores measurements beside the inputs' own.
 
-    objective: Objective
-    base: Record | None
-    tuned: Sequence[Record]
+    Args:
+        objective: what is maximised.
+        inputs: the base and the fine-tuned models.
+        failures: sentences of what has no score are added here.
 
-    def score(self, record: Record) -> float:
-        best: dict[str, Metric] = {}
-        for own in self.tuned:
-            for name, metric in own.metrics.items():
-                so_far = best.get(name)
-                if so_far is None or (metric.value > so_far.value) == metric.higher_is_better:
-                    best[name] = metric
-        base = self.base.metrics if self.base else None
-        return self.objective.score(record.metrics, best or None, base)
+    Raises:
+        LinesError: an input that the objective compares with could not be measured.
+    """
+
+    def __init__(
+        self, objective: Objective, inputs: Mapping[str, Record], failures: list[str]
+    ) -> None:
+        self._objective, self._failures = objective, failures
+        base, *tuned = inputs or ("",)
+        compared = {*([base] if "base" in objective.needs else []),
+                    *(tuned if "tuned" in objective.needs else [])}  # fmt: skip
+        problems = [text for name in compared for text in failures_of(inputs[name])]
+        if problems:
+            raise LinesError([f"--objective {objective.text}: {text}" for text in problems])
+        self._base = inputs[base].metrics if inputs else None
+        self._tuned: dict[str, Metric] = {}
+        for name in tuned:
+            for word, metric in inputs[name].metrics.items():
+                best = self._tuned.get(word)
+                if best is None or (metric.value > best.value) == metric.higher_is_better:
+                    self._tuned[word] = metric
+
+    def scores(self, records: Mapping[str, Record]) -> dict[str, float]:
+        """Return the scores of those that have one: an objective may have no value somewhere."""
+        scores = {}
+        for name, record in records.items():
+            if record.problems:
+                continue
+            metrics, tuned = record.metrics, self._tuned or None
+            try:
+                scores[name] = self._objective.score(metrics, tuned, self._base)
+            except LinesError as error:
+                problems = tuple(map(str, error.problems))
+                self._failures += failures_of(replace(record, problems=problems))
+        return scores
 
 
 def _tested(bench: Bench, recipe: Recipe, swept: Sweep) -> Iterator[tuple[str, Record]]:
     for name in swept.inputs:
         yield name, bench.measure_input(name, "test")
     yield LINES, bench.measure(recipe, "test")
-    yield UNIFORM, bench.measure(swept.best.records[UNIFORM].recipe, "test")
-    yield "uniform, best", bench.measure(swept.best_uniform.records[UNIFORM].recipe, "test")
-    yield UNSCALED, bench.measure(swept.best.records[UNSCALED].recipe, "test")
+    others = {UNIFORM: swept.best.records.get(UNIFORM)}
+    if swept.best_uniform is not None:
+        others["uniform, best"] = swept.best_uniform.records[UNIFORM]
+    others[UNSCALED] = swept.best.records[UNSCALED]
+    for name, record in others.items():
+        if record is not None:
+            yield name, bench.measure(record.recipe, "test")
 
 
 def _head(result: Sweep) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
 from mergekit_lines.search.greedy import Greedy
 from mergekit_lines.search.soup import Soup
 from mergekit_lines.search.store import Record, write_output
-from mergekit_lines.search.sweep import Sweep
+from mergekit_lines.search.sweep import Point, Sweep
 
 WAYS = (LINES, UNIFORM, UNSCALED)
 
@@ -55,8 +56,8 @@ def show_sweep(swept: Sweep) -> None:
     for point in swept.points:
         values = [str(value) for value in point.settings.values()]
         values += [number(point.lines.mean)]
-        values += [with_error(point.lines.metrics[name]) for name in metrics]
-        values += [number(point.scores[way]) for way in WAYS]
+        values += [_cell(point.lines, name) for name in metrics]
+        values += [number(point.scores.get(way)) for way in WAYS]
         table.add_row(*values, "chosen" if point is swept.best else "")
     print_line(console, f"validation; metrics of LiNeS, then the objective ({swept.objective})")
     print_table(console, table)
@@ -67,22 +68,24 @@ def show_sweep(swept: Sweep) -> None:
         print_line(console, "")
         print_line(console, "inputs as they are, validation")
         print_table(console, _rows(rows, metrics, scores))
-    best, rival = swept.best.scores[LINES], swept.best_uniform.scores[UNIFORM]
+    best, rival = swept.best.scores[LINES], swept.best_uniform
     chosen = zip(axes, swept.best.settings.values(), strict=True)
     at = ", ".join(f"{axis} {value}" for axis, value in chosen)
     print_line(console, "")
     print_line(console, f"chosen: {at}; objective {number(best)} with LiNeS")
-    flat = number(swept.best_uniform.lines.mean)
-    verdict = "no better than" if best <= rival else "better than"
-    print_line(
-        console,
-        f"LiNeS is {verdict} the best uniform coefficient of the grid, {flat}: {number(rival)}",
-    )
+    if rival is not None:
+        flat, score = number(rival.lines.mean), rival.scores[UNIFORM]
+        verdict = "no better than" if best <= score else "better than"
+        print_line(
+            console,
+            f"LiNeS is {verdict} the best uniform coefficient of the grid, {flat}: {number(score)}",
+        )
     if swept.test:
         print_line(console, "")
         print_line(console, "test")
         tested = {names.get(name, name): record for name, record in swept.test.items()}
-        print_table(console, _rows(tested, list(tested[LINES].metrics)))
+        words = dict.fromkeys(word for record in tested.values() for word in record.metrics)
+        print_table(console, _rows(tested, list(words)))
 
 
 def _rows(
@@ -90,11 +93,16 @@ def _rows(
 ) -> Any:
     table = new_table("", "mean λ", *metrics, *(["objective"] if scores else []))
     for name, record in records.items():
-        cells = [with_error(record.metrics[metric]) for metric in metrics]
+        cells = [_cell(record, metric) for metric in metrics]
         table.add_row(
-            name, number(record.mean), *cells, *([number(scores[name])] if scores else [])
+            name, number(record.mean), *cells, *([number(scores.get(name))] if scores else [])
         )
     return table
+
+
+def _cell(record: Record, name: str) -> str:
+    metric = record.metrics.get(name)
+    return "failed" if metric is None else with_error(metric)
 
 
 def draw_sweep(swept: Sweep, path: Path) -> None:
@@ -116,13 +124,15 @@ def draw_sweep(swept: Sweep, path: Path) -> None:
     for name in swept.best.lines.metrics:
         panels[name] = {
             way: (
-                [point.records[way].metrics[name].value for point in swept.points],
-                _errors([point.records[way].metrics[name] for point in swept.points]),
+                [_value(point, way, name) for point in swept.points],
+                _errors([_metric(point, way, name) for point in swept.points]),
             )
             for way in WAYS
         }
         baselines[name] = {
-            names[own]: record.metrics[name].value for own, record in swept.inputs.items()
+            names[own]: record.metrics[name].value
+            for own, record in swept.inputs.items()
+            if name in record.metrics
         }
     chosen = next(iter(swept.best.settings.values()))
     with figures.page(path) as figure:
@@ -130,11 +140,24 @@ def draw_sweep(swept: Sweep, path: Path) -> None:
 
 
 def _objective_lines(swept: Sweep) -> dict[str, tuple[list[float], list[float] | None]]:
-    return {way: ([point.scores[way] for point in swept.points], None) for way in WAYS}
+    return {
+        way: ([point.scores.get(way, math.nan) for point in swept.points], None) for way in WAYS
+    }
 
 
-def _errors(metrics: Sequence[Metric]) -> list[float] | None:
-    errors = [metric.error for metric in metrics]
+def _metric(point: Point, way: str, name: str) -> Metric | None:
+    """Return one metric of a point, or None where it could not be measured."""
+    return point.records[way].metrics.get(name) if way in point.records else None
+
+
+def _value(point: Point, way: str, name: str) -> float:
+    metric = _metric(point, way, name)
+    return math.nan if metric is None else metric.value
+
+
+def _errors(metrics: Sequence[Metric | None]) -> list[float] | None:
+    """Return the errors of all that were measured, None if one of these has none."""
+    errors = [math.nan if metric is None else metric.error for metric in metrics]
     return None if None in errors else [error for error in errors if error is not None]
 
 
@@ -143,7 +166,7 @@ def _draw_heat(swept: Sweep, path: Path) -> None:
     width = len(columns.values)
     grids = {}
     for way in WAYS:
-        scores = [point.scores[way] for point in swept.points]
+        scores = [point.scores.get(way, math.nan) for point in swept.points]
         grids[way] = [scores[start : start + width] for start in range(0, len(scores), width)]
     y, x = swept.best.settings.values()
     with figures.page(path) as figure:
@@ -241,7 +264,6 @@ def show_greedy(soups: Greedy) -> None:
         if records:
             print_line(console, "")
             print_line(console, split)
-            metrics = list(next(iter(records.values())).metrics)
-            print_table(
-                console, _rows(records, metrics, soups.values if split == "validation" else None)
-            )
+            words = dict.fromkeys(word for record in records.values() for word in record.metrics)
+            scores = soups.values if split == "validation" else None
+            print_table(console, _rows(records, list(words), scores))

@@ -16,6 +16,7 @@ from mergekit_lines.evaluate.functions import as_number, ends_the_program
 from mergekit_lines.evaluate.harness.tasks import Tasks
 from mergekit_lines.evaluate.metric import Completions, Metric, metric
 from mergekit_lines.evaluate.models import input_device, still, text_tokenizer
+from mergekit_lines.evaluate.sources import same_directory
 from mergekit_lines.evaluate.spec import (
     Settings,
     Spec,
@@ -239,7 +240,8 @@ class Harness:
     @contextmanager
     def _failures(self, what: str) -> Iterator[None]:
         try:
-            yield
+            with same_directory():  # a task's own Python files run here
+                yield
         except LinesError:
             raise
         except BaseException as error:
