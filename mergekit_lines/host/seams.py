@@ -1,7 +1,7 @@
 """The seams of mergekit that this package stands on, by name, and the check of each.
 
 mergekit has no plugin interface for what LiNeS needs, so a release may move any of
-these. The check runs when a mergekit module is extended; ``tests/test_seams.py`` runs it
+these. The check runs when a mergekit module is extended; ``tests/host/test_seams.py`` runs it
 over all of them.
 """
 

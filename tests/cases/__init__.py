@@ -30,6 +30,4 @@ CASES: tuple[Case, ...] = (
     *FLAGS,
     *OUT,
 )
-
-
 BY_ID: Mapping[str, Case] = {case.id: case for case in CASES}

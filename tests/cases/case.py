@@ -10,20 +10,10 @@ from pathlib import Path
 from typing import Any
 
 NAN, INF = math.nan, math.inf
-
-
 DROP = object()
-
-
 UP = "model.layers.2.mlp.up_proj.weight"
-
-
 HEAD = "lm_head.weight"
-
-
 MATRICES = ("q_proj.weight", "up_proj.weight", "down_proj.weight")
-
-
 ALL_LAYERS = (0, 4)
 
 
@@ -43,8 +33,6 @@ class Models:
 
 
 Recipe = dict[str, Any]
-
-
 Build = Callable[[Path, Models], Recipe]
 
 

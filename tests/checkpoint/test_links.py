@@ -10,7 +10,7 @@ from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.links import outward_links
 from mergekit_lines.plan.inputs import check_models
-from tests.test_card import parsed, recipe
+from tests.report.test_card import parsed, recipe
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from mergekit_lines.checkpoint.sources import Shard
 from mergekit_lines.errors import LinesError
 from mergekit_lines.plan.inputs import check_models
 from tests import models
-from tests.test_card import parsed, recipe
+from tests.report.test_card import parsed, recipe
 
 
 @pytest.mark.parametrize(

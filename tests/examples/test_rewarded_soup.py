@@ -20,7 +20,7 @@ from mergekit_lines.search.pareto import Difference
 from tests import models
 from tests.e2e import runner
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 REWARDS = ("vader_compound", "minus_ari")
 WAYS = ("LiNeS", "unscaled", "uniform, equal mean")
 

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from tests import models, shaped
 from tests.e2e import runner
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = ("--billions", "0.0005", "--method", "ties", "--rounds", "1")
 PLAIN = {"copy_tokenizer": False, "write_model_card": False}
 

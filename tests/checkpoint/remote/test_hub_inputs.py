@@ -21,7 +21,7 @@ from mergekit_lines.hub.parcel import PushOptions
 from mergekit_lines.hub.push import reach
 from mergekit_lines.plan.inputs import check_models
 from tests.hub import Hub, point_at
-from tests.test_card import parsed, recipe
+from tests.report.test_card import parsed, recipe
 
 Usage = namedtuple("Usage", "total used free")
 

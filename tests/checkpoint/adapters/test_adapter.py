@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +12,23 @@ import peft
 import pytest
 import safetensors.torch
 import torch
-import transformers
 
 from mergekit_lines.checkpoint.adapters.adapter import Adapter
 from mergekit_lines.checkpoint.sources import HeldTensor, Source
 from mergekit_lines.errors import LinesError
 from tests import models
+from tests.checkpoint.adapters.peft_adapters import (
+    CONFIG,
+    WEIGHTS,
+    adapter,
+    edit_config,
+    load,
+    load_config,
+    quietly,
+    shapes,
+)
 
 TOLERANCE = 1e-6
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 
 
 @dataclass
@@ -48,56 +51,12 @@ class Counted:
         self.source.read_into(start, stop, into)
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def load(base: Path) -> Any:
-    (name,) = json.loads((base / "config.json").read_text())["architectures"]
-    return getattr(transformers, name).from_pretrained(base, dtype=torch.float32)
-
-
-def adapter(
-    base: Path,
-    path: Path,
-    *,
-    model: Any = None,
-    dtype: torch.dtype = torch.float32,
-    **options: Any,
-) -> Path:
-    """Save an adapter of which every trained tensor is far from what PEFT began with."""
-    with quietly(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        made = peft.get_peft_model(model or load(base), peft.LoraConfig(**{"r": 4, **options}))
-        with torch.no_grad():
-            for parameter in made.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.1 * torch.randn_like(parameter))
-        made.save_pretrained(str(path))
-    if dtype != torch.float32:
-        tensors = models.read(path)
-        cast = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-        safetensors.torch.save_file(cast, path / WEIGHTS)
-    return path
-
-
 def merged_by_peft(base: Path, path: Path) -> models.Tensors:
     """Return the tensors of PEFT's merge under the names that they have in a checkpoint."""
     with quietly():
         merged = peft.PeftModel.from_pretrained(load(base), str(path)).merge_and_unload()
         merged.save_pretrained(path / "merged")
     return models.read(path / "merged")
-
-
-def load_config(base: Path) -> Any:
-    return transformers.AutoConfig.from_pretrained(base)
-
-
-def shapes(base: Path) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in models.read(base).items()}
 
 
 def read(source: Source, step: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -122,32 +81,6 @@ def check_same(opened: Adapter, base: models.Tensors, wanted: models.Tensors) ->
         for step in (7, 33, 129, tensor.numel()):
             got = read(source, step)
             assert models.max_error_ratio(got, wanted[name]) < TOLERANCE, (name, step)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("adapters")
-
-
-@pytest.fixture(scope="module")
-def bases(folder: Path) -> Callable[[str], Path]:
-    """Bases of one or two blocks by name, made when they are asked for."""
-    makers: dict[str, Callable[[Path], Path]] = {
-        "llama": lambda path: models.llama(path, layers=2, tokenizer=False),
-        "bf16": lambda path: models.llama(path, layers=1, tokenizer=False, dtype=torch.bfloat16),
-        "tied": lambda path: models.llama(path, layers=1, tokenizer=False, tied=True),
-        "qwen2": lambda path: models.qwen2(path, layers=1, tied=False),
-        "gpt2": lambda path: models.gpt2(path, layers=2),
-        "vit": lambda path: models.vit(path, layers=1),
-        "whisper": lambda path: models.whisper(path, encoder_layers=1, decoder_layers=1),
-        "mixtral": lambda path: models.mixtral(path, layers=1),
-    }
-
-    def get(name: str) -> Path:
-        path = folder / "bases" / name
-        return path if path.exists() else makers[name](path)
-
-    return get
 
 
 ATTENTION = ["q_proj", "v_proj"]
@@ -340,183 +273,3 @@ def test_names_of_another_transformers(folder: Path, bases: Callable[[str], Path
     opened = Adapter.open(path, names, base_config=config)
     assert opened.reason == "transformers fuses tensors that it changes"
     assert not opened.touched
-
-
-# --- what is left to PEFT ------------------------------------------------------------------
-
-OTHERS: dict[str, tuple[dict[str, Any], str]] = {
-    "kind": ({"peft_type": "LOHA"}, "peft_type is LOHA"),
-    "unknown kind": ({"peft_type": "NEXT_YEARS"}, "peft_type is NEXT_YEARS"),
-    "unknown field that is off": ({"use_next_years": False}, ""),
-    "alora": ({"alora_invocation_tokens": [1]}, "sets alora_invocation_tokens"),
-    "qalora": ({"use_qalora": True}, "sets use_qalora"),
-    "replication": ({"layer_replication": [[0, 1]]}, "sets layer_replication"),
-    "parameters": ({"target_parameters": ["experts.down_proj"]}, "sets target_parameters"),
-    "arrow": ({"arrow_config": {"top_k": 1}}, "sets arrow_config"),
-    "pissa": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is pissa_niter_4"),
-    "eva": ({"init_lora_weights": "eva", "eva_config": {"rho": 2.0}}, ""),
-}
-
-
-@pytest.mark.parametrize("kind", OTHERS)
-def test_other_kinds_are_left_to_peft(
-    kind: str, simple: Path, tmp_path: Path, bases: Callable[[str], Path]
-) -> None:
-    changes, wanted = OTHERS[kind]
-    path = shutil.copytree(simple, tmp_path / "adapter")
-    edit_config(path, **changes)
-    opened = Adapter.open(path, shapes(bases("llama")))
-    if wanted:
-        assert str(opened.reason).endswith(wanted)
-        assert not opened.touched
-    else:
-        assert opened.reason is None
-        assert opened.touched
-
-
-# --- what is refused -----------------------------------------------------------------------
-
-Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
-
-
-def cut(path: Path) -> None:
-    (path / WEIGHTS).write_bytes((path / WEIGHTS).read_bytes()[:-5])
-
-
-def text(content: str) -> Callable[[Path], None]:
-    return lambda path: (path / CONFIG).write_text(content) and None
-
-
-def config(**changes: Any) -> Callable[[Path], None]:
-    return lambda path: edit_config(path, **changes)
-
-
-def tensors(edit: Callable[[models.Tensors], Any]) -> Callable[[Path], None]:
-    def change(path: Path) -> None:
-        held = models.read(path)
-        edit(held)
-        safetensors.torch.save_file(held, path / WEIGHTS)
-
-    return change
-
-
-def add(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Callable[[Path], None]:
-    return tensors(lambda held: held.update({name: torch.ones(shape, dtype=dtype)}))
-
-
-REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no config": (lambda path: (path / CONFIG).unlink(), "found no adapter_config.json"),
-    "no weights": (lambda path: (path / WEIGHTS).unlink(), "and no weights"),
-    "no JSON": (text("{"), "adapter_config.json: cannot be read"),
-    "no object": (text("[]"), "wanted a JSON object"),
-    "no kind": (text('{"r": 8}'), "a peft_type"),
-    "rank 0": (config(r=0), "r is 0, wanted a rank of at least 1"),
-    "rank by word": (config(r="8"), "r is '8'"),
-    "no alpha": (config(lora_alpha=None), "lora_alpha is None, wanted a finite number"),
-    "no alpha for PEFT": (config(lora_alpha=None, use_qalora=True), "lora_alpha is None"),
-    # PEFT itself would only warn, and merge without it.
-    "unknown field": (config(use_next_years=True), "sets use_next_years, of which peft .* nothing"),
-    "misspelt field": (config(lora_alhpa=9), "sets lora_alhpa, .* Did you mean 'lora_alpha'"),
-    "pattern of rank 0": (config(rank_pattern={"q_proj": 0}), r"rank_pattern\.q_proj is 0"),
-    "patterns in a list": (config(rank_pattern=["q"]), "wanted numbers by layer name"),
-    "no pattern": (config(alpha_pattern={"(": 8}), "no regular expression"),
-    "another rank": (config(r=5), "gives them rank 5"),
-    "token rows by word": (config(trainable_token_indices=["a"]), "wanted row numbers"),
-    "cut weights": (cut, "adapter_model.safetensors: "),
-    "no B": (
-        tensors(lambda held: held.pop(f"{Q_PROJ}.lora_B.weight")),
-        r"q_proj it holds lora_A\.weight, and by .* lora_A\.weight, lora_B\.weight",
-    ),
-    "a magnitude without DoRA": (
-        add(f"{Q_PROJ}.lora_magnitude_vector", 32),
-        "lora_magnitude_vector, and by",
-    ),
-    "no magnitude": (
-        config(use_dora=True),
-        "it should hold lora_A.weight, lora_B.weight, lora_mag",
-    ),
-    "saved in pieces": (add(f"{Q_PROJ}.lora_A.weight", 0), "two whole matrices"),
-    "integers": (add(f"{Q_PROJ}.lora_A.weight", 4, 32, dtype=torch.int8), "is of torch.int8"),
-    "names of no PEFT": (add("model.norm.weight", 32), "wanted names that begin with base_model"),
-    "a layer that is not there": (
-        tensors(
-            lambda held: held.update(
-                {f"{Q_PROJ}9.lora_{side}.weight": torch.ones(4, 4) for side in "AB"}
-            )
-        ),
-        r"1 of which the base has not \(model\.layers\.0\.self_attn\.q_proj9\.weight\)",
-    ),
-    "a saved layer that is not there": (
-        add("base_model.model.score.weight", 2, 32),
-        r"base has not \(score\.weight\)",
-    ),
-    "a resized vocabulary": (
-        add("base_model.model.model.embed_tokens.weight", 130, 32),
-        r"embed_tokens\.weight has the shape \(130, 32\), and the base's has \(128, 32\)",
-    ),
-    "rows that are not named": (
-        add("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", 1, 32),
-        "names no rows of model.embed_tokens",
-    ),
-    "rows behind the last": (
-        lambda path: (
-            config(trainable_token_indices=[128])(path),
-            add(f"{Q_PROJ[:22]}.embed_tokens.token_adapter.trainable_tokens_delta", 1, 32)(path),
-        ),
-        "rows up to number 128 of a tensor of shape",
-    ),
-    "empty": (tensors(lambda held: held.clear()), "holds no tensors"),
-}
-
-
-@pytest.fixture(scope="module")
-def simple(folder: Path, bases: Callable[[str], Path]) -> Path:
-    return adapter(bases("llama"), folder / "simple", target_modules=["q_proj"])
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_refused(kind: str, simple: Path, tmp_path: Path, bases: Callable[[str], Path]) -> None:
-    change, wanted = REFUSED[kind]
-    path = shutil.copytree(simple, tmp_path / "adapter")
-    change(path)
-    with pytest.raises(LinesError, match=wanted) as error:
-        Adapter.open(path, shapes(bases("llama")))
-    assert str(path) in str(error.value)
-
-
-def test_another_width(simple: Path, tmp_path: Path) -> None:
-    wider = models.llama(tmp_path / "wider", layers=2, hidden=64, tokenizer=False)
-    with pytest.raises(LinesError, match=r"\(32, 32\), and the base's .* has \(64, 64\)\. Use"):
-        Adapter.open(simple, shapes(wider))
-
-
-def test_a_cut_pickle(simple: Path, tmp_path: Path, bases: Callable[[str], Path]) -> None:
-    path = shutil.copytree(simple, tmp_path / "adapter")
-    (path / WEIGHTS).rename(path / "adapter_model.bin")
-    with pytest.raises(LinesError, match=r"adapter_model\.bin: cannot be read"):
-        Adapter.open(path, shapes(bases("llama")))
-
-
-@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
-def test_tied_embeddings(target: str, tmp_path: Path, bases: Callable[[str], Path]) -> None:
-    """PEFT would change both layers, of which the adapter was trained on one."""
-    base = bases("tied")
-    path = adapter(base, tmp_path / "adapter", target_modules=[target])
-    with pytest.raises(LinesError, match="ntie the base first"):
-        Adapter.open(path, shapes(base), base_config=load_config(base))
-
-
-def test_a_convolution_in_groups(tmp_path: Path) -> None:
-    """PEFT trains it and cannot merge it: A sees all channels, and the weight its group's."""
-    made = peft.get_peft_model(
-        torch.nn.ModuleDict({"conv": torch.nn.Conv1d(8, 8, 3, groups=2)}),
-        peft.LoraConfig(r=4, target_modules=["conv"]),
-    )
-    made.save_pretrained(str(tmp_path))
-    with pytest.raises(LinesError, match="a convolution in groups"):
-        Adapter.open(tmp_path, {"conv.weight": (8, 4, 3), "conv.bias": (8,)})
-
-
-def edit_config(path: Path, **changes: Any) -> None:
-    file = path / CONFIG
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
