@@ -12,7 +12,7 @@ import mergekit_lines
 
 PACKAGE = Path(mergekit_lines.__file__).parent
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
-FOR_ALL = {"errors", "_version"}
+FOR_ALL = {"errors", "files", "_version"}
 HANDS_ON = {"__init__", "_autoload"}  # names only, and only when they are asked for
 
 

@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
+import signal
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -48,6 +52,8 @@ Merging itself is mergekit-yaml's, with merge_method: lines or lines_postprocess
 class LazyGroup(click.Group):
     """A group that knows its commands' names and first lines, and imports the one called."""
 
+    _is_process = False
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of the help."""
         return list(COMMANDS)
@@ -72,6 +78,11 @@ class LazyGroup(click.Group):
             f"No such command {name!r}, wanted one of {commands}.{nearest(name, COMMANDS)}"
         )
 
+    def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
+        """Run a command line: the process's own where no arguments are handed over."""
+        self._is_process = args is None
+        return super().main(args, *more, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what the system refuses it, as a full disk for stdout, is a sentence.
 
@@ -87,6 +98,9 @@ class LazyGroup(click.Group):
             raise LinesError(
                 f"{place}: {error.strerror or error}. Check the place and the disk."
             ) from error
+        finally:
+            if self._is_process:
+                _end_at_a_signal()
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing them."""
@@ -101,6 +115,17 @@ class LazyGroup(click.Group):
             if name.startswith(incomplete)
         ]
         return completions + click.Command.shell_complete(self, ctx, incomplete)
+
+
+def _end_at_a_signal() -> None:
+    """Let another Ctrl-C end the process by the signal itself, and not in a traceback.
+
+    The command has done what it had to; what is left is Python's own end, a second or so.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        with contextlib.suppress(OSError, ValueError):  # a closed stdout; a thread of somebody's
+            sys.stdout.flush()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @click.group("mergekit-lines", cls=LazyGroup, epilog=EPILOG)
