@@ -97,15 +97,15 @@ def _read_indexed(folder: Path, index: Path) -> Headers:
                 f"which is not there. Download the missing shard."
             )
         else:
-            found = read_shard(folder, shard, headers.problems)
-            twice = [name for name in found if name in tensors]
+            held = read_shard(folder, shard, headers.problems)
+            twice = [name for name in held if name in tensors]
             if twice:
                 others = {tensors[name].file for name in twice}
                 headers.problems.append(
                     f"{folder}: {some(twice, 2)} stand both in {shard} and in {some(others, 2)}, "
                     f"wanted every tensor once. Download the shards again."
                 )
-            tensors |= found
+            tensors |= held
     if not headers.problems:
         absent = [name for name in weight_map if name not in tensors]
         if absent:

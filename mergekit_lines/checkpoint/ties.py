@@ -21,15 +21,15 @@ def tied_names(config: Any, names: Iterable[str]) -> set[str]:
     Only declared ties count: ``tie_word_embeddings`` with the class's own table. Two
     tensors that happen to be equal are two tensors.
     """
-    known = set(names)
+    distinct = set(names)
     head_tied = any(_said(config))
     tied = set()
-    for name in known:
+    for name in distinct:
         for source in _sources(config, name):
             # T5 and BART always share their input embeddings; a head only where the config says.
             if not head_tied and not name.endswith("embed_tokens.weight"):
                 continue
-            if source is None or source in known:
+            if source is None or source in distinct:
                 tied.add(name)
     return tied
 

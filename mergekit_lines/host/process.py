@@ -15,6 +15,8 @@ from types import FrameType
 
 import torch
 
+from mergekit_lines.errors import visible
+
 
 def available_cores() -> int:
     """Return the number of cores that this process may use."""
@@ -60,6 +62,28 @@ class Terminated(SystemExit):
 
 def _exit(number: int, _frame: FrameType | None) -> None:
     raise Terminated(128 + number)  # as a shell tells it
+
+
+@contextmanager
+def visible_logs() -> Iterator[None]:
+    """Write out in the log what a terminal would obey: others log names as files have them."""
+
+    def escape(record: logging.LogRecord) -> bool:
+        record.msg, record.args = visible(record.getMessage()), ()
+        if record.exc_info and not record.exc_text:
+            text = logging.Formatter().formatException(record.exc_info)
+            record.exc_text = visible(text, keep="\n")
+        return True
+
+    # What is logged by a child of these passes their handlers, and not their own filters.
+    handlers = [*logging.root.handlers, *logging.getLogger("transformers").handlers]
+    for handler in handlers:
+        handler.addFilter(escape)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(escape)
 
 
 @contextmanager

@@ -26,7 +26,12 @@ from mergekit_lines.checkpoint.writer import ShardLayout, ShardWriter, lay_out
 from mergekit_lines.engine.engine import Engine, ending
 from mergekit_lines.errors import LinesError, Problem, plain_failures, reason, tell, teller
 from mergekit_lines.files import CARD, RECIPE, REPORT
-from mergekit_lines.host.process import end_at_once, ending_on_sigterm, one_thread
+from mergekit_lines.host.process import (
+    end_at_once,
+    ending_on_sigterm,
+    one_thread,
+    visible_logs,
+)
 from mergekit_lines.host.state import (
     ONE_AT_A_TIME,
     donor_as_it_is,
@@ -130,6 +135,7 @@ def run_lines_merge(
     with (
         ONE_AT_A_TIME,
         one_thread(),
+        visible_logs(),
         ending_on_sigterm(),
         plain_failures(PLACE, full=FULL.format(out=request.out.path), other=TRACE),
         partial_folder(request.out, request.say) as partial,

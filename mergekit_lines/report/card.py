@@ -112,8 +112,8 @@ def card(folder: Path, config: MergeConfiguration, content: Mapping[str, Any], n
         name: of the folder that the model will be in.
     """
     origins = Origins(config, content.get("inputs", {}), folder)
-    found = facts(origins)
-    data = front_matter(folder, origins, found, inherited(found), name)
+    inputs = facts(origins)
+    data = front_matter(folder, origins, inputs, inherited(inputs), name)
     return assembled(data, body(folder, config, origins, content, Place(name)))
 
 
@@ -223,9 +223,9 @@ def _tables(content: Mapping[str, Any]) -> str:
         for number, value in enumerate(blocks, 1):
             rows.append(f"| block {number} | {_values(value)} |")
         if len(blocks) > LONG:
-            told = f"{len(blocks)} blocks, λ from {_values(blocks[0])} to {_values(blocks[-1])}"
+            extent = f"{len(blocks)} blocks, λ from {_values(blocks[0])} to {_values(blocks[-1])}"
             name = html.escape(visible(container["name"]))
-            title = f"<summary><code>{name}</code>: {told}</summary>"
+            title = f"<summary><code>{name}</code>: {extent}</summary>"
             rows = ["<details>", title, "", *rows, "", "</details>"]
         parts.append("\n".join(rows))
     outside = content["outside"]
@@ -264,11 +264,11 @@ def _repeat(origins: Origins, content: Mapping[str, Any], place: Place) -> str:
 
 
 def _results(folder: Path) -> str:
-    found = read_results(folder, "model") or []
-    if not found:
+    results = read_results(folder, "model") or []
+    if not results:
         return ""
     rows = ["| dataset | metric | value |", "| --- | --- | ---: |"]
-    for result in found:
+    for result in results:
         cells = (
             result.dataset_name,
             result.metric_name or result.metric_type,

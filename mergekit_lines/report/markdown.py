@@ -7,7 +7,7 @@ import re
 from mergekit_lines.errors import visible
 
 # What begins markup or HTML wherever it stands, the cell of a table included.
-_MARKUP = re.compile(r"[\\`*\[\]<>|~&$]|(?<!\w)_|_(?!\w)")
+_MARKUP = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])")
 # What begins it at the start of a line.
 _START = re.compile(r"^(?=[#+=-])|^(\d+)(?=[.)])")
 
@@ -25,10 +25,10 @@ def code(text: str, *, cell: bool = False) -> str:
         text: on one line.
         cell: whether it stands in a table, whose cells end at a bar in a code span too.
     """
-    shown = visible(text)
+    shown = visible(text) or " "
     shown = shown.replace("|", "\\|") if cell else shown
     ticks = "`" * (_longest_run(shown) + 1)
-    space = " " if shown[:1] in ("`", "") or shown[-1:] == "`" else ""
+    space = " " if shown[0] == "`" or shown[-1] == "`" else ""
     return f"{ticks}{space}{shown}{space}{ticks}"
 
 

@@ -109,7 +109,7 @@ def _only_text(value: Any) -> str | None:
 
 def _read(origin: Origin) -> Any:
     """Return the front matter of a card on this machine, or None."""
-    path: Any = Path(origin.given, "README.md")
+    path: Any = Path(origin.path, "README.md")
     if origin.on_hub and not path.exists():
         path = try_to_load_from_cache(origin.name, "README.md", revision=origin.commit)
     try:
@@ -121,12 +121,12 @@ def _read(origin: Origin) -> Any:
     return data if isinstance(data, dict) else None
 
 
-def inherited(found: Sequence[Facts]) -> Licence | None:
+def inherited(inputs: Sequence[Facts]) -> Licence | None:
     """Return the licence that every input has, if there is one.
 
     ``other`` is one only with its name. Of the links to its text the base's is taken.
     """
-    licences = [fact.licence for fact in found]
+    licences = [fact.licence for fact in inputs]
     first = licences[0] if licences else None
     if first is None or (first.license in UNNAMED and not first.license_name):
         return None
@@ -134,11 +134,11 @@ def inherited(found: Sequence[Facts]) -> Licence | None:
     return first if len(same) == 1 else None
 
 
-def disagreement(found: Sequence[Facts]) -> str:
+def disagreement(inputs: Sequence[Facts]) -> str:
     """Say what each input's licence is."""
     return ", ".join(
         f"{fact.origin.name}: {_called(fact.licence) if fact.licence else 'not known'}"
-        for fact in found
+        for fact in inputs
     )
 
 
@@ -164,7 +164,7 @@ def kind(folder: Path) -> tuple[str | None, str, str | None]:
 def front_matter(
     folder: Path,
     origins: Origins,
-    found: Sequence[Facts],
+    inputs: Sequence[Facts],
     licence: Licence | None,
     name: str,
 ) -> ModelCardData:
@@ -173,7 +173,7 @@ def front_matter(
     Args:
         folder: the merged model.
         origins: its inputs.
-        found: what their cards say.
+        inputs: what their cards say.
         licence: the merge's, if it is known.
         name: the merged model's, for its results.
 
@@ -181,9 +181,9 @@ def front_matter(
         LinesError: the results file cannot be read.
     """
     hub_ids = list(dict.fromkeys(origin.name for origin in origins.hub))
-    tasks = {fact.pipeline_tag for fact in found if fact.pipeline_tag}
+    tasks = {fact.pipeline_tag for fact in inputs if fact.pipeline_tag}
     task = kind(folder)[2] or (tasks.pop() if len(tasks) == 1 else None)
-    languages = list(found[0].language) if found else []  # the base's: tuning seldom adds one
+    languages = list(inputs[0].language) if inputs else []  # the base's: tuning seldom adds one
     more: dict[str, Any] = {"base_model_relation": "merge"} if hub_ids else {}
     if licence is not None:
         more |= {key: value for key, value in vars(licence).items() if value is not None}

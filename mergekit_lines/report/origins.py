@@ -37,14 +37,14 @@ class Origin:
     """A model or an adapter: its name for others, and where it is.
 
     Attributes:
-        given: its path in the recipe, without a revision.
+        path: in the recipe, without a revision.
         name: on the Hub, else that of its folder.
         on_hub: whether ``name`` is its id on the Hub.
         commit: of the Hub, where it is known.
         revision: in the recipe.
     """
 
-    given: str
+    path: str
     name: str
     on_hub: bool
     commit: str | None = None
@@ -52,11 +52,11 @@ class Origin:
 
     @property
     def written(self) -> str:
-        """What stands for :attr:`given` in a recipe for others; ``./`` marks a folder."""
+        """What stands for :attr:`path` in a recipe for others; ``./`` marks a folder."""
         if not self.on_hub:
             return f"./{self.name}"
         # The cache names a commit, which the recipe then has no revision for.
-        pinned = self.given != self.name and self.commit and not self.revision
+        pinned = self.path != self.name and self.commit and not self.revision
         return f"{self.name}@{self.commit}" if pinned else self.name
 
 
@@ -74,23 +74,23 @@ class Origins:
         self.models = models_in_order(config)
         self._shown = {str(model): model for model in self.models}
         for model in self.models:
-            told = inputs.get(str(model), {})
-            self._add(model.model, told.get("revision"), known=bool(told))
+            entry = inputs.get(str(model), {})
+            self._add(model.model, entry.get("revision"), reported=bool(entry))
             if model.lora is not None:
-                commit = told.get("adapter", {}).get("revision")
-                self._add(model.lora, commit, known=bool(told))
+                commit = entry.get("adapter", {}).get("revision")
+                self._add(model.lora, commit, reported=bool(entry))
         roots = {Path.home(), Path.cwd(), out.absolute().parent, out.resolve().parent}
         roots |= {Path(place).absolute() for place in (constants.HF_HOME, constants.HF_HUB_CACHE)}
         for part in self.parts.values():
-            place = Path(part.given).expanduser()
+            place = Path(part.path).expanduser()
             if place.is_absolute():
                 roots |= {place, place.parent}
         texts = sorted((str(root) for root in roots if root != root.parent), key=len, reverse=True)
         listed = "|".join(map(_root, texts))
         self._machine = re.compile(rf"(?<![\w.:-])(?:{listed}){_REST}") if texts else None
 
-    def _add(self, part: Any, commit: str | None, *, known: bool) -> None:
-        """Take in one path of the recipe; ``known`` where the report tells of the model."""
+    def _add(self, part: Any, commit: str | None, *, reported: bool) -> None:
+        """Take in one path of the recipe; ``reported`` where the report tells of the model."""
         key = (part.path, part.revision)
         if key in self.parts:
             return
@@ -100,7 +100,7 @@ class Origins:
         if cached:
             name = cached[1].replace("--", "/", 1)
             self.parts[key] = Origin(part.path, name, True, cached[2], part.revision)
-        elif commit or not (known or is_local(part.path)):
+        elif commit or not (reported or is_local(part.path)):
             self.parts[key] = Origin(part.path, part.path, True, commit, part.revision)
         else:
             folder = Path(part.path.replace("\\", "/")).expanduser()
@@ -191,15 +191,15 @@ class Origins:
             return text
         return json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n"
 
-    def _loaded_from(self, given: str) -> str:
+    def _loaded_from(self, path: str) -> str:
         for origin in self.parts.values():
-            if origin.given == given:
+            if origin.path == path:
                 return origin.name
-        cached = _CACHED.search(given)
+        cached = _CACHED.search(path)
         if cached:
             return cached[1].replace("--", "/", 1)
         # Wherever it was saved: a path says nothing to anyone else.
-        return Path(given).name if is_local(given) else given
+        return Path(path).name if is_local(path) else path
 
     def _walk(self, value: Any) -> Any:
         if isinstance(value, dict):

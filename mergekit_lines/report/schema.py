@@ -18,7 +18,7 @@ def _text(value: Any) -> bool:
 
 
 def _whole(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _number(value: Any) -> bool:

@@ -38,8 +38,8 @@ def _facts(report: Mapping[str, Any]) -> Iterator[str]:
     alpha = report["alpha"]
     value = "differs between tensors" if alpha["value"] is None else f"= {alpha['value']:.6g}"
     yield f"α {value}: {'the recipe' if alpha['source'] == 'recipe' else alpha['source']}"
-    made = {"mergekit-lines": report["mergekit_lines"], **report["versions"]}
-    yield f"made with {', '.join(f'{name} {version}' for name, version in made.items())}"
+    versions = {"mergekit-lines": report["mergekit_lines"], **report["versions"]}
+    yield f"made with {', '.join(f'{name} {version}' for name, version in versions.items())}"
 
 
 def _lambdas(values: Sequence[float]) -> str:
@@ -52,18 +52,18 @@ def _outside(outside: Mapping[str, float]) -> Table:
     names: dict[float, list[str]] = defaultdict(list)
     for name, value in outside.items():
         names[value].append(name)
-    for value, found in names.items():
-        for name in found if len(found) <= MANY else [f"{len(found):,} tensors"]:
+    for value, alike in names.items():
+        for name in alike if len(alike) <= MANY else [f"{len(alike):,} tensors"]:
             table.add_row(name, _lambdas([value]))
     return table
 
 
 def _inputs(inputs: Mapping[str, Any]) -> Table:
     table = new_table("model", "revision", "files", "bytes")
-    for model, found in inputs.items():
-        files = [*found["files"].values(), *found.get("adapter", {}).get("files", {}).values()]
+    for model, entry in inputs.items():
+        files = [*entry["files"].values(), *entry.get("adapter", {}).get("files", {}).values()]
         size = sum(facts["bytes"] for facts in files)
-        table.add_row(model, found.get("revision", "")[:12], str(len(files)), short(size))
+        table.add_row(model, entry.get("revision", "")[:12], str(len(files)), short(size))
     return table
 
 
