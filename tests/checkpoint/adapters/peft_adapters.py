@@ -56,6 +56,14 @@ def adapter(
     return path
 
 
+def merged_by_peft(base: Path, path: Path) -> models.Tensors:
+    """Return the tensors of PEFT's merge under the names that they have in a checkpoint."""
+    with quietly():
+        merged = peft.PeftModel.from_pretrained(load(base), str(path)).merge_and_unload()
+        merged.save_pretrained(path / "merged")
+    return models.read(path / "merged")
+
+
 def load_config(base: Path) -> Any:
     return transformers.AutoConfig.from_pretrained(base)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import safetensors.torch
 import torch
@@ -22,9 +21,8 @@ from tests.checkpoint.adapters.peft_adapters import (
     WEIGHTS,
     adapter,
     edit_config,
-    load,
     load_config,
-    quietly,
+    merged_by_peft,
     shapes,
 )
 
@@ -49,14 +47,6 @@ class Counted:
     def read_into(self, start: int, stop: int, into: torch.Tensor) -> None:
         self.entries += stop - start
         self.source.read_into(start, stop, into)
-
-
-def merged_by_peft(base: Path, path: Path) -> models.Tensors:
-    """Return the tensors of PEFT's merge under the names that they have in a checkpoint."""
-    with quietly():
-        merged = peft.PeftModel.from_pretrained(load(base), str(path)).merge_and_unload()
-        merged.save_pretrained(path / "merged")
-    return models.read(path / "merged")
 
 
 def read(source: Source, step: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -17,7 +17,7 @@ from mergekit_lines.checkpoint.adapters.adapter import Adapter
 from mergekit_lines.checkpoint.sources import HeldTensor, whole
 from mergekit_lines.errors import LinesError
 from tests import models
-from tests.checkpoint.test_adapters import (
+from tests.checkpoint.adapters.peft_adapters import (
     CONFIG,
     WEIGHTS,
     adapter,
