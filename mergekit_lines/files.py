@@ -12,10 +12,17 @@ from pathlib import Path
 REPORT = "lines_report.json"
 RECIPE = "mergekit_config.yml"
 CARD = "README.md"
+# What tells that a folder holds a tokenizer, beside its config.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 COMMIT = re.compile(r"[0-9a-f]{40}")  # of a model on the Hub
 _BLOCK = 1 << 22
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Tell whether a tokenizer is in a folder."""
+    return any((folder / name).exists() for name in TOKENIZER_FILES)
 
 
 def file_digest(path: Path) -> str:

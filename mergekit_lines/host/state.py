@@ -6,12 +6,13 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mergekit import merge as mergekit_merge
 from mergekit.architecture import auto
 from mergekit.architecture.auto import infer_architecture_info
-from mergekit.common import ModelReference
+from mergekit.common import ModelPath, ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
@@ -59,18 +60,17 @@ def logged_failures() -> Iterator[None]:
 
 
 @contextmanager
-def donor_as_it_is(donor: ModelReference) -> Iterator[None]:
-    """Let mergekit copy tokenizers and the like from the donor's folder as it is.
+def donor_as_it_is(folder: Path) -> Iterator[None]:
+    """Let mergekit copy tokenizers and the like from a folder as it is.
 
-    Of a base with an adapter it would make a merged copy for that, or fail without a cache.
+    mergekit's own donor is always the base; of one with an adapter it would make a merged copy
+    for that, or fail without a cache.
     """
     original = mergekit_merge._get_donor_model
+    donor = ModelReference(model=ModelPath(path=str(folder)))
 
-    plain_donor = ModelReference(model=donor.model)
-
-    def get_donor(merge_config: MergeConfiguration, options: MergeOptions) -> Any:
-        config = merge_config.model_copy(update={"base_model": plain_donor})
-        return original(config, options=options)
+    def get_donor(merge_config: MergeConfiguration, options: MergeOptions) -> Any:  # noqa: ARG001
+        return donor, str(folder)
 
     mergekit_merge._get_donor_model = get_donor
     try:

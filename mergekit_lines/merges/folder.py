@@ -16,7 +16,7 @@ from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
 from mergekit_lines._version import __version__
-from mergekit_lines.checkpoint.opened import OpenedModels
+from mergekit_lines.checkpoint.opened import OpenedModels, adapter_folder
 from mergekit_lines.checkpoint.out import Out, model_folder, real_out
 from mergekit_lines.checkpoint.partial import LAYOUT, Partial, partial_folder
 from mergekit_lines.checkpoint.remote.downloads import HubModels, files_from_hub, hub_models
@@ -40,14 +40,20 @@ from mergekit_lines.host.state import (
     logged_failures,
 )
 from mergekit_lines.lines.summary import Summary
+from mergekit_lines.merges.carrying import carry, left_behind
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.opening import open_models
 from mergekit_lines.plan.prepare import Prepared, prepare
 from mergekit_lines.plan.run import MergeRun, planning
 from mergekit_lines.plan.sizes import Sizes
-from mergekit_lines.plan.tokenizer import check_tokenizers, lost_tokens, vocabulary
+from mergekit_lines.plan.tokenizer import (
+    check_tokenizers,
+    donor_folders,
+    lost_tokens,
+    vocabulary,
+)
 from mergekit_lines.recipe.checks import check_recipe
-from mergekit_lines.recipe.models import models_in_order
+from mergekit_lines.recipe.models import carried
 from mergekit_lines.recipe.options import effective_options
 from mergekit_lines.report.card import card
 from mergekit_lines.report.file import (
@@ -201,7 +207,10 @@ def _merged(
         stack.enter_context(files_from_hub(downloads))
         models = open_models(config, options, partial.path, stack)
         models.check_adapters([item.task.gather_tensors for item in prepared.planned])
-        check_tokenizers(config, options, prepared.tokenizer)
+        donor = carried(config)
+        adapter = adapter_folder(donor) if donor.lora else None
+        check_tokenizers(config, options, prepared.tokenizer, adapter)
+        tokenizer = donor_folders(config, adapter)[0]
         rows = vocabulary(config, prepared.tokenizer)
         sizes = Sizes(prepared.planned, prepared.headers, config, options, rows)
         for line in (*lost_tokens(prepared.tokenizer), *sizes.notes):
@@ -212,7 +221,11 @@ def _merged(
         writer = ShardWriter(partial.path, shards, partial.vouch)
         engine = Engine(models, writer, options)
         stack.enter_context(ending(engine.workers, writer))
-        summary = _run_merge(request, prepared, engine, partial)
+        summary = _run_merge(request, prepared, engine, partial, tokenizer)
+        names = prepared.arch_info.tagalong_files or ()
+        carry(partial.path, config, shards, tokenizer, names)
+        for line in left_behind(config, tokenizer):
+            request.say(line)
         engine.finish()
         facts = {
             "dropped": {str(model): names for model, names in prepared.dropped.items()},
@@ -233,7 +246,9 @@ def _merged(
     return Outcome(shards, summary, facts)
 
 
-def _run_merge(request: Request, prepared: Prepared, engine: Engine, partial: Partial) -> Summary:
+def _run_merge(
+    request: Request, prepared: Prepared, engine: Engine, partial: Partial, donor: Path
+) -> Summary:
     """Run mergekit's merge, whose planner is ours, and return what it planned."""
     summaries: list[Summary] = []
 
@@ -251,7 +266,6 @@ def _run_merge(request: Request, prepared: Prepared, engine: Engine, partial: Pa
         partial=partial,
         on_summary=take,
     )
-    donor = models_in_order(request.config)[0]
     recipe = request.config.model_copy(deep=True)
     layout = layout_as_planned(prepared.arch_info)
     with planning(run), logged_failures(), donor_as_it_is(donor), layout:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mergekit.common import ModelReference
+from mergekit.common import ModelPath, ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
@@ -24,7 +24,8 @@ from pydantic import PrivateAttr
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mergekit_lines.errors import LinesError, reason, some
-from mergekit_lines.recipe.models import models_in_order
+from mergekit_lines.files import holds_tokenizer
+from mergekit_lines.recipe.models import carried, models_in_order
 
 _LOCK = threading.RLock()
 
@@ -71,14 +72,18 @@ def _ordered_vocabularies() -> Iterator[None]:
 
 
 def check_tokenizers(
-    config: MergeConfiguration, options: MergeOptions, tokenizer: OrderedTokenizer | None
+    config: MergeConfiguration,
+    options: MergeOptions,
+    tokenizer: OrderedTokenizer | None,
+    adapter: Path | None = None,
 ) -> None:
-    """Build the output tokenizer now, or see that the base's can be copied.
+    """Build the output tokenizer now, or see that the carried one can be copied.
 
     Args:
         config: the recipe.
         options: mergekit's flags.
         tokenizer: the task that builds the output's, where the recipe says `tokenizer`.
+        adapter: see :func:`donor_folders`.
 
     Raises:
         LinesError: it cannot be built, loaded or copied.
@@ -86,14 +91,40 @@ def check_tokenizers(
     if tokenizer is not None:
         _build_tokenizer(tokenizer)
         return
-    folder = Path(LoaderCache().get(models_in_order(config)[0]).index.base_path)
+    folder = donor_folders(config, adapter)[0]
     copied = (folder / "tokenizer_config.json").exists() and any(
         (folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")
     )
     if options.copy_tokenizer and (config.chat_template or not copied):
         # mergekit loads and saves it; a failure there is only logged, and no tokenizer written.
-        model = models_in_order(config)[0]
+        models = (carried(config), models_in_order(config)[0])
+        of_folder = ModelReference(model=ModelPath(path=str(folder)))
+        model = next((model for model in models if own_folder(model) == folder), of_folder)
         _load_tokenizer(model, options, "Give --no-copy-tokenizer to merge without it")
+
+
+def donor_folders(config: MergeConfiguration, adapter: Path | None = None) -> list[Path]:
+    """Return where the files that OUT carries are, those with its tokenizer first.
+
+    That is the folder of the adapter that is edited, where it was saved with a tokenizer, the
+    edited model's, and the base's; of a merge of several the base's alone.
+
+    Args:
+        config: the recipe, whose models' loaders are open.
+        adapter: the carried model's adapter, where it has been downloaded.
+    """
+    model = carried(config)
+    folders = [own_folder(model), own_folder(models_in_order(config)[0])]
+    if adapter is None and model.lora is not None and Path(model.lora.path).is_dir():
+        adapter = Path(model.lora.path)
+    folders = list(dict.fromkeys([*([adapter] if adapter else []), *folders]))
+    return sorted(folders, key=lambda folder: not holds_tokenizer(folder))
+
+
+def own_folder(model: ModelReference) -> Path:
+    """Return a model's own folder, without what an adapter makes of it."""
+    plain = LoaderCache().loaders.get(ModelReference(model=model.model))
+    return Path((plain or LoaderCache().get(model)).index.base_path)
 
 
 def _load_tokenizer(model: ModelReference, options: Any, remedy: str) -> None:

@@ -71,3 +71,20 @@ def base_listed(config: MergeConfiguration) -> dict[str | None, bool]:
         if module.models is not None:
             result[name] = any(entry.model == base for entry in module.models)
     return result
+
+
+def carried(config: MergeConfiguration) -> ModelReference:
+    """Return the model whose tokenizer, chat template and generation settings OUT carries.
+
+    Of an edit that is the model that is edited, and of a merge the base, as in mergekit; where
+    `tokenizer` names one of the models, it is that one.
+    """
+    models = models_in_order(config)
+    source = config.tokenizer.source if config.tokenizer else config.tokenizer_source
+    if source is None and config.merge_method == "lines_postprocess":
+        slices = [
+            one for part in (config, *(config.modules or {}).values()) for one in part.slices or []
+        ]
+        bases = {config.base_model, *(one.base_model for one in slices)}
+        return next((model for model in models if model not in bases), models[0])
+    return next((model for model in models if model == source), models[0])

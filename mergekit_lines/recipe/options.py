@@ -9,9 +9,8 @@ from typing import Any
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
-from mergekit_lines.recipe.models import models_in_order
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
+from mergekit_lines.files import holds_tokenizer
+from mergekit_lines.recipe.models import carried, models_in_order
 
 
 def effective_options(
@@ -22,11 +21,12 @@ def effective_options(
     if options.multi_gpu:
         say("--multi-gpu is ignored: the merge runs on one device")
         update["multi_gpu"] = False
-    donor = config.base_model or models_in_order(config)[0]
-    folder = Path(donor.model.path)
-    has_tokenizer = any((folder / name).exists() for name in TOKENIZER_FILES)
+    donor, base = carried(config), models_in_order(config)[0]
+    places = [donor.model, base.model, *([donor.lora] if donor.lora else [])]
+    folders = [Path(place.path) for place in dict.fromkeys(places)]
     wants = options.copy_tokenizer and not (config.tokenizer or config.tokenizer_source)
-    if wants and folder.is_dir() and not has_tokenizer:
-        say(f"{folder} holds no tokenizer: none is copied")
+    local = all(folder.is_dir() for folder in folders)
+    if wants and local and not any(map(holds_tokenizer, folders)):
+        say(f"{folders[0]} holds no tokenizer: none is copied")
         update["copy_tokenizer"] = False
     return options.model_copy(update=update)

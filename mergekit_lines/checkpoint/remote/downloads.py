@@ -29,7 +29,11 @@ from mergekit_lines.checkpoint.remote.headers import (
 from mergekit_lines.errors import LinesError
 from mergekit_lines.files import file_digest
 
-ADAPTER = re.compile(r"adapter_(config\.json|model\..+)")
+# An adapter, and the tokenizer that it may have been trained with.
+ADAPTER = re.compile(
+    r"adapter_(config\.json|model\..+)|tokenizer\.(json|model)|tokenizer_config\.json"
+    r"|(special_tokens_map|added_tokens|generation_config)\.json|chat_template\.jinja"
+)
 SMALL = 64 << 20  # bytes of a file whose digest costs nothing
 
 HubModels = Mapping[tuple[str, "str | None"], HubHeaders]

@@ -1,0 +1,198 @@
+"""Files that make a model usable beside its weights: tokenizer, generation settings, code."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mergekit_lines.checkpoint.bounded import read_json, read_text
+from mergekit_lines.errors import TextError
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
+# Ids of special tokens, which config.json repeats.
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id")
+_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "additional_special_tokens")
+# Of generation_config.json, what tells of the writer and not of the model.
+_WRITER = ("transformers_version", "_from_model_config")
+_CLASS = re.compile(r"(?:(?P<repo>[\w./-]+)--)?(?P<module>[A-Za-z_]\w*)\.[A-Za-z_]\w*")
+
+
+def complete(folder: Path, sources: Sequence[Path], names: Iterable[str]) -> None:
+    """Copy what mergekit leaves behind: generation settings, and files of processors.
+
+    Args:
+        folder: the merged model.
+        sources: where the files may be; the first that has one gives it.
+        names: of files beside the generation settings that are copied where none is there yet.
+    """
+    _copy_first(folder, sources, GENERATION)
+    for name in names:
+        if not (folder / name).exists():
+            _copy_first(folder, sources, name)
+
+
+def _copy_first(folder: Path, sources: Sequence[Path], name: str) -> None:
+    source = next((one / name for one in sources if (one / name).is_file()), None)
+    if source is not None:
+        shutil.copy(source, folder / name)
+
+
+def carry_code(folder: Path, sources: Mapping[str, Path]) -> None:
+    """Copy the modules that ``auto_map`` names, with what they import from beside them.
+
+    Loading them still needs the user's ``trust_remote_code``. A module that is not in its
+    model's folder stays where it was: on the Hub, under the name that transformers gave it.
+
+    Args:
+        folder: the merged model.
+        sources: by file with an ``auto_map``, the folder that it came from.
+    """
+    for name, source in sources.items():
+        classes = _entry(source / name, "auto_map")
+        modules = {file for one in _texts(classes) if (file := _module(one, source)) is not None}
+        if not modules:
+            continue
+        for file in sorted(modules | _imported(modules)):
+            if not (folder / file.name).exists():
+                shutil.copy(file, folder / file.name)
+        config = _json(folder / name)
+        if isinstance(config, dict) and config.get("auto_map") != classes:
+            _write(folder / name, {**config, "auto_map": classes})
+
+
+def _module(name: str, source: Path) -> Path | None:
+    match = _CLASS.fullmatch(name)
+    file = source / f"{match['module']}.py" if match and not match["repo"] else None
+    return file if file is not None and file.is_file() else None
+
+
+def _imported(modules: set[Path]) -> set[Path]:
+    """Return the modules beside these that they import, by transformers' own reading of them."""
+    from transformers.dynamic_module_utils import get_relative_import_files
+
+    files = {Path(name) for module in modules for name in get_relative_import_files(module)}
+    # It names what stands in a folder below as well, and what may not be there at all.
+    return {file for file in files if file.parent in {m.parent for m in modules} and file.is_file()}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _texts(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+
+
+def finish_config(folder: Path, dtype: str | None, tokens: Path | None) -> None:
+    """Let config.json say the dtype that the weights have, and the carried special tokens.
+
+    Args:
+        folder: the merged model.
+        dtype: of most of its weights; None where none is floating-point.
+        tokens: the folder of the model whose special tokens it has, where that is not the base.
+    """
+    config = _json(folder / CONFIG)
+    if not isinstance(config, dict):
+        return
+    finished = _with_dtype(config, dtype) if dtype else config
+    if tokens is not None and isinstance(donor := _json(tokens / CONFIG), dict):
+        finished = _with_ids(finished, donor)
+    if finished != config:
+        _write(folder / CONFIG, finished)
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """Return a config, and those of a model's parts in it, with another dtype."""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in ("dtype", "torch_dtype") and isinstance(value, str):
+            result[key] = dtype
+        else:
+            result[key] = _with_dtype(value, dtype) if isinstance(value, dict) else value
+    return result
+
+
+def _with_ids(config: dict[str, Any], donor: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(config)
+    for key, value in donor.items():
+        if key in _IDS:
+            result[key] = value
+        elif isinstance(value, dict) and isinstance(config.get(key), dict):
+            result[key] = _with_ids(config[key], value)
+    return result
+
+
+def differences(carried: Path, other: Path, *, template: bool = True) -> list[str]:
+    """Return in what a model's use differs from that of the one whose files are carried.
+
+    Args:
+        carried: the folder of the model whose files are carried.
+        other: the other model's folder.
+        template: whether the chat template is carried at all.
+    """
+    names = []
+    if template and chat_template(carried) != chat_template(other):
+        names.append("chat template")
+    ours, theirs = _special_tokens(carried), _special_tokens(other)
+    names += [f"{one} {theirs.get(one)!r}" for one in _TOKENS if ours.get(one) != theirs.get(one)]
+    ours, theirs = (_settings(folder) for folder in (carried, other))
+    keys = sorted(key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key))
+    return names + [f"{key} {theirs.get(key)!r}" for key in keys]
+
+
+def chat_template(folder: Path) -> Any:
+    """Return a tokenizer's chat template, or None where it has none that can be read."""
+    try:
+        if (folder / TEMPLATE).is_file():
+            return read_text(folder / TEMPLATE)
+    except (OSError, TextError):
+        return None
+    return _entry(folder / TOKENIZER_CONFIG, "chat_template")
+
+
+def _special_tokens(folder: Path) -> dict[str, Any]:
+    config = _json(folder / TOKENIZER_CONFIG)
+    held = config if isinstance(config, dict) else {}
+    more = _json(folder / "special_tokens_map.json")
+    held = {**held, **(more if isinstance(more, dict) else {})}
+    return {name: _content(held[name]) for name in _TOKENS if held.get(name)}
+
+
+def _content(token: Any) -> Any:
+    """Return a token's text; it may be written with how it is matched."""
+    if isinstance(token, list):
+        return sorted(str(_content(one)) for one in token)
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    settings = _json(folder / GENERATION)
+    held = settings if isinstance(settings, dict) else {}
+    return {name: value for name, value in held.items() if name not in _WRITER}
+
+
+def _entry(path: Path, key: str) -> Any:
+    content = _json(path)
+    return content.get(key) if isinstance(content, dict) else None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except (OSError, TextError):
+        return None
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    # As transformers writes it.
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
