@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from mergekit_lines import LinesError, LiveModel
+from mergekit_lines.evaluate import Settings, measure_all, parse_evaluators
 from mergekit_lines.live import model as live_model
 from mergekit_lines.live.blueprint import Blueprint
 from tests import models, shaped
@@ -463,3 +464,20 @@ def test_the_recipe_is_a_copy(recipe: Recipe) -> None:
         live.recipe["parameters"]["beta"] = 8.0
         assert live.recipe == recipe
         assert live_model.BUDGET == 4 << 30
+
+
+def test_evaluators_find_an_offloaded_model_as_it_was(own: Recipe, tmp_path: Path) -> None:
+    """What accelerate moves in and out for each block is no change that an evaluator left."""
+    (tmp_path / "a.txt").write_text("tok10 tok11 tok12\n\ntok20 tok21")
+    specs = [f"perplexity:{tmp_path}/a.txt", f"again=perplexity:{tmp_path}/a.txt?batch_size=1"]
+    evaluators = parse_evaluators(specs, "validation", Settings())
+    values, told = [], list[str]()
+    for options in ({}, {"max_memory": {"cpu": Blueprint(own).working + 40_000}}):
+        with opened(own, **options) as live:
+            offloaded = any(each.is_meta for each in live.model.parameters())
+            assert offloaded == bool(options)
+            metrics = measure_all(evaluators, live.model, live.tokenizer, told.append)
+            values.append(metrics["perplexity"].value)
+            assert metrics["again"].value == pytest.approx(values[-1], rel=1e-5)
+    assert values[1] == values[0]
+    assert told == []
