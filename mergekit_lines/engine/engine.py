@@ -167,13 +167,13 @@ class Engine:
         elif (kept := vectors.find(task)) is not None:
             rescale_tensor(job, pieces, kept, slot.dtype, sink)
         else:
-            place = vectors.place(task, pieces.shape, pieces.dtype)
+            vector = vectors.sink(task, pieces.shape, pieces.dtype)
             try:
-                self._compute(task, sources, streamed, slot, sink, place)
+                self._compute(task, sources, streamed, slot, sink, vector)
             except BaseException:
-                vectors.drop(place)
+                vectors.drop(vector)
                 raise
-            vectors.keep(place)
+            vectors.keep(vector)
 
     def _compute(
         self,

@@ -59,7 +59,7 @@ class OnDisk:
 
 
 @dataclass(eq=False)
-class Place:
+class VectorSink:
     """Takes one task vector, piece by piece and from several threads."""
 
     name: str
@@ -94,14 +94,14 @@ class TaskVectors:
     def __init__(self, budget: int, folder: Path) -> None:
         self._left, self._folder = budget, folder
         self._files = itertools.count()
-        self._kept: dict[str, Place] = {}
+        self._kept: dict[str, VectorSink] = {}
 
     def find(self, task: LinesTask) -> Source | None:
         """Return a tensor's task vector, if it was kept for the same wrapped merge."""
-        place = self._kept.get(task.output_weight.name)
-        return place.storage if place is not None and place.key == wrapped_key(task) else None
+        sink = self._kept.get(task.output_weight.name)
+        return sink.storage if sink is not None and sink.key == wrapped_key(task) else None
 
-    def place(self, task: LinesTask, shape: tuple[int, ...], dtype: torch.dtype) -> Place:
+    def sink(self, task: LinesTask, shape: tuple[int, ...], dtype: torch.dtype) -> VectorSink:
         """Return where a task vector may be written to; what was kept of the tensor is dropped.
 
         Args:
@@ -115,7 +115,7 @@ class TaskVectors:
         name = task.output_weight.name
         old = self._kept.pop(name, None)
         if old is not None and (old.storage.shape, old.storage.dtype) == (shape, dtype):
-            return Place(name, wrapped_key(task), old.storage)
+            return VectorSink(name, wrapped_key(task), old.storage)
         if old is not None:
             self.drop(old)
         size = math.prod(shape) * dtype.itemsize
@@ -126,21 +126,21 @@ class TaskVectors:
         else:
             storage = OnDisk(self._folder / f"{next(self._files)}.tau", shape, dtype)
             reserve(storage.path, size)
-        return Place(name, wrapped_key(task), storage)
+        return VectorSink(name, wrapped_key(task), storage)
 
-    def keep(self, place: Place) -> None:
+    def keep(self, sink: VectorSink) -> None:
         """Keep a task vector, if the wrapped method gave the whole of it away."""
-        if place.whole:
-            self._kept[place.name] = place
+        if sink.whole:
+            self._kept[sink.name] = sink
         else:
-            self.drop(place)
+            self.drop(sink)
 
-    def drop(self, place: Place) -> None:
+    def drop(self, sink: VectorSink) -> None:
         """Give back the storage of a task vector that was not written as a whole."""
-        if isinstance(place.storage, OnDisk):
-            place.storage.path.unlink()
+        if isinstance(sink.storage, OnDisk):
+            sink.storage.path.unlink()
         else:
-            self._left += place.storage.held.nbytes
+            self._left += sink.storage.held.nbytes
 
 
 def reserve(path: Path, size: int) -> None:
