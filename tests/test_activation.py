@@ -471,31 +471,34 @@ def test_an_interpreter_without_torch_never_meets_us(tmp_path: Path) -> None:
 
 
 def cost() -> dict[str, Any]:
-    """Load and call the entry point where torch is imported already."""
+    """Import torch, and then load and call the entry point; return what both took."""
     import importlib.metadata
     import sys
     import time
 
+    begun = time.thread_time()
     import torch  # noqa: F401
 
+    torch_took = time.thread_time() - begun
     (entry,) = importlib.metadata.entry_points(group="torch.backends", name="mergekit_lines")
     before = set(sys.modules)
     start = time.thread_time()
     entry.load()()
-    seconds = time.thread_time() - start
-    return {"imported": sorted(set(sys.modules) - before), "milliseconds": 1000 * seconds}
+    took = time.thread_time() - start
+    return {"imported": sorted(set(sys.modules) - before), "share": took / torch_took}
 
 
 def test_activation_imports_only_its_own_module_and_costs_nothing(tmp_path: Path) -> None:
-    """On top of torch come the package and ``_autoload``, and less than 2 ms of computing.
+    """On top of torch come the package and ``_autoload``, and a hundredth of its computing.
 
-    The least of three interpreters: other processes may have taken the caches from one.
+    It is a thousandth on a machine that has nothing else to do. The least of three interpreters:
+    other processes may have taken the caches from one.
     """
     off = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     found = [fresh(cost, cwd=tmp_path, env=off)[0] for _ in range(3)]
     for one in found:
         assert one["imported"] == ["mergekit_lines", "mergekit_lines._autoload"]
-    assert min(one["milliseconds"] for one in found) < 2
+    assert min(one["share"] for one in found) < 0.01
 
 
 # --- when it cannot work -------------------------------------------------------------------

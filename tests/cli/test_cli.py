@@ -86,8 +86,11 @@ WORDS = "edit a --base b --gamma 1 --print-recipe"
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
     """A pipe that is closed after a line, or before any, leaves stderr empty."""
-    for reader in ("head -1", "true"):
-        script = f"(sleep 1; mergekit-lines {WORDS}) | {reader}"
+    # The file is made by a reader that has gone: the second one's command waits for it.
+    command = f"while [ ! -e gone ]; do sleep 0.01; done; mergekit-lines {WORDS}"
+    for reader in ("touch gone; exec head -1", "exec 0<&-; touch gone"):
+        (tmp_path / "gone").unlink(missing_ok=True)
+        script = f"({command}) | ({reader})"
         assert runner.run(["bash", "-c", script], tmp_path, {"PATH": PATH}).stderr == ""
 
 

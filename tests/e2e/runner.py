@@ -30,6 +30,7 @@ import yaml
 
 _BAR = re.compile(r"\d+%\||\d+it \[")
 BIN = Path(sys.executable).parent
+STUCK = 1200.0  # seconds: on the busiest machine, what has not ended by then never will
 Recipe = str | Mapping[str, Any]
 Environment = Mapping[str, str | None]
 
@@ -90,7 +91,7 @@ def run(
     command: Sequence[str | Path],
     cwd: Path | str,
     env: Environment | None = None,
-    timeout: float = 300,
+    timeout: float = STUCK,
 ) -> Result:
     """Run a command and return how it ended. A bare name of the venv's scripts is found there."""
     words = [str(word) for word in command]
@@ -122,7 +123,7 @@ def mergekit_yaml(
     *flags: str,
     cwd: Path | str,
     env: Environment | None = None,
-    timeout: float = 300,
+    timeout: float = STUCK,
 ) -> Result:
     """Write the recipe to ``cwd/recipe.yml`` and run ``mergekit-yaml recipe.yml OUT FLAGS``."""
     (Path(cwd) / "recipe.yml").write_text(recipe_text(recipe), encoding="utf-8")
@@ -136,7 +137,7 @@ def mergekit_multi(
     cwd: Path | str,
     intermediate: Path | str = "./merges/steps",
     env: Environment | None = None,
-    timeout: float = 300,
+    timeout: float = STUCK,
 ) -> Result:
     """Write the documents to ``cwd/recipe.yml`` and run ``mergekit-multi`` on them.
 
@@ -192,7 +193,7 @@ def merge_many(
     *,
     cwd: Path | str,
     env: Environment | None = None,
-    timeout: float = 300,
+    timeout: float = STUCK,
 ) -> Report:
     """Do many merges in one subprocess, so that imports are paid once.
 
@@ -245,7 +246,7 @@ class ForkServer:
             )
 
     def __enter__(self) -> ForkServer:
-        assert self._answer(120) == {"ready": True}
+        assert self._answer(STUCK) == {"ready": True}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -262,7 +263,7 @@ class ForkServer:
         command: Sequence[str | Path],
         cwd: Path | str,
         scratch: Path | str,
-        timeout: float = 60,
+        timeout: float = STUCK,
     ) -> Result:
         """Do as :func:`run` for a command in ``_MAINS``; ``scratch`` is for temporary files."""
         return self.ask(command, cwd, scratch, timeout)[0]

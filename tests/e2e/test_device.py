@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from mergekit_lines.engine import pieces as merging
 from tests import models
-from tests.e2e.runner import in_process
+from tests.e2e.runner import STUCK, in_process
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 MOVES = {torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.copy_}
@@ -141,7 +141,7 @@ def test_one_piece_is_read_while_another_is_computed(
 ) -> None:
     """Two threads meet inside the reading of one tensor; else the barrier breaks."""
     monkeypatch.setattr(merging, "MEMORY", 1)  # that of the CPU's pieces limits no card
-    meeting, load = threading.Barrier(2, timeout=60), merging.TensorPieces.load
+    meeting, load = threading.Barrier(2, timeout=STUCK), merging.TensorPieces.load
     met: list[int] = []
 
     def both(self: merging.TensorPieces, index: int, model: int | None = None) -> Any:

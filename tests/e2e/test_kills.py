@@ -6,6 +6,7 @@ killed both before and after every step that makes something durable or visible.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ import pytest
 import torch
 
 from tests import models
-from tests.e2e.runner import BIN, environment, recipe_text
+from tests.e2e.runner import BIN, STUCK, environment, recipe_text
 from tests.e2e.torture import (
     STEPS,
     Torturer,
@@ -142,28 +143,32 @@ def check_and_resume(torturer: Torturer, arena: Arena) -> int:
 def test_kills_at_random_moments(
     method: str, torturer: Torturer, inputs: Path, tmp_path: Path
 ) -> None:
-    """SIGKILLs, three in four between the first byte of a shard and the last rename."""
+    """SIGKILLs, three in four between the first byte of a shard and the last rename.
+
+    When is said by the writes that have begun: a busy machine shifts no kill.
+    """
     # Writes are slowed a little, so that the merge is a target that cannot be missed.
     hooks = [("slow", 0.004)]
     ring = arena(torturer, inputs / "large", tmp_path, method, "1500K")
-    calls = {name: seconds for name, _, seconds in reversed(ring.calls)}  # the first of each
-    renames = [seconds for name, _, seconds in ring.calls if name == "rename"]
-    writes = sum(name == "pwrite" for name, _, _ in ring.calls)
-    span = renames[-1] - calls["pwrite"] + 0.002 * writes
+    writes = [seconds for name, _, seconds in ring.calls if name == "pwrite"]
+    end = max(seconds for name, _, seconds in ring.calls if name == "rename")
+    tail = end - writes[-1]  # from the last write to the last rename
     random_numbers = random.Random(method)
     kills = inside = late = resumed = 0
     while inside < KILLS * 3 / 4 or kills < KILLS:
-        early = kills % 4 == 3
+        # One in four before the first write; of the others one in four after the last.
+        number = 0 if kills % 4 == 3 else random_numbers.randint(1, len(writes) * 4 // 3)
+        span = tail if number >= len(writes) else 0.01 if number else writes[0]
         kill = {
             "signals": [signal.SIGKILL],
-            "since": "start" if early else "first byte",
-            "seconds": random_numbers.uniform(0, calls["pwrite"] if early else span),
+            "writes": min(number, len(writes)),
+            "seconds": random_numbers.uniform(0, span),
         }
         ended = torturer.merge(ring.folder, *ring.flags, hooks=hooks, kill=kill)
         if ended.returncode == 0 or ring.out.exists():
             late += 1
             assert late < 2 * KILLS
-            span *= 0.9
+            tail *= 0.9
         kills += ended.returncode == -signal.SIGKILL
         writing = list(partial_of(ring.out).glob("*.safetensors*"))
         inside += ended.returncode != 0 and bool(writing) and not ring.out.exists()
@@ -350,6 +355,25 @@ def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+Status = dict[str, str]
+
+
+def wait_until(process: subprocess.Popen[str], condition: Callable[[Status], bool]) -> None:
+    """Return when the kernel's account of a process fulfils a condition, or it has ended."""
+    deadline = time.monotonic() + STUCK
+    while process.poll() is None:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        if condition({key: value.strip() for key, _, value in (x.partition(":") for x in lines)}):
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def has_arrived(number: signal.Signals, status: Status) -> bool:
+    """Tell whether a signal that was sent to a process is no longer waiting for it."""
+    return not int(status["ShdPnd"], 16) >> (number - 1) & 1
+
+
 @pytest.mark.parametrize(
     ("signals", "statuses"),
     [
@@ -362,10 +386,7 @@ def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_signal_ends_a_merge_at_once(
     signals: list[signal.Signals], statuses: set[int], huge: Path, torturer: Torturer
 ) -> None:
-    """Ctrl-C, an impatient second one, SIGTERM: over in a second, and told how to go on.
-
-    What is left of it afterwards is the end of the interpreter, whose time is not ours.
-    """
+    """Ctrl-C, an impatient second one, SIGTERM: no other shard is made, and told how to go on."""
     out = huge / "out"
     shutil.rmtree(partial_of(out), ignore_errors=True)  # a failed test may have left it
     command = [BIN / "mergekit-yaml", "recipe.yml", "out", "--out-shard-size", "10M"]
@@ -377,22 +398,27 @@ def test_a_signal_ends_a_merge_at_once(
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
-    while not list(partial_of(out).glob("partial-*")):
+    deadline = time.monotonic() + STUCK
+    while not shards_of(partial_of(out)):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
         time.sleep(0.002)
+    # It stands still until the first signal is there: what it does then, it does after that.
+    process.send_signal(signal.SIGSTOP)
+    wait_until(process, lambda status: status["State"].startswith("T"))
+    made_before = shards_of(partial_of(out))
     sent = time.monotonic()
     for number in signals:
         process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
+        wait_until(process, functools.partial(has_arrived, number))
         time.sleep(0.05 * (len(signals) - 1))
-    while Path(f"{partial_of(out)}.lock").exists() and process.poll() is None:
-        time.sleep(0.002)
-    over = time.monotonic() - sent
-    stderr = process.communicate(timeout=60)[1]
+    stderr = process.communicate(timeout=STUCK)[1]
     took = time.monotonic() - sent
     name = "+".join(number.name for number in signals)
-    LOG.info("%s: over after %.2f s, ended after %.2f s", name, over, took)
-    assert over <= 1 and took <= 2
+    LOG.info("%s: ended after %.2f s", name, took)
+    assert took <= 20  # some tenths of a second on a machine that has nothing else to do
+    made_after = shards_of(partial_of(out)).keys() - made_before.keys()
+    assert len(made_after) <= 1  # one may have been whole but for its name
     assert "Traceback" not in stderr, stderr
     assert process.returncode in statuses
     assert not out.exists()
@@ -402,12 +428,13 @@ def test_a_signal_ends_a_merge_at_once(
     if not (huge / "whole").exists():
         torturer.merge(huge, "--out-shard-size", "10M", out="whole").succeeded()
     assert models.weights_digest(out) == models.weights_digest(huge / "whole")
+    assert len(shards_of(out)) > len(made_before) + 2  # so that another one could have been made
     shutil.rmtree(out)
 
 
 def test_ctrl_c_before_a_shard_is_whole(huge: Path, torturer: Torturer) -> None:
     """Of one shard nothing can be kept: that is told, and what would lose less."""
-    kill = {"signals": [signal.SIGINT], "since": "first byte", "seconds": 0.05}
+    kill = {"signals": [signal.SIGINT], "writes": 3, "seconds": 0}
     ended = torturer.merge(huge, hooks=[("slow", 0.02)], kill=kill)
     assert ended.returncode == 1 and "Traceback" not in ended.stderr, ended.stderr
     assert "stopped before a shard was whole; nothing is kept" in ended.stderr

@@ -19,6 +19,7 @@ from mergekit_lines.errors import LinesError
 from tests import models
 from tests.e2e.runner import (
     BIN,
+    STUCK,
     environment,
     in_process,
     mergekit_multi,
@@ -233,7 +234,7 @@ def start(folder: Path, out: str, **options: Any) -> subprocess.Popen[str]:
 
 
 def wait_for_first_shard(process: subprocess.Popen[str], partial: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + STUCK
     while not list(partial.glob("*.safetensors")):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
@@ -248,7 +249,7 @@ def test_an_interrupted_merge_leaves_no_model(number: signal.Signals, slow: Path
     process = start(slow, out)
     wait_for_first_shard(process, partial)
     process.send_signal(number)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=STUCK)[0]
     assert process.returncode != 0
     assert not (slow / out).exists()
     assert not (partial / "config.json").exists()
@@ -256,7 +257,7 @@ def test_an_interrupted_merge_leaves_no_model(number: signal.Signals, slow: Path
         assert "Run the same command to go on" in output
         assert "Aborted!" in output
     again = start(slow, out)
-    output = again.communicate(timeout=120)[0]
+    output = again.communicate(timeout=STUCK)[0]
     assert again.returncode == 0, output
     assert "left by a merge that was killed" in output
     assert [path.name for path in slow.iterdir() if path.name.startswith(".")] == []
@@ -271,7 +272,7 @@ def test_a_write_that_fails_leaves_nothing(slow: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 
     process = start(slow, "full", preexec_fn=small_files)
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=STUCK)[0]
     assert process.returncode == 1
     assert "Error: [lines]" in output
     assert "Traceback" not in output
@@ -286,11 +287,11 @@ def test_two_merges_to_one_out(slow: Path) -> None:
     os.kill(first.pid, signal.SIGSTOP)
     try:
         second = start(slow, "twice")
-        output = second.communicate(timeout=120)[0]
+        output = second.communicate(timeout=STUCK)[0]
         assert second.returncode == 1
         assert "another merge is writing to it" in output
     finally:
         os.kill(first.pid, signal.SIGCONT)
-    first.communicate(timeout=120)
+    first.communicate(timeout=STUCK)
     assert first.returncode == 0
     assert (slow / "twice" / "config.json").exists()

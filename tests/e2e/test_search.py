@@ -69,7 +69,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     """Runs commands, each in a process of its own, that are forked off one start of mergekit."""
     folder = tmp_path_factory.mktemp("shell")
     with ForkServer(folder / "log", preload=PRELOADED) as server:
-        yield lambda command, cwd: server.run(command, cwd, folder, timeout=120)
+        yield lambda command, cwd: server.run(command, cwd, folder)
 
 
 @pytest.fixture
@@ -217,13 +217,13 @@ def _kill_after(place: Path, command: tuple[str, ...], lines: int) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    end = time.monotonic() + 120
+    end = time.monotonic() + runner.STUCK
     while time.monotonic() < end and process.poll() is None:
         if path.exists() and path.read_bytes().count(b"\n") >= lines:
             os.kill(process.pid, signal.SIGKILL)
             break
         time.sleep(0.002)
-    assert process.wait(60) == -signal.SIGKILL
+    assert process.wait(runner.STUCK) == -signal.SIGKILL
 
 
 def test_sweep_goes_on_only_with_the_same_search(shell: Shell, place: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -465,7 +466,9 @@ def test_the_report_holds_digests_and_figures(
         (tmp_path / f"m{number}").symlink_to(model)
     monkeypatch.chdir(tmp_path)
     given = recipe(Path("m0"), Path("m1"), Path("m2"))
+    begun = time.monotonic()
     out = in_process(given, "out", out_shard_size=60_000, num_threads=1)
+    took = time.monotonic() - begun
     text = (out / "lines_report.json").read_text(encoding="utf-8")
     assert str(tmp_path) not in text
     assert str(three[0].parent) not in text
@@ -494,7 +497,7 @@ def test_the_report_holds_digests_and_figures(
     weights = sum(t.numel() * t.element_size() for t in models.read(out).values())
     assert run["bytes_read"] == 3 * weights
     assert run["bytes_written"] == report["output"]["bytes"]
-    assert 0 < run["seconds"] < 60
+    assert 0 < run["seconds"] <= took + 0.1  # rounded
     assert run["peak_rss"] > 10**8
     assert (run["threads"], run["device"], run["resumed"]) == (1, "cpu", False)
 

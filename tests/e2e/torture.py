@@ -15,7 +15,7 @@ from mergekit.scripts.multimerge import MODEL_CHECK_FILENAMES
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests import models
-from tests.e2e.runner import ForkServer, Result
+from tests.e2e.runner import STUCK, ForkServer, Result
 
 Hook = Sequence[Any]
 # Calls that make an output durable or visible: at each of them a kill has to be harmless.
@@ -31,10 +31,6 @@ class Ending:
     messages: tuple[str, ...]
     signalled: bool
     """Whether the signal found the process alive."""
-    seconds: float
-    """From the fork to the end."""
-    ending: float
-    """From the last signal to the end."""
 
     def succeeded(self) -> Ending:
         """Return self where the exit status is 0; else raise with all that was printed."""
@@ -64,7 +60,7 @@ class Torturer(ForkServer):
         out: str = "out",
         hooks: Sequence[Hook] = (),
         kill: dict[str, Any] | None = None,
-        timeout: float = 60,
+        timeout: float = STUCK,
     ) -> Ending:
         """Run ``mergekit-yaml recipe.yml OUT FLAGS`` in a folder.
 
@@ -73,8 +69,7 @@ class Torturer(ForkServer):
             flags: mergekit's.
             out: where the merge goes, relative to the folder.
             hooks: names of hooks and their arguments.
-            kill: ``signals`` to send, ``seconds`` after the start or the ``first byte``
-                (``since``), ``pause`` seconds apart.
+            kill: ``signals`` to send, ``seconds`` after so many ``writes`` to shards have begun.
             timeout: in seconds.
         """
         command = ["mergekit-yaml", "recipe.yml", out, *flags]
@@ -89,8 +84,6 @@ def _ending(result: Result, answer: dict[str, Any]) -> Ending:
         result.stderr,
         result.messages,
         answer["signalled"],
-        answer.get("seconds", 0.0),
-        answer.get("ending", 0.0),
     )
 
 

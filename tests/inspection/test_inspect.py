@@ -109,7 +109,7 @@ def test_published_sizes(published: shaped.Published, tmp_path: Path) -> None:
     }
     begun = time.process_time()
     (found,) = told(write(tmp_path, document), "--out-shard-size", "2B")
-    assert time.process_time() - begun < 3  # seconds of computing; imports were before
+    assert time.process_time() - begun < 30  # seconds of computing: one, or minutes of reading
     totals = found["totals"]
     assert totals["parameters"] == published.parameters
     assert totals["output"] == totals["disk"] == 2 * published.parameters
