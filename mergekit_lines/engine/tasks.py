@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from mergekit.architecture import WeightInfo
 from mergekit.common import ImmutableMap, ModelReference, dtype_from_name
 from mergekit.graph import Task
 from mergekit.io.tasks import GatherTensors
@@ -32,6 +33,18 @@ class LinesTask(ExecuteMergeMethodTask):
     coefficient: float = 1.0
     seed: int = 0
     base_listed: bool = True
+
+    @property
+    def aligned(self) -> bool:
+        """Whether mergekit aligns the models' vocabularies before."""
+        return not isinstance(self.gather_tensors, GatherTensors)
+
+    @property
+    def inputs(self) -> Mapping[ModelReference, WeightInfo]:
+        """What mergekit's layout says of the tensor that each model gives."""
+        gather: Any = self.gather_tensors
+        reading: GatherTensors = gather.gather_tensors if self.aligned else gather
+        return reading.weight_info
 
     def plain(self) -> LinesTask:
         """Return the task that merges the same tensor without the engine."""

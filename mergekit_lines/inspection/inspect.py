@@ -62,6 +62,7 @@ def inspect_recipe(
         prepared, attempt_problems = _attempt(sound, effective, run)
         problems += _new(attempt_problems, problems)
         is_sound = prepared is not None
+        problems += _new(prepared.refusals if prepared else (), problems)
         if prepared is None:  # without its parameters the recipe may still show its blocks
             sound = _without_parameters(sound)
             prepared, attempt_problems = _attempt(sound, effective, run)

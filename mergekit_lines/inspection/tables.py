@@ -10,6 +10,7 @@ from rich.table import Table
 
 from mergekit_lines.console import new_table, open_console, print_line, print_table, short
 from mergekit_lines.inspection.findings import Coefficient, Container, Inspection, Outside, Totals
+from mergekit_lines.lines.outside import NO_BLOCKS
 from mergekit_lines.plan.memory import Memory
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -43,10 +44,7 @@ def _facts(inspection: Inspection) -> Iterable[str]:
         value = "α" if inspection.alpha is None else f"α = {inspection.alpha:.6g}"
         yield f"{value}: {inspection.alpha_source}"
     if inspection.totals and not inspection.containers:
-        yield (
-            "no residual blocks found in the tensor names: every tensor gets the coefficient for "
-            "outside, and beta has no effect"
-        )
+        yield NO_BLOCKS
 
 
 def _blocks(container: Container) -> Table:

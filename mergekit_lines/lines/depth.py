@@ -1,7 +1,8 @@
 """Depth of every tensor: which residual block it stands in, told from all names together.
 
 LiNeS (arXiv 2410.17146, Eq. 1) gives block l of L the coefficient alpha + beta * (l-1)/(L-1);
-l and L come from here. No architecture is known by name; the shape of the names decides:
+l and L come from here. No architecture is known by name; the shape of the names decides, and
+their words alone where lists side by side run one after another (``SERIES``):
 
 * a container is the outermost numbered list that holds most tensors of its tower;
 * lists of bare layers (``mlp.0``, ``conv_layers``) give way to lists of whole blocks;
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -27,6 +28,14 @@ Items = dict[int, list[Path]]  # index -> tensor names below that item
 _BLOCK_MODULES = 4
 # No leading zero, else layers.1 and layers.01 were one block; no list has 10**9 items.
 _INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
+# Lists beside one another through which the residual stream goes in this order: one without a
+# number below it is one block. Diffusers' and the original names of Flux, SD3's like and U-Nets.
+SERIES = (
+    ("double_blocks", "single_blocks"),
+    ("transformer_blocks", "single_transformer_blocks"),
+    ("down_blocks", "mid_block", "up_blocks"),
+    ("input_blocks", "middle_block", "output_blocks"),
+)
 _NUMBERED = re.compile(r"(.*[^0-9])(0|[1-9][0-9]?)", re.DOTALL)
 _DIGITS = re.compile(r"([0-9]+)")
 
@@ -35,9 +44,11 @@ _DIGITS = re.compile(r"([0-9]+)")
 class BlockDepth:
     """Place of a tensor in the residual blocks of its container."""
 
-    container: str  # dotted name of the numbered list; in staged models that of the stages
-    index: int  # 0-based; across all stages
-    count: int  # blocks of the container
+    # Dotted name of the numbered list; in staged models that of the stages; of lists that run
+    # one after another all of them: ``double_blocks → single_blocks``.
+    container: str
+    index: int  # 0-based; across all stages, and across lists that run one after another
+    count: int  # blocks of the container, or of all lists of its series
 
 
 @dataclass
@@ -70,18 +81,24 @@ def block_depths(
         raise LinesError(f"num_blocks must be a whole number of at least 1, not {num_blocks!r}.")
     paths = _paths(names)
     lists = _lists(paths.values(), nested=True)
-    candidates = [_container(path, lists[path]) for path in _find(paths, lists, num_blocks is None)]
+    series = list(_series(paths.values(), lists))
+    candidates = [
+        _container(path, lists[path]) if path in lists else _one_block(path, paths.values())
+        for path in _find(paths, lists, series, num_blocks is None)
+    ]
     problems: list[str] = []
     at: dict[Path, BlockDepth] = {}
-    for container in candidates if blocks is None else _choose(blocks, candidates, lists):
-        name, count = ".".join(container.path), num_blocks or container.count
+    chosen = candidates if blocks is None else _choose(blocks, candidates, lists)
+    for container, name, start, end in _connected(chosen, series):
+        count = num_blocks or end
         problems += container.gaps if num_blocks is None else []
-        if container.count > count:
+        last = start + container.count - 1
+        if last >= count:
             problems.append(
-                f"num_blocks is {count}, but {name!r} has a block of index {container.count - 1}: "
+                f"num_blocks is {count}, but {name!r} has a block of index {last}: "
                 "give the number of blocks of the whole model."
             )
-        at |= {path: BlockDepth(name, i, count) for path, i in container.index.items()}
+        at |= {path: BlockDepth(name, start + i, count) for path, i in container.index.items()}
     if problems:
         raise LinesError(problems)
     return {name: at.get(path) for name, path in paths.items()}
@@ -143,15 +160,64 @@ def _lists(paths: Iterable[Path], *, nested: bool) -> dict[Path, Items]:
     return lists
 
 
-def _find(paths: Mapping[str, Path], lists: Mapping[Path, Items], complete: bool) -> list[Path]:
+def _series(paths: Collection[Path], lists: Mapping[Path, Items]) -> Iterator[list[Path]]:
+    """Yield the lists, and single blocks, that run one after another, in their order."""
+    for first in lists:
+        for words in SERIES:
+            if first[-1:] != words[:1] or any(map(_INDEX.fullmatch, first)):
+                continue
+            parts = [(*first[:-1], word) for word in words]
+            ends = [lists[part] for part in (parts[0], parts[-1]) if part in lists]
+            if len(ends) == 2 and all(_modules(end.values()) >= _BLOCK_MODULES for end in ends):
+                held = {path[: len(first)] for path in paths}
+                yield [part for part in parts if part in held]
+
+
+def _one_block(path: Path, paths: Iterable[Path]) -> _Container:
+    below = [tensor for tensor in paths if tensor[: len(path)] == path]
+    return _Container(path, dict.fromkeys(below, 0), 1)
+
+
+def _connected(
+    chosen: Sequence[_Container], series: Iterable[Sequence[Path]]
+) -> Iterator[tuple[_Container, str, int, int]]:
+    """Yield every container, its series' name, the blocks before it, and all of the series."""
+    alone = {container.path: container for container in chosen}
+    for parts in series:
+        members = [alone.pop(part) for part in parts if part in alone]
+        words = [member.path[-1] for member in members]
+        name = ".".join([*parts[0][:-1], " → ".join(words)])
+        start, end = 0, sum(member.count for member in members)
+        for member in members:
+            yield member, name, start, end
+            start += member.count
+    for container in alone.values():
+        yield container, ".".join(container.path), 0, container.count
+
+
+def _find(
+    paths: Mapping[str, Path],
+    lists: Mapping[Path, Items],
+    series: Iterable[Iterable[Path]],
+    complete: bool,
+) -> list[Path]:
     """Return the containers: the list that holds most of its tower, for each tower."""
+    members = {part for parts in series for part in parts}
+
+    def below_member(path: Path) -> bool:
+        return any(path[: len(member)] == member for member in members)
+
     outer = [path for path in lists if not any(map(_INDEX.fullmatch, path))]
+    outer = [path for path in outer if not below_member(path)]
     outer = [path for path in outer if any(len(t) > 1 for ts in lists[path].values() for t in ts)]
     whole = [path for path in outer if _modules(lists[path].values()) >= _BLOCK_MODULES]
     # Without whole blocks the names are of a toy or of a part of a model.
-    outer = whole or [path for path in outer if not complete or _alike(lists[path].values()) == 1]
-    outermost: list[Path] = []
-    free = set(paths.values())
+    if not whole and not members:
+        outer = [path for path in outer if not complete or _alike(lists[path].values()) == 1]
+    else:
+        outer = whole
+    outermost = list(members)
+    free = {path for path in paths.values() if not below_member(path)}
     # Deepest parent first: a tower inside another (LLaVA's model.vision_tower) is not counted
     # against the outer one.
     parents = {path[:-1] for path in outer}

@@ -113,6 +113,8 @@ class Blueprint:
         with ONE_AT_A_TIME, one_thread(), fresh_caches():
             run = MergeRun.of(self.recipe, self.options)
             self.prepared = prepare(self.recipe, self.options, run)
+            if self.prepared.refusals:
+                raise LinesError(self.prepared.refusals)
             check_tokenizers(self.recipe, self.options, self.prepared.tokenizer)
             self._rows = vocabulary(self.recipe, self.prepared.tokenizer)
             self.sizes = Sizes(

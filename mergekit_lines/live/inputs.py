@@ -24,9 +24,7 @@ def input_problem(blueprint: Blueprint, model: Any = None) -> str | None:
     model = model or blueprint.recipe.base_model
     shifted = []
     for item in blueprint.prepared.planned:
-        gather: Any = item.task.gather_tensors
-        gather = getattr(gather, "gather_tensors", gather)
-        source = dict(gather.weight_info.items()).get(model)
+        source = dict(item.task.inputs.items()).get(model)
         if source is None or source.name != item.weight.name:
             shifted.append(item.weight.name)
     trust = blueprint.options.trust_remote_code

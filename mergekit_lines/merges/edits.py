@@ -11,7 +11,7 @@ from mergekit.merge_methods.base import TensorGroup
 
 from mergekit_lines.errors import LinesError, nearest, some
 from mergekit_lines.kernels.scale import work_dtype
-from mergekit_lines.lines.depth import block_depths
+from mergekit_lines.lines.outside import checked_depths
 from mergekit_lines.lines.schedule import Schedule, plain
 from mergekit_lines.merges.groups import DTYPES, storage
 from mergekit_lines.merges.state_dicts import merge_groups
@@ -62,8 +62,8 @@ def scale_task_vector(
         number("alpha", plain(alpha)), number("beta", plain(beta)), words["schedule"]
     )
     elsewhere = scheduled.alpha if words["outside"] == "alpha" else words["outside"]
-    chosen = words["blocks"].split(",") if words["blocks"] else None
-    depths = block_depths(task_vector, blocks=chosen, num_blocks=words["num_blocks"])
+    sizes = {name: tensor.numel() for name, tensor in task_vector.items()}
+    depths = checked_depths(sizes, words["blocks"], words["num_blocks"])
     by_storage: dict[Any, tuple[str, float, torch.Tensor]] = {}
     result = {}
     for name, tensor in task_vector.items():

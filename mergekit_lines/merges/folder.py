@@ -186,6 +186,8 @@ def _planned(request: Request, partial: Path) -> tuple[Prepared, HubModels]:
     config, options = request.config, request.effective
     with fresh_caches():
         prepared = prepare(config, options, request.run)
+        if prepared.refusals:
+            raise LinesError(prepared.refusals)
         downloads = hub_models(prepared.headers)
         if downloads:
             sizes = Sizes(prepared.planned, prepared.headers, config, options, None)

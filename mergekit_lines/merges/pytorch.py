@@ -15,8 +15,9 @@ import click
 import torch
 from mergekit.merge_methods.base import ParameterScope, TensorGroup
 
-from mergekit_lines.errors import LinesError, nearest
-from mergekit_lines.lines.depth import BlockDepth, block_depths
+from mergekit_lines.errors import LinesError, nearest, tell
+from mergekit_lines.lines.depth import BlockDepth
+from mergekit_lines.lines.outside import checked_depths, described
 from mergekit_lines.lines.placed import Placed, ScheduleWords
 from mergekit_lines.merges.groups import bind, check_groups
 from mergekit_lines.merges.state_dicts import merge_group
@@ -122,9 +123,11 @@ def _depth(
 def _depths(
     names: tuple[str, ...], blocks: str | None, num_blocks: int | None
 ) -> dict[str, BlockDepth | None]:
-    # Asked for every tensor of a model with the same arguments.
-    chosen = blocks.split(",") if blocks else None
-    return block_depths(names, blocks=chosen, num_blocks=num_blocks)
+    # Asked for every tensor of a model with the same arguments, of which the first is told.
+    depths = checked_depths(dict.fromkeys(names, 1), blocks, num_blocks)
+    for line in described(depths):
+        tell(line)
+    return depths
 
 
 def _seed(values: Mapping[str, Any]) -> int:

@@ -7,6 +7,7 @@ what is not there is mergekit, which reads only folders with a config.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ from mergekit_lines.engine.workers import Workers
 from mergekit_lines.errors import LinesError, plain_failures, some, tell, teller
 from mergekit_lines.files import REPORT
 from mergekit_lines.host.process import end_at_once, ending_on_sigterm, one_thread
-from mergekit_lines.lines.depth import block_depths, natural_key
+from mergekit_lines.lines.depth import natural_key
+from mergekit_lines.lines.outside import checked_depths
 from mergekit_lines.lines.placed import Placed, ScheduleWords
 from mergekit_lines.lines.summary import Summary, summarise
 from mergekit_lines.methods.registry import postprocess_method
@@ -92,7 +94,7 @@ def edit_file(
     say = teller(quiet=options.quiet)
     with ExitStack() as stack:
         headers = _headers(model, base)
-        coefficients, summary = _plan(list(headers[model]), _values(config))
+        coefficients, summary = _plan(headers[model], _values(config))
         for line in describe(summary):
             # That nothing is scaled by depth is told even under --quiet.
             (say if summary.containers else tell)(line)
@@ -120,12 +122,14 @@ def _values(config: MergeConfiguration) -> dict[str, Any]:
     return {w.name: w.validate(parameters.get(w.name, w.default)) for w in POSTPROCESS_WORDS}
 
 
-def _plan(names: list[str], values: Mapping[str, Any]) -> tuple[dict[str, float], Summary]:
+def _plan(
+    headers: Mapping[str, TensorHeader], values: Mapping[str, Any]
+) -> tuple[dict[str, float], Summary]:
     """Return λ of every tensor, and the summary for people and for the report."""
-    blocks = values["blocks"].split(",") if values["blocks"] else None
-    depths = block_depths(names, blocks=blocks, num_blocks=values["num_blocks"])
+    sizes = {name: math.prod(header.shape) for name, header in headers.items()}
+    depths = checked_depths(sizes, values["blocks"], values["num_blocks"])
     words = ScheduleWords.of(values)
-    placed = [Placed(name, depths[name], words) for name in sorted(names, key=natural_key)]
+    placed = [Placed(name, depths[name], words) for name in sorted(sizes, key=natural_key)]
     coefficients = {item.name: item.coefficient() for item in placed}
     return coefficients, summarise(placed, coefficients, None)
 

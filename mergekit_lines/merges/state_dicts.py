@@ -21,7 +21,7 @@ from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.lines.alpha import Contribution, NormCollector, find_alpha
-from mergekit_lines.lines.depth import block_depths
+from mergekit_lines.lines.outside import checked_depths
 from mergekit_lines.lines.placed import Placed, ScheduleWords
 from mergekit_lines.lines.schedule import plain
 from mergekit_lines.merges.groups import bind, check_groups, lone_depth, storage
@@ -203,8 +203,9 @@ def _place(
                 "Eq. 2 compares norms over the whole model. Give alpha, or use merge_state_dicts."
             )
     else:
-        chosen = blocks.split(",") if blocks else None
-        depths = block_depths(every, blocks=chosen, num_blocks=num_blocks)
+        entries = [group.tensors[0].numel() for group in groups]
+        sizes = {**dict.fromkeys(every, 0), **dict(zip(names, entries, strict=True))}
+        depths = checked_depths(sizes, blocks, num_blocks)
     wrap = method.wrapped.spec.name
     contributions = []
     for name, group, own in zip(names, groups, values, strict=True):

@@ -113,11 +113,8 @@ def dropped_tensors(
 def _check_tensor(
     item: PlannedTensor, headers: Mapping[ModelReference, Headers], convertible: Convertible
 ) -> Iterator[Problem]:
-    gather: Any = item.task.gather_tensors
-    aligned = hasattr(gather, "tokenizer_task")
-    gather = getattr(gather, "gather_tensors", gather)
     held: dict[ModelReference, TensorHeader] = {}
-    for model, weight in gather.weight_info.items():
+    for model, weight in item.task.inputs.items():
         index = LoaderCache().get(model).index.tensor_paths
         name = next((name for name in names_of(weight) if name in index), None)
         if name is None:
@@ -150,7 +147,7 @@ def _check_tensor(
                 (name,),
                 ", wanted fp16, bf16, fp32 or fp64. Convert the model first.",
             )
-    yield from _check_alike(item, held, aligned)
+    yield from _check_alike(item, held, item.task.aligned)
 
 
 def _check_alike(

@@ -134,8 +134,7 @@ def layout_fits(
     """Tell whether a layout has a place for every tensor of the base, and every tensor it wants."""
     convertible = Convertible(options)
     for item in planned:
-        gather: Any = item.task.gather_tensors
-        for model, weight in getattr(gather, "gather_tensors", gather).weight_info.items():
+        for model, weight in item.task.inputs.items():
             index = LoaderCache().get(model).index.tensor_paths
             held = weight.optional or any(name in index for name in names_of(weight))
             if not held and not convertible(model, weight.name):

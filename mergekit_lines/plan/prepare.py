@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,9 +23,16 @@ from mergekit_lines.checkpoint.remote.headers import remote_headers
 from mergekit_lines.errors import LinesError, Problem, reason, some
 from mergekit_lines.host.process import silent
 from mergekit_lines.host.state import names_from_indexes
+from mergekit_lines.lines.outside import mostly_outside
 from mergekit_lines.plan.configs import config_notes
 from mergekit_lines.plan.fit import check_layers, check_plan, dropped_tensors
-from mergekit_lines.plan.layout import layout_fits, layout_from_names, lost_tensors, models_hold
+from mergekit_lines.plan.layout import (
+    layout_fits,
+    layout_from_names,
+    lost_tensors,
+    models_hold,
+    names_of,
+)
 from mergekit_lines.plan.opening import adapter_of, open_model
 from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.plan.planner import LayoutError, LinesPlanner
@@ -51,6 +59,7 @@ class Prepared:
     tokenizer: OrderedTokenizer | None  # builds the output's, where the recipe says `tokenizer`
     dropped: Mapping[ModelReference, Sequence[str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what the user should know, and nothing to refuse
+    refusals: tuple[Problem, ...] = ()  # why it is not merged, although there is a plan
 
 
 def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) -> Prepared:
@@ -90,7 +99,32 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
         notes.append(
             f"{model}: {len(names)} tensors that the base lacks are dropped: {some(names, 3)}"
         )
-    return replace(prepared, dropped=dropped, notes=tuple(notes))
+    refusals = tuple(_depth_problems(prepared))
+    return replace(prepared, dropped=dropped, notes=tuple(notes), refusals=refusals)
+
+
+def _depth_problems(prepared: Prepared) -> Iterator[Problem]:
+    """Yield that most of the model stands in lists that the depth does not count."""
+    planned = prepared.planned
+    if not planned or dict(planned[0].task.parameters.items()).get("blocks"):
+        return
+    entries = {item.weight.name: _entries(item, prepared.headers) for item in planned}
+    if not all(entries.values()):  # of pickles and fused tensors; then tensors are counted
+        entries = dict.fromkeys(entries, 1)
+    depths = {item.placed.name: item.placed.depth for item in planned}
+    problem = mostly_outside(depths, entries)
+    if problem:
+        yield problem
+
+
+def _entries(item: PlannedTensor, headers: Mapping[ModelReference, Headers]) -> int:
+    """Return the number of entries of a tensor, as far as a header of this name tells it."""
+    for model, weight in item.task.inputs.items():
+        tensors = headers[model].tensors or {}
+        held = [tensors[name] for name in names_of(weight) if name in tensors]
+        if held:
+            return math.prod(held[0].shape)
+    return 0
 
 
 def _check_counts(

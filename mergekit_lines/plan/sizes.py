@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from mergekit.architecture import WeightInfo
@@ -20,6 +19,7 @@ from transformers.initialization import no_init_weights
 from mergekit_lines.checkpoint.headers import Headers, TensorHeader
 from mergekit_lines.checkpoint.sources import DTYPES
 from mergekit_lines.checkpoint.writer import NAMES, Slot
+from mergekit_lines.plan.layout import names_of
 from mergekit_lines.plan.planned import PlannedTensor
 
 
@@ -85,16 +85,13 @@ class Sizes:
         self.tensors = [sized for item in planned for sized in self._sized(item)]
 
     def _sized(self, item: PlannedTensor) -> Iterator[Sized]:
-        gather: Any = item.task.gather_tensors
-        aligned = hasattr(gather, "tokenizer_task")
-        gather = getattr(gather, "gather_tensors", gather)
+        aligned = item.task.aligned
         inputs: dict[ModelReference, torch.dtype] = {}
         read: dict[ModelReference, int] = {}
         shape, whole, temporaries = None, 0, list[int]()
-        for model, weight in gather.weight_info.items():
-            names = [weight.name, *(weight.aliases or ()), *(weight.tied_names or ())]
+        for model, weight in item.task.inputs.items():
             index = LoaderCache().get(model).index.tensor_paths
-            name = next((name for name in names if name in index), None)
+            name = next((name for name in names_of(weight) if name in index), None)
             header = (self._headers[model].tensors or {}).get(name or "")
             pickled = self._pickled(model) if self._headers[model].tensors is None else {}
             header = header or pickled.get(name or "")

@@ -14,6 +14,7 @@ from mergekit_lines.checkpoint.bounded import read_json
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.files import REPORT
 from mergekit_lines.lines.alpha import Calibration
+from mergekit_lines.lines.outside import NO_BLOCKS
 from mergekit_lines.lines.summary import Summary
 from mergekit_lines.report.schema import unfit_keys
 
@@ -124,10 +125,7 @@ def describe(summary: Summary) -> list[str]:
         first, last = _range(blocks[0]), _range(blocks[-1])
         lines.append(f"{name}: {len(blocks)} blocks, coefficient {first} to {last}")
     if not summary.containers:
-        lines.append(
-            "no residual blocks found in the tensor names: every tensor gets the coefficient "
-            "for outside, and beta has no effect"
-        )
+        lines.append(NO_BLOCKS)
     if summary.outside:
         values = sorted(set(summary.outside.values()))
         lines.append(f"outside: {len(summary.outside)} tensors, coefficient {_range(values)}")
