@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +16,13 @@ from mergekit_lines.files import INDEX, WEIGHTS
 # What mergekit can load and torch can promote. fp8, fp4 and packed formats are none of it.
 FLOATS = {"F64", "F32", "F16", "BF16"}
 BUFFERS = {"I64", "I32", "I16", "I8", "U8", "U16", "U32", "U64", "BOOL"}
+# What trained models are wrapped in puts before the names of their tensors.
+WRAPPERS = {
+    "_orig_mod.": "torch.compile",
+    "module.": "DistributedDataParallel",
+    "_fsdp_wrapped_module.": "FullyShardedDataParallel",
+    "_forward_module.": "Lightning",
+}
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
 
 
@@ -37,6 +45,19 @@ class Headers:
 
     tensors: dict[str, TensorHeader] | None = None
     problems: list[str] = field(default_factory=list)
+
+
+def wrapper_prefix(names: Iterable[str]) -> str | None:
+    """Return what a wrapper of the trained model has put before all names, or None."""
+    names = list(names)
+    held = [prefix for prefix in WRAPPERS if names and all(n.startswith(prefix) for n in names)]
+    return held[0] if held else None
+
+
+def plain_dtypes(folder: Path) -> list[str]:
+    """Return the floating-point dtypes of a checkpoint that holds no packed weights, or none."""
+    dtypes = {header.dtype for header in (read_headers(folder).tensors or {}).values()}
+    return sorted(dtypes & FLOATS) if dtypes <= FLOATS | {"BOOL", "I64"} else []
 
 
 def weight_files(folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ from mergekit.options import MergeOptions
 from safetensors import SafetensorError, safe_open
 
 from mergekit_lines.checkpoint.bounded import check_regular, read_config, read_json, special_files
-from mergekit_lines.checkpoint.headers import read_headers
+from mergekit_lines.checkpoint.headers import WRAPPERS, plain_dtypes, read_headers, wrapper_prefix
 from mergekit_lines.checkpoint.links import outward_links
 from mergekit_lines.checkpoint.pointers import pointers
 from mergekit_lines.checkpoint.remote.downloads import fetch
@@ -22,6 +22,7 @@ from mergekit_lines.checkpoint.remote.failures import reading, status_of, unreac
 from mergekit_lines.checkpoint.remote.headers import files_of
 from mergekit_lines.errors import LinesError, Problem, TextError, nearest_name, reason
 from mergekit_lines.plan.configs import refused_configs
+from mergekit_lines.plan.spelling import spelling_problem
 from mergekit_lines.recipe.models import models_in_order
 
 
@@ -51,15 +52,30 @@ def check_models(config: MergeConfiguration, options: MergeOptions) -> list[Prob
 
 def _check_model(model: ModelReference, options: MergeOptions) -> Iterator[str]:
     folder = Path(model.model.path)
+    if misspelt := spelling_problem(model):
+        yield misspelt
+        return
     if folder.is_dir():
         problems = [*special_files(folder), *outward_links(folder), *pointers(folder)] or list(
             _check_config(folder)
         )
-        yield from problems or [*_check_loading(model, options), *read_headers(folder).problems]
+        yield from problems or [*_check_loading(model, options), *_check_headers(folder)]
     else:
         yield from _check_hub(model, options)
     if model.lora is not None:
         yield from _check_adapter(model.lora)
+
+
+def _check_headers(folder: Path) -> Iterator[str]:
+    headers = read_headers(folder)
+    yield from headers.problems
+    if prefix := wrapper_prefix(headers.tensors or ()):
+        yield (
+            f"{folder}: the name of every tensor begins with {prefix!r}, which {WRAPPERS[prefix]} "
+            f"puts before the model's own. Save the model inside, e.g. with "
+            f"`accelerator.unwrap_model(model).save_pretrained(...)`, or take {prefix!r} out of "
+            f"the names."
+        )
 
 
 def _check_files(folder: Path) -> Iterator[str]:
@@ -102,6 +118,13 @@ def _check_config(folder: Path) -> Iterator[str]:
     elif config.get("quantization_config"):
         settings = config["quantization_config"]
         method = settings.get("quant_method", "") if isinstance(settings, dict) else settings
+        if plain := plain_dtypes(folder):
+            yield (
+                f"{path}: found quantization_config ({method}) over plain {', '.join(plain)} "
+                f"weights, left there from a training on a quantised model; whoever loads the "
+                f"merge would quantise it by that. Take quantization_config out of config.json."
+            )
+            return
         yield (
             f"{folder}: a quantised checkpoint ({method}); wanted plain fp16, bf16 or fp32 "
             f"weights: packed ones have no task vectors. Use the unquantised model."

@@ -14,6 +14,7 @@ from mergekit.architecture import get_architecture_info
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io import LazyTensorLoader, ShardedTensorIndex
+from mergekit.io.loader import LazyPickleLoader
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
@@ -73,8 +74,7 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
         LinesError: with every problem that indexes and headers show.
     """
     LoaderCache().setup(options=options)
-    cache = options.transformers_cache
-    headers = {model: _feed(model, cache) for model in models_in_order(config)}
+    headers = {model: _feed(model, options) for model in models_in_order(config)}
     problems = [Problem.of(one) for header in headers.values() for one in header.problems]
     problems += _check_counts(headers, options)
     copied = set() if problems else _check_adapters(headers, options, problems)
@@ -249,18 +249,18 @@ def _check_adapters(
     return copied
 
 
-def _feed(model: ModelReference, cache: str | None) -> Headers:
+def _feed(model: ModelReference, options: MergeOptions) -> Headers:
     """Read a model's headers, and give mergekit a loader of its index.
 
     An adapter changes values and no names: its base's index stands for both.
     """
     folder = Path(model.model.path)
     if not folder.is_dir():
-        headers = remote_headers(model.model.path, model.model.revision, cache)
+        headers = remote_headers(model.model.path, model.model.revision, options.transformers_cache)
     else:
         headers = read_headers(folder)
     if headers.tensors is None and not headers.problems:
-        _feed_pickle(model)
+        _feed_pickle(model, options)
     elif headers.tensors is not None:
         paths = {name: header.file for name, header in headers.tensors.items()}
         index = ShardedTensorIndex(
@@ -270,7 +270,20 @@ def _feed(model: ModelReference, cache: str | None) -> Headers:
     return headers
 
 
-def _feed_pickle(model: ModelReference) -> None:
-    """Let mergekit list a pickled checkpoint's names itself: there is no header to read."""
+def _feed_pickle(model: ModelReference, options: MergeOptions) -> None:
+    """Let mergekit list a pickled checkpoint's names itself: there is no header to read.
+
+    Raises:
+        LinesError: ``--lazy-unpickle`` cannot read a file of it.
+    """
     plain = ModelReference(model=model.model)
-    LoaderCache().loaders[model] = open_model(plain)
+    LoaderCache().loaders[model] = loader = open_model(plain)
+    for file in sorted(set(loader.index.tensor_paths.values())) if options.lazy_unpickle else ():
+        try:
+            LazyPickleLoader(str(Path(loader.index.base_path, file)))
+        except Exception as error:
+            raise LinesError(
+                f"model {model}: --lazy-unpickle cannot read {file} ({reason(error)}): it is of "
+                f"torch's old form, or holds Parameters or Buffers. Drop the flag, or save the "
+                f"model as safetensors."
+            ) from error
