@@ -16,7 +16,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,7 @@ from mergekit_lines.engine.engine import Engine
 from mergekit_lines.lines.summary import Summary
 from mergekit_lines.plan.opening import open_models
 from mergekit_lines.plan.planner import LinesPlanner
-from mergekit_lines.plan.run import ACTIVE, MergeRun
-from mergekit_lines.recipe.models import base_listed
+from mergekit_lines.plan.run import MergeRun, planning
 from tests import models
 from tests.e2e import runner
 
@@ -216,21 +215,19 @@ def summary(document: Mapping[str, Any], scratch: Path) -> Summary:
     LoaderCache().setup(options=options)
     arch_info = get_architecture_info(config, options)
     out_config = mergekit.merge._model_out_config(config, arch_info, False)
-    run = MergeRun(base_listed=base_listed(config))
-    token = ACTIVE.set(run)
     try:
         with ExitStack() as stack:
             opened = open_models(config, options, scratch, stack)
-            run.engine = Engine(opened, ShardWriter(scratch, []), options)
+            engine = Engine(opened, ShardWriter(scratch, []), options)
+            stack.enter_context(planning(replace(MergeRun.of(config, options), engine=engine)))
             planner = LinesPlanner(config, arch_info, options, out_config)
             assert planner.planned()
             planner.finish()
     finally:
-        ACTIVE.reset(token)
         LoaderCache().flush_all()
         LoaderCache().loaders.clear()
-    assert run.summary is not None
-    return run.summary
+    assert planner.summary is not None
+    return planner.summary
 
 
 def float64(folder: Path) -> models.Tensors:
