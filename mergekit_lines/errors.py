@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+HALF = 120  # letters of a long message that are shown of each end
 LOG = logging.getLogger(__name__)
 
 
@@ -161,11 +162,15 @@ def some(names: Iterable[str], limit: int = 5) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return what a library's exception says, in one line of bounded length."""
+    """Return what a library's exception says, in one line of bounded length.
+
+    Of a long one the middle is left out: a configuration is printed there, and behind it stands
+    what is wrong with it.
+    """
     cause = error.__cause__ or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     text = " ".join(lines)
-    text = f"{text[:197]}..." if len(text) > 200 else text
+    text = f"{text[:HALF]} … {text[-HALF:]}" if len(text) > 2 * HALF else text
     return text if isinstance(cause, TextError) else f"{type(cause).__name__}: {text}"
 
 

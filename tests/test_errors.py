@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from mergekit_lines.console import new_table, print_line, print_table
-from mergekit_lines.errors import LinesError, Problem, tell, together, visible, visible_json
+from mergekit_lines.errors import LinesError, Problem, reason, tell, together, visible, visible_json
 
 # As a terminal obeys them, and as they are to be shown; by hand from Unicode's tables.
 SHOWN = {
@@ -85,3 +85,12 @@ def test_problems_that_differ_in_tensors_alone_are_one() -> None:
     (problem,) = together(problems)
     assert str(problem) == "k: text (%s, TENSORS, a and 1 more: {0})."
     assert len(together([*problems, Problem("l", "text", ("a",), ".")])) == 2
+
+
+def test_a_long_message_keeps_its_cause() -> None:
+    """Of what a library says the middle is left out, in which it prints a configuration."""
+    text = f"Error getting num_layers for {'x' * 1_000}: no attribute num_hidden_layers"
+    shown = reason(RuntimeError(text))
+    assert shown.startswith("RuntimeError: Error getting num_layers for xxx")
+    assert shown.endswith("xxx: no attribute num_hidden_layers") and len(shown) < 300
+    assert reason(RuntimeError("x" * 240)) == f"RuntimeError: {'x' * 240}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from mergekit_lines import LinesError
 from mergekit_lines.evaluate import Metric
-from mergekit_lines.search.store import RESULTS, SEARCH, Record, Store, search_folder
+from mergekit_lines.search.store import EXAMPLES, RESULTS, SEARCH, Record, Store, search_folder
 
 IDENTITY: dict[str, Any] = {"the recipe": {"merge_method": "lines"}, "inputs": {"a": 1}}
 
@@ -101,3 +103,29 @@ def test_search_json_is_plain(tmp_path: Path) -> None:
     """What the numbers hang on can be read by people."""
     Store(tmp_path, IDENTITY)
     assert json.loads((tmp_path / SEARCH).read_text()) == {"format": 1, **IDENTITY}
+
+
+HOSTILE = {
+    "a pipe": None,
+    "deep": "[" * 100_000 + "\n",
+    "half a character": '{"a": "\\ud800", "recipe": {"\\udfff": 1}}\n',
+    "no text": "\xff\x1b[2J\n",
+    "a number": f'{{"a": {"9" * 9_999}}}\n',
+    "lists": '["\x1b]0;x\\u001b", 1]\n',
+}
+
+
+@pytest.mark.parametrize("name", [RESULTS, SEARCH, EXAMPLES])
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_files_that_somebody_put_there(tmp_path: Path, name: str, content: str | None) -> None:
+    """They are refused by a sentence, whatever they are, and nothing waits for them."""
+    Store(tmp_path, IDENTITY).add(record(0.1))
+    path = tmp_path / name
+    path.unlink(missing_ok=True)
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(LinesError, match=re.escape(name)) as caught:
+        Store(tmp_path, IDENTITY).digests()
+    assert caught.value.message.isprintable()
