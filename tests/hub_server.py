@@ -8,7 +8,8 @@ and bodies are those that the client was seen to send.
 
 ``/_control/…`` is the tests' own entrance. A fault that is planted there meets the requests whose
 line it matches: it answers with a status, does not answer (``silent``), answers a byte now and then
-(``drip``), with one bit wrong (``flip``) or with bytes too few (``cut``).
+(``drip``), with one bit wrong (``flip``) or with bytes too few (``cut``), or commits a large file
+that nobody sent (``swap``).
 """
 
 from __future__ import annotations
@@ -501,6 +502,9 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(412, "", "A commit has happened since. Please refresh and try again.")
             for line in lines[1:]:
                 self._apply(files, line["key"], line["value"])
+            if self.fault.get("kind") == "swap":
+                name = next(name for name in files if name.endswith(LARGE))
+                files[name] = self.state.store(b"something else", large=True)
             ref, answer = rev, {}
             if "create_pr" in self.query:
                 ref = f"refs/pr/{1 + sum(name.startswith('refs/pr/') for name in found.refs)}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
 from huggingface_hub import (
+    CommitInfo,
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
@@ -20,8 +21,9 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from packaging.version import Version
 
 from mergekit_lines.checkpoint.remote.failures import PUBLIC, push_failures
+from mergekit_lines.checkpoint.remote.headers import SHA256, files_of
 from mergekit_lines.checkpoint.remote.session import hub_session
-from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.files import CARD
 from mergekit_lines.hub.parcel import Parcel, PushOptions
 
@@ -107,9 +109,35 @@ def send(parcel: Parcel, options: PushOptions, say: Callable[[str], None]) -> st
             create_pr=options.create_pr,
             parent_commit=None if options.create_pr else head,
         )
+    _check_there(options, done, operations)
     if done.oid == head:
         say("the Hub has all of it already: nothing was committed")
     return str(done.pr_url or done.commit_url)
+
+
+def _check_there(
+    options: PushOptions, done: CommitInfo, operations: Sequence[CommitOperationAdd]
+) -> None:
+    """Hold what the Hub now shows of large files against what was sent.
+
+    Raises:
+        LinesError: it shows something else.
+    """
+    sent = {one.path_in_repo: one.upload_info.sha256.hex() for one in operations}
+    try:
+        digests = files_of(options.repo, done.pr_revision or done.oid).digests
+    except Exception:  # noqa: BLE001 - the commit is made, whether it can be looked at or not
+        return
+    wrong = [
+        name
+        for name, digest in digests.items()
+        if len(digest) == SHA256 and name in sent and digest != sent[name]
+    ]
+    if wrong:
+        raise LinesError(
+            f"{options.repo}: the Hub has taken {some(wrong, 3)} and shows another content of it "
+            f"(by its SHA-256). Run the same command again, or look at the model's page."
+        )
 
 
 def _validate(text: str) -> None:

@@ -127,8 +127,15 @@ def test_licences_that_the_hub_does_not_say_now(world: World, fault: dict[str, A
     assert "does not answer" in text or "at fault or overloaded" in text
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_answer_that_dwindles(world: World, command: str) -> None:
+    """A byte now and then keeps every timeout from its end; the command ends all the same."""
+    world.hub.set(faults=[{"match": "api/models", "kind": "drip", "pause": 0.3, "times": 99}])
+    assert re.search(r"does not answer \(\d+ bytes in \d+ s", world.refused(*COMMANDS[command]))
+
+
 def test_a_download_that_dwindles(world: World) -> None:
-    """A byte now and then keeps every timeout from its end; the merge ends all the same."""
+    """Weights too; what has come is there when the Hub is well again."""
     world.hub.set(faults=[{"match": "_cdn.*", "kind": "drip", "pause": 0.3, "times": 99}])
     text = world.refused(*COMMANDS["merge"])
     assert re.search(r"does not answer \(\d+ bytes in \d+ s", text), text
@@ -246,12 +253,47 @@ def test_a_lying_recipe_is_not_pulled(world: World) -> None:
         assert f"{file} has come with the digest" in text, text
 
 
-def test_a_pointer_on_the_hub(world: World, tmp_path: Path) -> None:
+def test_a_push_that_becomes_something_else(world: World) -> None:
+    """What the Hub then shows of the weights is held against what was sent."""
+    world.hub.set(faults=[{"match": "POST .*/commit/", "kind": "swap", "times": 1}])
+    text = world.refused("mergekit-lines", "push", "merged", "user/swapped")
+    assert "user/swapped: the Hub has taken model.safetensors and shows another content" in text
+    world.run("mergekit-lines", "push", "merged", "user/swapped").succeeded()
+
+
+def write_recipe(world: World, name: str, model: str) -> str:
+    recipe = {**RECIPE, "models": [{"model": model}]}
+    (world.work / name).write_text(yaml.safe_dump(recipe))
+    return name
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_on_the_hub(world: World, tmp_path: Path, file: str) -> None:
     """A repository that was pushed without git-lfs holds pointers: called by their name."""
     shutil.copytree(world.work / "merged", tmp_path / "pointed")
-    (tmp_path / "pointed" / "model.safetensors").write_text(models.POINTER)
+    (tmp_path / "pointed" / file).write_text(models.POINTER)
     world.hub.publish("org/pointed", tmp_path / "pointed")
-    recipe = {**RECIPE, "models": [{"model": "org/pointed"}]}
-    (world.work / "pointed.yml").write_text(yaml.safe_dump(recipe))
-    text = world.refused("mergekit-yaml", "pointed.yml", "never")
-    assert "model.safetensors is a git-lfs pointer" in text and "without git-lfs" in text
+    recipe = write_recipe(world, "pointed.yml", "org/pointed")
+    for command in (("mergekit-yaml", recipe, "never"), ("mergekit-lines", "inspect", recipe)):
+        text = world.refused(*command)
+        assert f"{file} is a git-lfs pointer on the Hub" in text and "without git-lfs" in text
+
+
+def test_an_adapter_on_the_hub(world: World, tmp_path: Path) -> None:
+    """Its weights are held against the Hub's digest as a model's are, and may be a pointer."""
+    base = models.llama(tmp_path / "base", seed=1)
+    folder = models.lora(base, tmp_path / "adapter", seed=3)
+    world.hub.publish("org/adapter", folder)
+    recipe = write_recipe(world, "adapted.yml", "org/base+org/adapter")
+    fault = {"match": "GET .*_cdn.*org/adapter", "kind": "flip", "times": 9}
+    world.hub.set(faults=[fault])
+    text = world.refused("mergekit-yaml", recipe, "never")
+    assert "adapter org/adapter: adapter_model.safetensors has come with the digest" in text
+    world.hub.set(faults=[])
+    world.run("mergekit-yaml", recipe, "again").succeeded()
+    pointed = shutil.copytree(folder, tmp_path / "pointed")
+    (pointed / "adapter_model.safetensors").write_text(models.POINTER)
+    world.hub.publish("org/adapter", pointed)
+    world.forget()
+    text = world.refused("mergekit-yaml", recipe, "never")
+    assert "adapter_model.safetensors is a git-lfs pointer on the Hub" in text

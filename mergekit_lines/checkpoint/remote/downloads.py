@@ -25,6 +25,7 @@ from mergekit_lines.checkpoint.remote.headers import (
     HubHeaders,
     files_of,
     missing,
+    remote_pointers,
 )
 from mergekit_lines.errors import LinesError
 from mergekit_lines.files import file_digest
@@ -170,7 +171,10 @@ def adapter_snapshot(repo: str, revision: str | None) -> Path:
             return Path(last_seen).parent
         raise LinesError(reading(where, error)) from error
     sizes = {name: size for name, size in files.files.items() if ADAPTER.fullmatch(name)}
-    return snapshot(where, replace(files, files=sizes))
+    files = replace(files, files=sizes)
+    if pointed := remote_pointers(where, files):
+        raise LinesError(pointed)
+    return snapshot(where, files)
 
 
 def fetch(

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.constants import (
     PYTORCH_WEIGHTS_NAME,
 )
@@ -27,6 +27,10 @@ from mergekit_lines.files import INDEX, WEIGHTS
 SHARDS_AT_ONCE = 8
 # Beside the weights, what mergekit, transformers and the output's tokenizer want of a model.
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+# What git-lfs may keep of what is read of a model.
+_LARGE = re.compile(
+    r"[^/]+\.(safetensors|bin)|tokenizer\.(json|model)|spiece\.model|vocab\.(json|txt)|merges\.txt"
+)
 SHA256 = 64  # digits
 _TEXTS = re.compile(
     r"[^/]+\.json|tokenizer\.model|spiece\.model|vocab\.txt|merges\.txt|chat_template\.jinja"
@@ -82,6 +86,19 @@ def files_of(repo: str, revision: str | None = None) -> HubFiles:
     }
     valid = {name: digest for name, digest in digests.items() if _DIGEST.fullmatch(digest)}
     return HubFiles(repo, info.sha, sizes, valid)
+
+
+def remote_pointers(where: str, files: HubFiles, cache_dir: str | None = None) -> list[str]:
+    """Return which files of a model are git-lfs pointers on the Hub itself."""
+    small = [name for name, size in files.files.items() if size <= MOST and _LARGE.fullmatch(name)]
+    return [
+        f"{where}: {name} is a git-lfs pointer on the Hub itself, wanted the contents: its owner "
+        f"pushed it without git-lfs. Ask for the file there."
+        for name in small
+        if is_pointer(
+            Path(hf_hub_download(files.repo, name, revision=files.commit, cache_dir=cache_dir))
+        )
+    ]
 
 
 def remote_headers(
@@ -164,6 +181,8 @@ def _cached(repo_id: str, revision: str | None, cache_dir: str | None) -> HubHea
 def _from_hub(listing: HubFiles, where: str, cache_dir: str | None) -> Headers:
     api, repo_id, commit = HfApi(), listing.repo, listing.commit
     files = set(listing.files)
+    if pointed := remote_pointers(where, listing, cache_dir):
+        return Headers(problems=pointed)
     if {WEIGHTS, INDEX} <= files:
         return Headers(
             problems=[
@@ -195,16 +214,6 @@ def _from_hub(listing: HubFiles, where: str, cache_dir: str | None) -> Headers:
                 f"({some(outside, 3)}), wanted files beside the index. Do not use this checkpoint."
             ]
         )
-    for file in shards:
-        if listing.files.get(file, MOST + 1) <= MOST:
-            path = api.hf_hub_download(repo_id, file, revision=commit, cache_dir=cache_dir)
-            if is_pointer(Path(path)):
-                return Headers(
-                    problems=[
-                        f"{where}: {file} is a git-lfs pointer on the Hub itself, wanted the "
-                        f"contents: its owner pushed it without git-lfs. Ask for the file there."
-                    ]
-                )
     with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
         metadata = pool.map(
             lambda file: api.parse_safetensors_file_metadata(repo_id, file, revision=commit), shards
