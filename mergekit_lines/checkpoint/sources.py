@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import torch
 
 from mergekit_lines.checkpoint.bounded import check_regular
-from mergekit_lines.checkpoint.pointers import pointer_problem
 from mergekit_lines.checkpoint.runs import read_run
+from mergekit_lines.checkpoint.stand_ins import pointer_problem
 from mergekit_lines.errors import LinesError, ResumableError, TextError, reason
 
 DTYPES = {

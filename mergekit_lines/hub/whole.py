@@ -12,8 +12,8 @@ from transformers import AutoConfig
 
 from mergekit_lines.checkpoint.bounded import read_config, read_json
 from mergekit_lines.checkpoint.headers import TensorHeader, read_headers, weight_files
-from mergekit_lines.checkpoint.links import outward_links
 from mergekit_lines.checkpoint.loading import tried_loading
+from mergekit_lines.checkpoint.stand_ins import outward_links
 from mergekit_lines.checkpoint.writer import WRITING
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.files import INDEX, REPORT

@@ -15,11 +15,10 @@ from safetensors import SafetensorError, safe_open
 
 from mergekit_lines.checkpoint.bounded import check_regular, read_config, read_json, special_files
 from mergekit_lines.checkpoint.headers import WRAPPERS, plain_dtypes, read_headers, wrapper_prefix
-from mergekit_lines.checkpoint.links import outward_links
-from mergekit_lines.checkpoint.pointers import pointers
 from mergekit_lines.checkpoint.remote.downloads import fetch
 from mergekit_lines.checkpoint.remote.failures import reading, status_of, unreached
 from mergekit_lines.checkpoint.remote.headers import files_of
+from mergekit_lines.checkpoint.stand_ins import outward_links, pointers
 from mergekit_lines.errors import LinesError, Problem, TextError, nearest_name, reason
 from mergekit_lines.plan.configs import refused_configs
 from mergekit_lines.plan.spelling import spelling_problem

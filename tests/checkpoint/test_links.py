@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mergekit.options import MergeOptions
 
-from mergekit_lines.checkpoint.links import outward_links
+from mergekit_lines.checkpoint.stand_ins import outward_links
 from mergekit_lines.plan.inputs import check_models
 from tests.report.test_card import parsed, recipe
 

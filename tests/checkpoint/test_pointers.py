@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from mergekit.options import MergeOptions
 
-from mergekit_lines.checkpoint.pointers import is_pointer, pointers
 from mergekit_lines.checkpoint.sources import Shard
+from mergekit_lines.checkpoint.stand_ins import is_pointer, pointers
 from mergekit_lines.errors import LinesError
 from mergekit_lines.plan.inputs import check_models
 from tests import models

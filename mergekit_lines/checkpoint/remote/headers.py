@@ -19,8 +19,8 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from mergekit_lines.checkpoint.bounded import INDEX_BYTES, read_json
 from mergekit_lines.checkpoint.headers import Headers, TensorHeader, read_headers
-from mergekit_lines.checkpoint.pointers import MOST, is_pointer
 from mergekit_lines.checkpoint.remote.failures import message_of, reading, status_of, unreached
+from mergekit_lines.checkpoint.stand_ins import MOST, is_pointer
 from mergekit_lines.errors import some
 from mergekit_lines.files import INDEX, WEIGHTS
 
