@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -47,11 +47,17 @@ class Headers:
     problems: list[str] = field(default_factory=list)
 
 
-def wrapper_prefix(names: Iterable[str]) -> str | None:
-    """Return what a wrapper of the trained model has put before all names, or None."""
-    names = list(names)
-    held = [prefix for prefix in WRAPPERS if names and all(n.startswith(prefix) for n in names)]
-    return held[0] if held else None
+def wrapped_names(names: Collection[str]) -> str | None:
+    """Return what a wrapper of the trained model has done to all names, as a sentence, or None."""
+    for prefix, wrapper in WRAPPERS.items():
+        if names and all(name.startswith(prefix) for name in names):
+            return (
+                f"the name of every tensor begins with {prefix!r}, which {wrapper} puts before "
+                f"the model's own. Save the model inside, e.g. with "
+                f"`accelerator.unwrap_model(model).save_pretrained(...)`, or take {prefix!r} out "
+                f"of the names."
+            )
+    return None
 
 
 def plain_dtypes(folder: Path) -> list[str]:

@@ -21,7 +21,13 @@ from mergekit.options import MergeOptions
 from tqdm import tqdm
 
 from mergekit_lines._version import __version__
-from mergekit_lines.checkpoint.headers import BUFFERS, FLOATS, TensorHeader, read_shard
+from mergekit_lines.checkpoint.headers import (
+    BUFFERS,
+    FLOATS,
+    TensorHeader,
+    read_shard,
+    wrapped_names,
+)
 from mergekit_lines.checkpoint.opened import describe_file
 from mergekit_lines.checkpoint.out import single_file
 from mergekit_lines.checkpoint.partial import LAYOUT, Partial, partial_folder
@@ -257,7 +263,9 @@ def _check_headers(headers: Mapping[Path, Mapping[str, TensorHeader]]) -> Iterat
     (model, tuned), (base, pretrained) = headers.items()
     for one, other in ((model, base), (base, model)):
         absent = [name for name in headers[one] if name not in headers[other]]
-        if absent:
+        if absent and (wrapped := wrapped_names(headers[other])):
+            yield f"{other}: {wrapped}"
+        elif absent and not wrapped_names(headers[one]):
             yield (
                 f"{other}: lacks {len(absent)} tensors that {one} has ({some(absent)}), wanted the "
                 f"same names in both. Use the base that the model was fine-tuned from."

@@ -21,7 +21,7 @@ from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.lines.alpha import Contribution, NormCollector, find_alpha
-from mergekit_lines.lines.outside import checked_depths
+from mergekit_lines.lines.outside import NO_BLOCKS, checked_depths, described
 from mergekit_lines.lines.placed import Placed, ScheduleWords
 from mergekit_lines.lines.schedule import plain
 from mergekit_lines.merges.groups import bind, check_groups, lone_depth, storage
@@ -206,6 +206,8 @@ def _place(
         entries = [group.tensors[0].numel() for group in groups]
         sizes = {**dict.fromkeys(every, 0), **dict(zip(names, entries, strict=True))}
         depths = checked_depths(sizes, blocks, num_blocks)
+        for line in described(depths):
+            LOG.log(logging.WARNING if line == NO_BLOCKS else logging.INFO, line)
     wrap = method.wrapped.spec.name
     contributions = []
     for name, group, own in zip(names, groups, values, strict=True):

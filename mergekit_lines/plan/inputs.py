@@ -14,7 +14,7 @@ from mergekit.options import MergeOptions
 from safetensors import SafetensorError, safe_open
 
 from mergekit_lines.checkpoint.bounded import check_regular, read_config, read_json, special_files
-from mergekit_lines.checkpoint.headers import WRAPPERS, plain_dtypes, read_headers, wrapper_prefix
+from mergekit_lines.checkpoint.headers import plain_dtypes, read_headers
 from mergekit_lines.checkpoint.remote.downloads import fetch
 from mergekit_lines.checkpoint.remote.failures import reading, status_of, unreached
 from mergekit_lines.checkpoint.remote.headers import files_of
@@ -58,23 +58,11 @@ def _check_model(model: ModelReference, options: MergeOptions) -> Iterator[str]:
         problems = [*special_files(folder), *outward_links(folder), *pointers(folder)] or list(
             _check_config(folder)
         )
-        yield from problems or [*_check_loading(model, options), *_check_headers(folder)]
+        yield from problems or [*_check_loading(model, options), *read_headers(folder).problems]
     else:
         yield from _check_hub(model, options)
     if model.lora is not None:
         yield from _check_adapter(model.lora)
-
-
-def _check_headers(folder: Path) -> Iterator[str]:
-    headers = read_headers(folder)
-    yield from headers.problems
-    if prefix := wrapper_prefix(headers.tensors or ()):
-        yield (
-            f"{folder}: the name of every tensor begins with {prefix!r}, which {WRAPPERS[prefix]} "
-            f"puts before the model's own. Save the model inside, e.g. with "
-            f"`accelerator.unwrap_model(model).save_pretrained(...)`, or take {prefix!r} out of "
-            f"the names."
-        )
 
 
 def _check_files(folder: Path) -> Iterator[str]:
@@ -198,7 +186,11 @@ def _check_hub(model: ModelReference, options: MergeOptions) -> Iterator[str]:
         )
         return
     if getattr(config, "quantization_config", None):
-        yield f"model {path}: a quantised checkpoint, wanted plain fp16, bf16 or fp32 weights."
+        yield (
+            f"model {path}: a quantised checkpoint by the quantization_config in its config.json, "
+            f"wanted plain fp16, bf16 or fp32 weights. Where its weights are plain all the same, "
+            f"download it and take quantization_config out of config.json."
+        )
 
 
 def _fetch(where: str, part: ModelPath, file: str, purpose: str) -> Iterator[str]:

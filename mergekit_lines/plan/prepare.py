@@ -18,7 +18,7 @@ from mergekit.io.loader import LazyPickleLoader
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
-from mergekit_lines.checkpoint.headers import Headers, read_headers
+from mergekit_lines.checkpoint.headers import Headers, read_headers, wrapped_names
 from mergekit_lines.checkpoint.loading import tried_loading
 from mergekit_lines.checkpoint.remote.headers import remote_headers
 from mergekit_lines.errors import LinesError, Problem, reason, some
@@ -77,6 +77,7 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     headers = {model: _feed(model, options) for model in models_in_order(config)}
     problems = [Problem.of(one) for header in headers.values() for one in header.problems]
     problems += _check_counts(headers, options)
+    problems += [] if problems else _wrapped(headers)
     copied = set() if problems else _check_adapters(headers, options, problems)
     if problems:
         raise LinesError(problems)
@@ -125,6 +126,14 @@ def _entries(item: PlannedTensor, headers: Mapping[ModelReference, Headers]) -> 
         if held:
             return math.prod(held[0].shape)
     return 0
+
+
+def _wrapped(headers: Mapping[ModelReference, Headers]) -> Iterator[Problem]:
+    """Yield models whose names a wrapper has changed; transformers loads none of them."""
+    for model in headers:
+        text = wrapped_names(LoaderCache().get(model).index.tensor_paths)
+        if text:
+            yield Problem(f"model {model}", text)
 
 
 def _check_counts(

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
 
+from mergekit_lines.cli import main
 from mergekit_lines.errors import LinesError
 from tests import models
 from tests.e2e.runner import in_process
@@ -63,6 +66,19 @@ def test_names_of_a_wrapped_model(
     text = refusal(llama_base, tuned, tmp_path)
     assert f"begins with {prefix!r}, which {wrapper}" in text
     assert "lacks" not in text
+
+
+def test_single_files_of_a_wrapped_model(tmp_path: Path) -> None:
+    """`edit` of two files names the wrapper once, and not every name that is lacking."""
+    tensors = {f"layers.{index}.fc.weight": torch.ones(4) for index in range(3)}
+    base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
+    save_file(tensors, base)
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}, tuned)
+    words = ["edit", str(tuned), "--base", str(base), "--gamma", "0.5"]
+    result = CliRunner().invoke(main, [*words, "--out", str(tmp_path / "out.safetensors")])
+    assert result.exit_code == 1
+    assert f"{tuned}: the name of every tensor begins with '_orig_mod.'" in result.output
+    assert "lacks" not in result.output
 
 
 def test_plain_weights_are_no_quantised_checkpoint(
