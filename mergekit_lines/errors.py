@@ -190,6 +190,11 @@ def plain_failures(remedy: str, *, full: str = "", other: str = "") -> Iterator[
         yield
     except click.ClickException:
         raise
+    except MemoryError as error:
+        raise ResumableError(
+            "the memory is full. End other programs, raise the limit (`ulimit -v`), or give fewer "
+            "--num-threads, and run the same command again."
+        ) from error
     except OSError as error:
         if full and error.errno == errno.ENOSPC:
             raise LinesError(full) from error

@@ -102,6 +102,15 @@ def real_out(path: Path) -> Path:
     return Path(os.path.realpath(path))  # Path.resolve raises for a link to itself
 
 
+def is_utf8(path: Path | str) -> bool:
+    """Tell whether a path's bytes are UTF-8, as libraries in Rust want it."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:  # of a surrogate, which stands for such a byte
+        return False
+    return True
+
+
 def check_out(path: Path, out: Out | None = None) -> list[str]:
     """Return why nothing can be written to OUT, if so.
 
@@ -116,6 +125,11 @@ def check_out(path: Path, out: Out | None = None) -> list[str]:
 
 
 def _problems(path: Path, out: Out) -> Iterator[str]:
+    if not is_utf8(out.path):
+        yield (
+            f"OUT {path}: a name in its path is no UTF-8, and neither safetensors nor transformers "
+            f"opens a file there. Choose another OUT."
+        )
     if path.is_symlink() and not path.exists():
         yield f"OUT {path}: found a link that leads nowhere. Choose another OUT."
     if out.path == out.path.parent:

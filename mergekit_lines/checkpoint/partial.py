@@ -130,7 +130,9 @@ class Partial:
             (self.path / INDEX).write_text(index, encoding="utf-8")
         for path in self.path.rglob("*"):
             sync(path)
-        if self.out.path.is_dir() and any(self.out.path.iterdir()):
+        # A rename would leave whoever works in OUT in a folder that is no longer there.
+        here = self.out.path.is_dir() and self.out.path.samefile(Path.cwd())
+        if here or (self.out.path.is_dir() and any(self.out.path.iterdir())):
             self._move_files()
         else:
             (self.path / HIDDEN_CONFIG).rename(config)

@@ -101,6 +101,14 @@ def _check_usage(
 ) -> None:
     if "" in (model, base, out):
         raise click.UsageError("Found an empty MODEL, --base or --out, wanted a path or Hub id.")
+    for flag, path in {"MODEL": model, "--base": base, "--out": out or ""}.items():
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise LinesError(
+                f"{flag} {path}: a name in this path is no UTF-8, which neither YAML nor "
+                f"safetensors takes. Rename the folder, or use a link of another name."
+            ) from None
     if out is None and not print_recipe:
         raise click.UsageError("Missing option '--out'.")
     has = [word for word in ("gamma", "alpha", "beta") if flags[word] is not None]

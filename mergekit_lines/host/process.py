@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import click
 import torch
 
 from mergekit_lines.errors import visible
@@ -54,6 +55,22 @@ def ending_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def ended_by_the_next_interrupt() -> Iterator[None]:
+    """After Ctrl-C in a command, let another one end the process by the signal itself.
+
+    What is left then is Python's own end, a second or so: an interrupt there is a traceback.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        main = threading.current_thread() is threading.main_thread()
+        command = click.get_current_context(silent=True) is not None
+        if main and command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise
 
 
 class Terminated(SystemExit):

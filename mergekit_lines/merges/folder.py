@@ -28,6 +28,7 @@ from mergekit_lines.errors import LinesError, Problem, plain_failures, reason, t
 from mergekit_lines.files import CARD, RECIPE, REPORT
 from mergekit_lines.host.process import (
     end_at_once,
+    ended_by_the_next_interrupt,
     ending_on_sigterm,
     one_thread,
     visible_logs,
@@ -111,6 +112,7 @@ class Outcome:
 
 
 @hub_session()
+@ended_by_the_next_interrupt()
 def run_lines_merge(
     run_merge: Callable[..., Any],
     config: MergeConfiguration,
@@ -137,7 +139,8 @@ def run_lines_merge(
     """
     begun = time.monotonic()
     end_at_once()
-    request = _checked(run_merge, config, out_path, options, source)
+    with plain_failures(PLACE, full=FULL.format(out=out_path), other=TRACE):
+        request = _checked(run_merge, config, out_path, options, source)
     with (
         ONE_AT_A_TIME,
         one_thread(),

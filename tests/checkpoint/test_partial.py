@@ -267,6 +267,26 @@ def test_a_link_in_the_place_of_the_lock_is_refused(out: Out, tmp_path: Path) ->
     assert lock.is_symlink() and not (tmp_path / "elsewhere").exists()
 
 
+def test_out_keeps_its_place_under_whoever_works_in_it(
+    out: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cd OUT; mergekit-yaml ../recipe.yml .`: the folder is filled, and not replaced."""
+    out.path.mkdir()
+    monkeypatch.chdir(out.path)
+    before = out.path.stat().st_ino
+    resumed(out)
+    assert out.path.stat().st_ino == before
+    assert "config.json" in {path.name for path in Path().iterdir()}
+    check_whole(out)
+
+
+def test_a_name_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    """An OUT that safetensors could not open is refused before anything is merged."""
+    for path in (tmp_path / os.fsdecode(b"o\xff"), tmp_path / os.fsdecode(b"p\xff") / "out"):
+        (problem,) = model_folder(path).problems()
+        assert "is no UTF-8" in problem
+
+
 def test_a_name_is_planned_once() -> None:
     """A layout that names a tensor twice is refused: its offsets would have holes."""
     slot = Slot("visual.merger.weight", (2, 2), torch.float32)
