@@ -108,8 +108,8 @@ def _check_config(folder: Path) -> Iterator[str]:
         if plain := plain_dtypes(folder):
             yield (
                 f"{path}: found quantization_config ({method}) over plain {', '.join(plain)} "
-                f"weights, left there from a training on a quantised model; whoever loads the "
-                f"merge would quantise it by that. Take quantization_config out of config.json."
+                f"weights, wanted none: it is left from a training on a quantised model, and who "
+                f"loads the merge would quantise it. Take quantization_config out of config.json."
             )
             return
         yield (

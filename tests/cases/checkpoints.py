@@ -140,6 +140,16 @@ def config(**changes: Any) -> Callable[[Path], object]:
     return lambda path: make.edit_config(path, **changes)
 
 
+def packed(settings: Any) -> Callable[[Path], object]:
+    """Bytes in the place of weights, as a quantisation leaves them, and its settings."""
+
+    def edit(path: Path) -> None:
+        make.edit_config(path, quantization_config=settings)
+        make.rewrite(path, lambda tensors: {k: v.to(torch.uint8) for k, v in tensors.items()})
+
+    return edit
+
+
 def text(file: str, content: str) -> Callable[[Path], object]:
     """Return an edit that gives one file another content."""
     return lambda path: (path / file).write_text(content)
