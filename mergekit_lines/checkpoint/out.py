@@ -145,7 +145,9 @@ def _problems(path: Path, out: Out) -> Iterator[str]:
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        yield f"OUT {out.path}: {parent} is not a folder that can be written to. Choose another."
+        yield (
+            f"OUT {out.path}: {parent} is not a folder that can be written to. Choose another OUT."
+        )
 
 
 def _in_the_way(out: Out, moved: Collection[str]) -> Iterator[str]:

@@ -20,7 +20,6 @@ from mergekit_lines.checkpoint.remote.failures import reading, status_of, unreac
 from mergekit_lines.checkpoint.remote.headers import files_of
 from mergekit_lines.checkpoint.stand_ins import outward_links, pointers
 from mergekit_lines.errors import LinesError, Problem, TextError, nearest_name, reason
-from mergekit_lines.plan.configs import refused_configs
 from mergekit_lines.plan.spelling import spelling_problem
 from mergekit_lines.recipe.models import models_in_order
 
@@ -44,8 +43,6 @@ def check_models(config: MergeConfiguration, options: MergeOptions) -> list[Prob
             f"the architectures differ ({listed}), wanted models fine-tuned from one base_model. "
             f"Change the models, or give --allow-crimes if their tensors fit all the same."
         )
-    if len(architectures) == len(models_in_order(config)):
-        problems += refused_configs(config, options)
     return list(map(Problem.of, problems))
 
 

@@ -25,7 +25,7 @@ from mergekit_lines.errors import LinesError, Problem, reason, some
 from mergekit_lines.host.process import silent
 from mergekit_lines.host.state import names_from_indexes
 from mergekit_lines.lines.outside import mostly_outside
-from mergekit_lines.plan.configs import config_notes
+from mergekit_lines.plan.configs import config_notes, refused_configs
 from mergekit_lines.plan.fit import check_layers, check_plan, dropped_tensors
 from mergekit_lines.plan.layout import (
     layout_fits,
@@ -94,6 +94,9 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
         except LinesError as of_headers:
             raise (of_headers if error.models_agree else error) from None
         notes.append(FROM_HEADERS)
+    # Last: other heads most often go with other shapes, which tell more.
+    if problems := list(refused_configs(config, options)):
+        raise LinesError(problems)
     notes += config_notes(config, options)
     dropped = dropped_tensors(prepared.planned, config)
     for model, names in dropped.items():
