@@ -117,21 +117,21 @@ FOLDERS = [
         "weights-truncated",
         "A truncated weight file is refused.",
         model(truncate),
-        ("broken/model.safetensors", "not a whole", "again"),
+        ("broken", "model.safetensors", "git-lfs pointer", "git lfs pull"),
         fault="models",
     ),
     Case(
         "weights-header-corrupt",
         "A weight file with a corrupt header is refused.",
         model(break_header),
-        ("broken/model.safetensors", "not a whole", "again"),
+        ("broken", "model.safetensors", "git-lfs pointer", "git lfs pull"),
         fault="models",
     ),
     Case(
         "weights-empty",
         "An empty weight file is refused.",
         model(text("model.safetensors", "")),
-        ("broken/model.safetensors", "not a whole", "again"),
+        ("broken", "model.safetensors", "git-lfs pointer", "git lfs pull"),
         fault="models",
     ),
     Case(
@@ -143,7 +143,7 @@ FOLDERS = [
                 f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n",
             )
         ),
-        ("broken/model.safetensors", "not a whole", "again"),
+        ("broken", "model.safetensors", "git-lfs pointer", "git lfs pull"),
         fault="models",
     ),
     Case(
