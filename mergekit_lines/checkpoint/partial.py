@@ -260,8 +260,10 @@ def _opened(out: Out, say: Callable[[str], None]) -> Partial:
     for name in out.moved():
         (out.folder / name).rename(path / name)
     for left in path.iterdir():
-        if left.name != MARK and (left.suffix != ".safetensors" or left.is_dir()):
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        elif left.name != MARK and (left.suffix != ".safetensors" or left.is_symlink()):
+            left.unlink(missing_ok=True)
     if not (path / MARK).exists():
         (path / MARK).touch()
     return Partial(out, say)

@@ -282,8 +282,9 @@ class ShardWriter:
 
         That one is not renamed any more: by then another run may be writing a file of its name.
         """
-        with self._renaming:
-            self._abandoned = True
+        self._abandoned = True
+        with self._renaming:  # what has begun to be whole becomes it before the lock is let go
+            pass
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()

@@ -72,10 +72,12 @@ def ending(workers: Workers, writer: Writer) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        workers.close()
-        if isinstance(error, Exception):
-            writer.settle()
-        writer.abandon()
+        try:
+            workers.close()
+            if isinstance(error, Exception):
+                writer.settle()
+        finally:  # a second Ctrl-C comes while the first one's threads end
+            writer.abandon()
         raise
     workers.close()
     writer.close()
