@@ -32,6 +32,7 @@ class Seam:
 SEAMS = (
     Seam("mergekit.merge", "run_merge", ("merge_config", "out_path", "options", "config_source")),
     Seam("mergekit.merge", "MergePlanner"),
+    Seam("mergekit.merge", "get_architecture_info", ("config", "options")),
     Seam("mergekit.merge", "_model_out_config", ("config", "arch_info", "trust_remote_code")),
     Seam("mergekit.merge", "_get_donor_model", ("merge_config", "options")),
     Seam("mergekit.merge", "_set_chat_template", ("tokenizer", "merge_config")),
@@ -125,6 +126,9 @@ SEAMS = (
         ),
     ),
     Seam(
+        "mergekit.merge_methods.task_adapter", "ExecuteMergeMethodTask.execute", ("self", "tensors")
+    ),
+    Seam(
         "mergekit.parameter_resolver",
         "resolve_parameter",
         ("parameter", "settings", "tensor_name", "t", "model"),
@@ -160,13 +164,18 @@ SEAMS = (
     Seam("mergekit.common", "ModelReference", fields=("model", "lora", "override_architecture")),
     Seam("mergekit.common", "ModelReference.config", ("self", "trust_remote_code")),
     Seam("mergekit.common", "ModelReference.parse", ("value",)),
+    Seam("mergekit.common", "ImmutableMap", ("data",)),
     Seam("mergekit.common", "huggingface_hub"),
     Seam("mergekit.common", "dtype_from_name", ("name",)),
     Seam("mergekit.common", "get_auto_cls", ("arch_name",)),
     Seam("mergekit.common", "parse_kmb", ("value",)),
     Seam("mergekit.architecture", "WeightInfo"),
+    Seam("mergekit.architecture", "ModelArchitecture", ("modules", "architectures", "model_type")),
+    Seam("mergekit.architecture", "ModuleArchitecture"),
+    Seam("mergekit.architecture", "ModuleDefinition", fields=("architecture",)),
     Seam("mergekit.architecture", "get_architecture_info", ("config", "options")),
     Seam("mergekit.architecture.auto", "infer_architecture_info.cache_clear"),
+    Seam("mergekit.architecture.auto", "infer_vocabulary_axes", ("model",)),
     Seam("mergekit.architecture.auto", "get_model_tensor_names", ("model", "options")),
     Seam("mergekit.architecture.base", "ModelArchitecture.all_weights", ("self", "config")),
     Seam(
@@ -181,6 +190,7 @@ SEAMS = (
         ("base_path", "is_safetensors", "tensor_paths", "shards"),
     ),
     Seam("mergekit.io", "LazyTensorLoader", ("index", "lazy_unpickle")),
+    Seam("mergekit.io.loader", "LazyPickleLoader", ("path",)),
     Seam("mergekit.io.tasks", "LoaderCache.flush_all", ("self",)),
     Seam("mergekit.io.lazy_tensor_loader", "LazyTensorLoader", fields=("index",)),
     Seam(
@@ -238,6 +248,7 @@ SEAMS = (
             "multi_gpu",
             "num_threads",
             "trust_remote_code",
+            "lazy_unpickle",
         ),
     ),
 )

@@ -294,7 +294,9 @@ def _own(planner: ast.stmt) -> set[str]:
             targets = node.targets
         else:  # without a value it only gives the type of one of mergekit's
             targets = [node.target] if isinstance(node, ast.AnnAssign) and node.value else []
-        own |= {target.attr for target in targets if isinstance(target, ast.Attribute)}
+        for target in targets:  # `self.a, self.b = …` has its own inside
+            parts = target.elts if isinstance(target, ast.Tuple) else [target]
+            own |= {part.attr for part in parts if isinstance(part, ast.Attribute)}
     return own - {"_tokenizer_task"}  # replaced there, made by mergekit
 
 
