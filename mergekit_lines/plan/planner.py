@@ -83,7 +83,8 @@ class LinesPlanner(plan.MergePlanner):
                 f"merge_method {config.merge_method} was started by a run_merge that is not ours, "
                 f"so neither its checks nor its partial folder are in force: {REMEDY}."
             )
-        self._run, self.seed = run, run.seed
+        self._run = run
+        self.seed = run.seed
         self._recipe = config.model_copy(deep=True)  # mergekit rewrites the other one
         if self._tokenizer_task is not None:
             task = self._tokenizer_task
