@@ -1,4 +1,4 @@
-"""Fixtures every test may use: tiny LLaMA checkpoints, made once a session. Read, never write."""
+"""Fixtures every test may use: tiny LLaMA checkpoints, made once a run. Read, never write."""
 
 from __future__ import annotations
 
@@ -8,58 +8,83 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests import models
 
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that holds the session's checkpoints."""
-    return tmp_path_factory.mktemp("checkpoints")
+    """The folder that holds the run's checkpoints; the workers of pytest-xdist share it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    return folder / "checkpoints"
+
+
+def once(path: Path, make: Callable[[Path], object]) -> Path:
+    """Let the first worker that asks for a checkpoint make it, and the others wait for it."""
+    whole = path.with_name(f".{path.name}.whole")
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if not whole.exists():
+            make(path)
+            whole.touch()
+    return path
 
 
 @pytest.fixture(scope="session")
 def llama_base(checkpoints: Path) -> Path:
     """A LLaMA of four blocks in fp32, with its tokenizer."""
-    return models.llama(checkpoints / "llama_base", seed=1)
+    return once(checkpoints / "llama_base", lambda path: models.llama(path, seed=1))
 
 
 @pytest.fixture(scope="session")
 def llama_a(checkpoints: Path, llama_base: Path) -> Path:
     """``llama_base`` fine-tuned (fp32)."""
-    return models.finetuned(llama_base, checkpoints / "llama_a", seed=2)
+    return once(checkpoints / "llama_a", lambda path: models.finetuned(llama_base, path, seed=2))
 
 
 @pytest.fixture(scope="session")
 def llama_b(checkpoints: Path, llama_base: Path) -> Path:
     """``llama_base`` fine-tuned otherwise (fp32)."""
-    return models.finetuned(llama_base, checkpoints / "llama_b", seed=3)
+    return once(checkpoints / "llama_b", lambda path: models.finetuned(llama_base, path, seed=3))
 
 
 @pytest.fixture(scope="session")
 def llama_bf16_base(checkpoints: Path) -> Path:
     """A LLaMA of four blocks in bf16, with its tokenizer."""
-    return models.llama(checkpoints / "llama_bf16_base", seed=1, dtype=torch.bfloat16)
+    return once(
+        checkpoints / "llama_bf16_base",
+        lambda path: models.llama(path, seed=1, dtype=torch.bfloat16),
+    )
 
 
 @pytest.fixture(scope="session")
 def llama_bf16_a(checkpoints: Path, llama_bf16_base: Path) -> Path:
     """``llama_bf16_base`` fine-tuned (bf16)."""
     # Enough noise that most entries move by more than one bf16 step.
-    return models.finetuned(llama_bf16_base, checkpoints / "llama_bf16_a", seed=2, scale=0.05)
+    return once(
+        checkpoints / "llama_bf16_a",
+        lambda path: models.finetuned(llama_bf16_base, path, seed=2, scale=0.05),
+    )
 
 
 @pytest.fixture(scope="session")
 def llama_bf16_b(checkpoints: Path, llama_bf16_base: Path) -> Path:
     """``llama_bf16_base`` fine-tuned otherwise (bf16)."""
-    return models.finetuned(llama_bf16_base, checkpoints / "llama_bf16_b", seed=3, scale=0.05)
+    return once(
+        checkpoints / "llama_bf16_b",
+        lambda path: models.finetuned(llama_bf16_base, path, seed=3, scale=0.05),
+    )
 
 
 @pytest.fixture(scope="session")
 def adapter(checkpoints: Path, llama_base: Path) -> Path:
     """A LoRA adapter of ``llama_base`` on q_proj and v_proj."""
-    return models.lora(llama_base, checkpoints / "adapter", seed=4)
+    return once(checkpoints / "adapter", lambda path: models.lora(llama_base, path, seed=4))
