@@ -8,14 +8,13 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 
 from tests import models
+from tests.models import once
 
 
 @pytest.fixture(scope="session")
@@ -26,16 +25,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = folder.parent
     (folder / "checkpoints").mkdir(exist_ok=True)
     return folder / "checkpoints"
-
-
-def once(path: Path, make: Callable[[Path], object]) -> Path:
-    """Let the first worker that asks for a checkpoint make it, and the others wait for it."""
-    whole = path.with_name(f".{path.name}.whole")
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        if not whole.exists():
-            make(path)
-            whole.touch()
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from filelock import FileLock
 
 INDEX = "model.safetensors.index.json"
 # What git checks out in place of a large file where git-lfs is not installed.
@@ -317,6 +318,17 @@ def save_tokenizer(path: Path | str, *, vocab: int = 128, tokens: Sequence[str] 
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL_TOKENS).save_pretrained(path)
     return Path(path)
+
+
+def once(path: Path, make: Callable[[Path], Path]) -> Path:
+    """Return the checkpoint at ``path``; the first of a run's processes that asks makes it."""
+    with FileLock(path.with_name(f"{path.name}.lock")):
+        if not path.exists():
+            # What has its name is whole, also where a process was ended while it made one.
+            part = path.with_name(f"{path.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            make(part).rename(path)
+    return path
 
 
 def finetuned(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,6 @@ OTHERWISE: dict[str, tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]] = {
     "another order": (("--num-threads", "2"), (("shuffle", 1),)),
     "a third order": (("--num-threads", "1"), (("shuffle", 2),)),
 }
-
-
-@pytest.fixture(scope="module")
-def torturer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Torturer]:
-    """One start of mergekit for the whole file."""
-    with Torturer(tmp_path_factory.mktemp("torturer")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -26,13 +26,6 @@ FLAGS = ("--out-shard-size", "70K")
 PAGE = 4096
 
 
-@pytest.fixture(scope="module")
-def torturer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Torturer]:
-    """One start of mergekit for the whole file."""
-    with Torturer(tmp_path_factory.mktemp("torturer")) as started:
-        yield started
-
-
 class Place:
     """A recipe, what it gives, and where it is merged to."""
 

@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,6 @@ class Arena:
     def out(self) -> Path:
         """The folder that the merge makes."""
         return self.folder / "out"
-
-
-@pytest.fixture(scope="module")
-def torturer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Torturer]:
-    """One start of mergekit for the whole file."""
-    with Torturer(tmp_path_factory.mktemp("torturer")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,6 @@ MUTATIONS = int(os.environ.get("LINES_MUTATIONS", "320"))
 ALPHA, BETA, LAYERS = 0.4, 0.5, 3
 Header = dict[str, Any]
 ODD_VALUES = (None, True, -1, 0, 3, 1e308, math.nan, "", "x", "../x", [], {}, [1, "a"], {"a": 1})
-
-
-@pytest.fixture(scope="module")
-def torturer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Torturer]:
-    """One start of mergekit for the whole file."""
-    with Torturer(tmp_path_factory.mktemp("torturer")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -27,14 +27,16 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def sharp(checkpoints: Path) -> Path:
     """A LLaMA whose logits are far apart: what it generates hangs on the prompt."""
-    path = models.llama(checkpoints / "sharp", seed=7, layers=2)
 
     def sharpen(tensors: models.Tensors) -> None:
         for name, tensor in tensors.items():
             if tensor.ndim == 2:
                 tensors[name] = 12 * tensor
 
-    return models.rewrite(path, sharpen)
+    def make(path: Path) -> Path:
+        return models.rewrite(models.llama(path, seed=7, layers=2), sharpen)
+
+    return models.once(checkpoints / "sharp", make)
 
 
 @pytest.fixture(scope="session")
