@@ -23,6 +23,7 @@ from mergekit_lines.checkpoint.writer import (
     lay_out,
     whole_name,
 )
+from mergekit_lines.errors import LinesError
 from tests import models
 from tests.e2e.runner import in_process
 
@@ -205,3 +206,11 @@ def test_a_merge_loads_everywhere(
     for name, tensor in model.state_dict().items():
         assert tensor.equal(wanted[name])
         assert tensor.equal(loader.get_tensor(name)) and tensor.equal(held[name])
+
+
+@pytest.mark.parametrize("size", [0, 8])
+def test_a_name_stands_once(size: int) -> None:
+    """A tensor named twice is refused by name, in one shard and across two."""
+    slots = [Slot(name, (2,), torch.float32) for name in ("merger.bias", "norm", "merger.bias")]
+    with pytest.raises(LinesError, match=r"merger\.bias would be written more than once"):
+        lay_out(slots, size)
