@@ -48,7 +48,7 @@ def test_a_signal_in_an_evaluator_ends_the_search(
     (tmp_path / "ending.py").write_text(PROBES.format(name=name, more=more))
     command = ["mergekit-lines", "sweep", "recipe.yml", "--set", "beta=0.1,0.2"]
     command += ["--evaluate", "python:ending:ended", "--objective", "ended", "--out", "out"]
-    ended = runner.run(command, tmp_path, timeout=300)
+    ended = runner.run(command, tmp_path)
     assert ended.returncode == status
     assert "Traceback" not in ended.stderr and "Exception ignored" not in ended.stderr
     assert "what was measured is kept in out: the same command goes on" in ended.stderr
