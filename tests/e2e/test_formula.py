@@ -17,8 +17,9 @@ from mergekit.merge_methods import get, registered_methods
 from mergekit.merge_methods.base import BasePolicy, PerInputValues, TensorGroup
 from packaging.version import Version
 
+from mergekit_lines.merges.state_dicts import merge_group
 from mergekit_lines.methods.registry import method_for
-from mergekit_lines.methods.wrapped import LinesMethod
+from mergekit_lines.methods.wrapped import LinesMethod, Scaling
 from tests import models
 from tests.e2e.runner import in_process
 
@@ -311,8 +312,8 @@ def test_random_wraps_equal_mergekits_in_law(wrap: str) -> None:
         for p in stock.spec.input_parameters:
             value = settings.get(p.name, p.default)
             values[p.name] = PerInputValues([("1", value), ("2", value)])
-        values |= {"coefficient": 1.0, "seed": seed, "allow_nonfinite": False}
-        return method._execute_resolved((group,), [values])[0]
+        values["allow_nonfinite"] = False
+        return merge_group(method, group, values, Scaling(1.0, seed), None, None)
 
     def mergekits(seed: int) -> torch.Tensor:
         torch.manual_seed(10_000 + seed)

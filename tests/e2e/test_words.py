@@ -240,8 +240,10 @@ def lines_task(wrap: str, **values: Any) -> LinesTask:
         model_order=(base, other),
         base_model=base,
         output_weight=WeightInfo(name="tensor", optional=True),
-        parameters={**shared, "coefficient": 0.5, "seed": 0, "base_listed": False, **values},
+        parameters={**shared, **values},
         input_parameters={base: per_input, other: per_input},
+        coefficient=0.5,
+        base_listed=False,
     )
 
 
