@@ -40,7 +40,6 @@ def sweep_heat(
     grids: Mapping[str, ArrayLike],
     chosen: tuple[float | str, float | str] | None,
     metric_name: str,
-    title: str | None = None,
 ) -> None:
     """Draw one metric over two swept keys, a panel for each way to merge.
 
@@ -58,37 +57,25 @@ def sweep_heat(
             measured. The first is the one that was chosen from.
         chosen: the (x, y) that was chosen, ringed in the first panel; ``None`` marks none.
         metric_name: name and unit of the metric.
-        title: written above.
 
     Raises:
         LinesError: none of the points has a value.
         ValueError: a grid is not [len(ys), len(xs)].
     """
-    from matplotlib.patches import Patch
-
     panels = {label: np.asarray(grid, dtype=np.float64) for label, grid in grids.items()}
-    shape = [len(ys), len(xs)]
     for label, values in panels.items():
-        if list(values.shape) != shape:
-            raise ValueError(f"{label}: found {list(values.shape)}, wanted {shape}")
+        if values.shape != (len(ys), len(xs)):
+            raise ValueError(f"{label}: found {list(values.shape)}, wanted {[len(ys), len(xs)]}")
     refuse_nothing(figure, panels.values())
-    every = np.stack(list(panels.values()))
-    texts = _texts(every)
-    room = _room(figure, ys, (y_name, metric_name), texts, 1, len(panels))
-    rows = 1 if _fit_beside(room, xs, texts) else len(panels)
-    if rows > 1:
+    texts = _texts(np.stack(list(panels.values())))
+    rows, room = 1, _room(figure, ys, (y_name, metric_name), texts, 1, len(panels))
+    if not _fit_beside(room, xs, texts):
+        rows = len(panels)
         room = _room(figure, ys, (y_name, metric_name), texts, rows, 1)
     height = _panel_height(ys, rows)
     whole = figure.subfigures()  # its names of the axes stand between the panels and the legend
     grid = whole.subplots(rows, len(panels) // rows, sharex=True, sharey=True, squeeze=False)
-    low, high = float(np.nanmin(every)), float(np.nanmax(every))
-    margin = 0.0 if high > low else 0.05 * max(abs(high), 1.0)
-    for axes, (label, values) in zip(grid.flat, panels.items(), strict=True):
-        image = _draw_panel(axes, values, low - margin, high + margin)
-        measured = values[~np.isnan(values)]
-        best = f"best {texts[float(measured.max())]}" if measured.size else "not measured"
-        lines = [label, best] if rows == 1 else [f"{label}  ·  {best}"]
-        axes.set_title("\n".join(wrapped(line, room) for line in lines), fontsize=10.5)
+    image = _draw_panels(grid, panels, texts, room)
     for axes in grid[-1]:
         place_ticks(axes.xaxis, xs, room)
     _row_ticks(grid[0, 0].yaxis, ys, height)
@@ -104,10 +91,8 @@ def sweep_heat(
         ring = _ring(grid[0, 0], list(xs).index(chosen[0]), list(ys).index(chosen[1]))
         ring.set_label(_choice((x_name, y_name), chosen))
         handles.append(ring)
-    if np.isnan(every).any():
-        handles.append(Patch(facecolor=UNKNOWN, edgecolor="#999999", label="not measured"))
-    if title:
-        figure.suptitle(wrapped(title, 76), fontsize=12)
+    if any(np.isnan(values).any() for values in panels.values()):
+        handles.append(_unmeasured())
     if handles:
         legend_below(figure, handles)
     figure.get_layout_engine().set(h_pad=0.07, w_pad=0.06, hspace=0, wspace=0)
@@ -140,13 +125,8 @@ def _room(
 ) -> int:
     """Return about how many characters of 10 points fit the width of each panel.
 
-    Args:
-        figure: to be drawn into.
-        ys: the values of the rows.
-        names: of the y axis and the bar.
-        texts: of the values.
-        rows: of panels.
-        columns: of panels.
+    Beside ``columns`` of panels stand the names of the rows, those of the y axis and of the bar
+    (``names``), and the values along the bar.
     """
     along = int(11 * rows * _panel_height(ys, rows))
     lines = sum(wrapped(name, along).count("\n") + 1 for name in names)
@@ -163,19 +143,29 @@ def _fit_beside(room: int, xs: Sequence[float | str], texts: Mapping[float, str]
     return _cell_size(72 * CHARACTER * room / len(xs), texts) >= SMALLEST + 0.5
 
 
-def _draw_panel(axes: Any, values: NDArray[np.float64], low: float, high: float) -> Any:
-    """Draw one grid in colours from ``low`` to ``high``; return the image."""
-    axes.set_facecolor(UNKNOWN)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    return axes.imshow(
-        np.ma.masked_invalid(values),
-        origin="lower",
-        aspect="auto",
-        cmap="cividis",
-        vmin=low,
-        vmax=high,
-    )
+def _draw_panels(
+    grid: Any, panels: Mapping[str, NDArray[np.float64]], texts: Mapping[float, str], room: int
+) -> Any:
+    """Draw the panels in one scale of colours, the best of each in its title; return an image."""
+    low, high = min(texts), max(texts)
+    margin = 0.0 if high > low else 0.05 * max(abs(high), 1.0)
+    for axes, (label, values) in zip(grid.flat, panels.items(), strict=True):
+        axes.set_facecolor(UNKNOWN)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        image = axes.imshow(
+            np.ma.masked_invalid(values),
+            origin="lower",
+            aspect="auto",
+            cmap="cividis",
+            vmin=low - margin,
+            vmax=high + margin,
+        )
+        measured = values[~np.isnan(values)]
+        best = f"best {texts[float(measured.max())]}" if measured.size else "not measured"
+        lines = [label, best] if len(grid) == 1 else [f"{label}  ·  {best}"]
+        axes.set_title("\n".join(wrapped(line, room) for line in lines), fontsize=10.5)
+    return image
 
 
 def _panel_height(ys: Sequence[float | str], rows: int) -> float:
@@ -209,6 +199,12 @@ def _ring(axes: Any, column: int, row: int) -> Any:
         )
         axes.add_patch(ring).set_clip_on(False)
     return ring
+
+
+def _unmeasured() -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(facecolor=UNKNOWN, edgecolor="#999999", label="not measured")
 
 
 def _choice(names: Sequence[str], chosen: Sequence[float | str]) -> str:

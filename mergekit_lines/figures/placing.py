@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Label = tuple[str, float, float, str]  # text, x, y, colour
 
 RINGS = (7, 13, 20, 28, 38, 50)  # distances from the point to the text, in points of 1/72 inch
 ANGLES = np.deg2rad([45, 135, -45, -135, 90, -90, 0, 180, 20, 160, -20, -160, 70, 110, -70, -110])
@@ -17,8 +18,8 @@ ANGLES = np.deg2rad([45, 135, -45, -135, 90, -90, 0, 180, 20, 160, -20, -160, 70
 
 def write_beside(
     axes: Any,
-    texts: Sequence[tuple[str, float, float, str]],
-    markers: Sequence[tuple[float, float]],
+    texts: Sequence[Label],
+    markers: Floats,
     lines: Sequence[Floats],
     thin: Sequence[Floats],
 ) -> None:
@@ -29,7 +30,7 @@ def write_beside(
     Args:
         axes: matplotlib axes, all else drawn.
         texts: texts in order of importance, and their points in data coordinates.
-        markers: points that no text may cover.
+        markers: points [n, 2] that no text may cover.
         lines: lines that no text may cover, as their corners [n, 2].
         thin: lines to keep clear of if there is room, e.g. error bars.
     """
@@ -40,42 +41,39 @@ def write_beside(
         + [_along(_pixels(axes, line), 1.5 * scale) for line in lines]
     )
     soft = np.concatenate([firm] + [_along(_pixels(axes, line), 0.5 * scale) for line in thin])
-    for text, x, y, colour in texts:
-        drawn = axes.annotate(
-            text,
-            (x, y),
-            textcoords="offset pixels",
-            xytext=(0, 0),
-            fontsize=9,
-            color=colour,
-            ha="center",
-            va="center",
-            zorder=5,
-        )
+    for label in texts:
+        drawn = _write(axes, label, (0, 0))
         extent = drawn.get_window_extent()
         half = np.array([extent.width, extent.height]) / 2 + 1.5 * scale
         drawn.remove()
-        (centre,) = _pixels(axes, [(x, y)])
+        (centre,) = _pixels(axes, [label[1:3]])
         place = _free(axes, centre, half, soft, scale) or _free(axes, centre, half, firm, scale)
         if place is None:
             continue
         far, offset = place
-        axes.annotate(
-            text,
-            (x, y),
-            textcoords="offset pixels",
-            xytext=offset,
-            fontsize=9,
-            color=colour,
-            ha="center",
-            va="center",
-            zorder=5,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 0}
-            if far
-            else None,
-        )
+        arrow = {"arrowstyle": "-", "color": label[3], "linewidth": 0.7, "shrinkA": 0}
+        _write(axes, label, offset, arrow if far else None)
         box = _box(centre + offset, half)[None]
         firm, soft = np.concatenate((firm, box)), np.concatenate((soft, box))
+
+
+def _write(
+    axes: Any, label: Label, offset: tuple[float, float], arrow: dict[str, Any] | None = None
+) -> Any:
+    """Write a text at an offset in pixels from its point; return what is drawn."""
+    text, x, y, colour = label
+    return axes.annotate(
+        text,
+        (x, y),
+        textcoords="offset pixels",
+        xytext=offset,
+        fontsize=9,
+        color=colour,
+        ha="center",
+        va="center",
+        zorder=5,
+        arrowprops=arrow,
+    )
 
 
 def _free(

@@ -32,7 +32,6 @@ def sweep_panels(
     panels: Mapping[str, Lines],
     chosen_x: float | str | None,
     baselines: Mapping[str, Mapping[str, float]],
-    title: str | None = None,
 ) -> None:
     """Draw metrics over one swept key, a panel for each in the order given.
 
@@ -47,7 +46,6 @@ def sweep_panels(
             one that was chosen from.
         chosen_x: the value that was chosen; ``None`` marks none.
         baselines: name and unit → label → value that does not depend on the key.
-        title: written above.
 
     Raises:
         LinesError: none of the points has a value.
@@ -63,15 +61,10 @@ def sweep_panels(
         places = _set_ticks(axes, xs, 92 if wide else 44)
         shifts = _draw_lines(axes, xs, places, lines, looks, handles)
         for label, value in baselines.get(metric, {}).items():
-            drawn = axes.axhline(
-                value,
-                color="#555555",
-                linewidth=1.6,
-                linestyle=LEVELS[levels.index(label) % len(LEVELS)],
-                zorder=1.5,
-                label=f"{label}: {number(value)}" if len(panels) == 1 else label,
-            )
-            handles.setdefault(f"level {label}", drawn)
+            level = axes.axhline(value, color="#555555", linewidth=1.6, zorder=1.5)
+            level.set_linestyle(LEVELS[levels.index(label) % len(LEVELS)])
+            level.set_label(f"{label}: {number(value)}" if len(panels) == 1 else label)
+            handles.setdefault(f"level {label}", level)
         if chosen_x is not None:
             index = list(xs).index(chosen_x)
             first = np.asarray(next(iter(lines.values()))[0], dtype=np.float64)
@@ -81,8 +74,6 @@ def sweep_panels(
         axes.set_ylabel(wrapped(metric, int(11 * height)))
     for axes in grid if len(grid) < 3 else grid[-2:]:
         axes.set_xlabel(wrapped(axis_name, 80 if len(grid) == 1 else 38))
-    if title:
-        figure.suptitle(wrapped(title, 76), fontsize=12)
     for label in looks:
         named = [lines[label][0] for lines in panels.values() if label in lines]
         if not np.isfinite(np.concatenate([np.asarray(ys, float) for ys in named])).any():

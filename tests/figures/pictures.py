@@ -30,13 +30,11 @@ def sheet() -> Any:
     return new_figure("a.png", WIDTH, TALL, DPI)
 
 
-def sweep(
-    xs: Any = BETAS, panels: Any = None, chosen: Any = 0.3, baselines: Any = None, title: Any = None
-) -> Any:
+def sweep(xs: Any = BETAS, panels: Any = None, chosen: Any = 0.3, baselines: Any = None) -> Any:
     figure = sheet()
     panels = panels or {"accuracy (%)": LINES}
     baselines = {"accuracy (%)": BASELINES} if baselines is None else baselines
-    figures.sweep_panels(figure, "parameters.beta", xs, panels, chosen, baselines, title)
+    figures.sweep_panels(figure, "parameters.beta", xs, panels, chosen, baselines)
     return figure
 
 
@@ -45,13 +43,12 @@ def heat(
     ys: Any,
     grids: Any,
     chosen: Any = None,
-    title: Any = None,
     names: tuple[str, str] = ("beta", "alpha"),
     metric: str = "accuracy (%)",
 ) -> Any:
     figure = sheet()
     x_name, y_name = names
-    figures.sweep_heat(figure, x_name, xs, y_name, ys, grids, chosen, metric, title)
+    figures.sweep_heat(figure, x_name, xs, y_name, ys, grids, chosen, metric)
     return figure
 
 

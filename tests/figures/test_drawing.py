@@ -47,16 +47,16 @@ WORDY = {
     "the uniform coefficient of equal mean, in many words": (np.arange(8.0) - 1, None),
 }  # fmt: skip
 CASES: dict[str, Callable[[], Any]] = {
-    "curve": lambda: sweep(title="A sweep"),
+    "curve": lambda: sweep(),
     "one point": lambda: sweep([0.3], {"m": {"LiNeS": ([71.0], [0.5])}}, 0.3, {}),
     "thousands": lambda: sweep([1000, 20000], {"m": {"LiNeS": ([12345.6, 0.5], None)}}, 1000, {}),
-    "three panels": lambda: sweep(panels={m: MANY[m] for m in METRICS[:3]}, title="T " * 90),
+    "three panels": lambda: sweep(panels={m: MANY[m] for m in METRICS[:3]}),
     "four panels": lambda: sweep(panels=MANY, baselines=dict.fromkeys(METRICS, BASELINES)),
     "five panels of choices": lambda: sweep(
         LONG[:4], {f"metric {n}": LINES for n in range(5)}, LONG[0]
     ),
     "long names": lambda: sweep(
-        LONG, {METRICS[1]: WORDY}, LONG[3], {METRICS[1]: {"a long base " * 6: 3.0}}, "T " * 90
+        LONG, {METRICS[1]: WORDY}, LONG[3], {METRICS[1]: {"a long base " * 6: 3.0}}
     ),
     "many points": lambda: sweep(
         np.linspace(0, 1, 60), {"m": {"LiNeS": (np.arange(60.0), None)}}, None, {}
@@ -66,7 +66,7 @@ CASES: dict[str, Callable[[], Any]] = {
     ),
     "heat 3 x 2": lambda: heat([0.2, 0.4, 0.6], [0.0, 0.5], GRIDS, (0.4, 0.0)),
     "heat 11 x 8": lambda: heat(
-        np.linspace(0, 1, 11), np.linspace(0.1, 0.8, 8), three(11, 8), (0, 0.1), "T"
+        np.linspace(0, 1, 11), np.linspace(0.1, 0.8, 8), three(11, 8), (0, 0.1)
     ),
     "heat 41 x 31": lambda: heat(
         np.linspace(0, 1, 41), np.linspace(0, 1.5, 31), three(41, 31), (0.5, 0.5)
@@ -75,11 +75,11 @@ CASES: dict[str, Callable[[], Any]] = {
     "heat of one": lambda: heat([0.1], [0.2], three(1, 1), (0.1, 0.2)),
     "heat of choices": lambda: heat(["sqrt", "cbrt"], ["ties", True], three(2, 2), ("sqrt", True)),
     "heat of long names": lambda: heat(
-        LONG, LONG[:6], three(8, 6), (LONG[0], LONG[1]), "T " * 90,
+        LONG, LONG[:6], three(8, 6), (LONG[0], LONG[1]),
         (f"parameters.{LONG[0]}.{LONG[1]}.{LONG[2]}", f"parameters.{LONG[0]}"), METRICS[0],
     ),
     "few columns of long names": lambda: heat(
-        [0.1, 0.2], LONG[:2], three(2, 2), (0.1, LONG[1]), "T " * 90,
+        [0.1, 0.2], LONG[:2], three(2, 2), (0.1, LONG[1]),
         (f"parameters.{LONG[0]}.{LONG[1]}.{LONG[2]}", f"parameters.{LONG[0]}"), METRICS[0] * 2,
     ),
     "front": front,

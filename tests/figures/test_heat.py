@@ -13,7 +13,7 @@ from tests.figures.pictures import ALL, GRIDS, LONG, NAN, heat, three
 
 def test_heat_draws_what_is_given() -> None:
     """Cells, their texts, the ring and the words are those that were passed, panel by panel."""
-    figure = heat([0.1, 0.2, 0.3], [1, 2], GRIDS, (0.2, 1), "T")
+    figure = heat([0.1, 0.2, 0.3], [1, 2], GRIDS, (0.2, 1))
     *panels, bar = figure.axes
     assert [axes.get_title() for axes in panels] == [
         "LiNeS\nbest 71.50", "uniform, equal mean\nbest 72.75", "unscaled\nbest 69.70",
@@ -32,7 +32,6 @@ def test_heat_draws_what_is_given() -> None:
     assert rings == [[(0.5, -0.5)] * 2, [], []]  # a white one beneath the dark
     told = [text.get_text().replace("\u00a0", " ") for text in figure.legends[0].get_texts()]
     assert told == ["chosen: beta = 0.2, alpha = 1", "not measured"]
-    assert figure.get_suptitle() == "T"
     (whole,) = figure.subfigs
     assert (whole.get_supxlabel(), whole.get_supylabel()) == ("beta", "alpha")
     assert bar.get_ylabel() == "accuracy (%)"
