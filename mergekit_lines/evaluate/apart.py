@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
+from operator import methodcaller
 from pathlib import Path
 
 from mergekit_lines.errors import LinesError, some
 from mergekit_lines.evaluate.measuring import Evaluator
 
+Digests = Callable[[Evaluator], Set[str] | None]
 _REMEDY = "What is chosen on validation data has to be reported on other data."
 
 
-def check_apart(validation: Sequence[Evaluator], test: Sequence[Evaluator]) -> None:
+def check_apart(
+    validation: Sequence[Evaluator],
+    test: Sequence[Evaluator],
+    digests_of: Digests = methodcaller("digests"),
+) -> None:
     """Check that no data is both in the validation and in the test evaluators.
 
     Compared are lm-evaluation-harness tasks, functions that cannot know the split, files (one
@@ -19,19 +25,25 @@ def check_apart(validation: Sequence[Evaluator], test: Sequence[Evaluator]) -> N
     before a measurement, and again after the first one of both splits: some examples are only
     known then.
 
+    Args:
+        validation: what is chosen by.
+        test: what is reported.
+        digests_of: returns the digests of an evaluator's examples, where more than the evaluator
+            itself knows them.
+
     Raises:
         LinesError: something is in both; all that was found at once.
     """
     problems = []
     for left in validation:
         for right in test:
-            if overlap := _shared(left, right):
+            if overlap := _shared(left, right, digests_of):
                 problems.append(f"{left.spec} (validation) and {right.spec} (test): {overlap}")
     if problems:
         raise LinesError(problems)
 
 
-def _shared(left: Evaluator, right: Evaluator) -> str | None:
+def _shared(left: Evaluator, right: Evaluator, digests_of: Digests) -> str | None:
     """Return what two evaluators have both, in a sentence and what to do."""
     one, other = left.identity(), right.identity()
     if tasks := sorted(set(one.get("tasks", ())) & set(other.get("tasks", ()))):
@@ -54,11 +66,11 @@ def _shared(left: Evaluator, right: Evaluator) -> str | None:
                 return f"both read the file {file}. {_REMEDY}"
             if digest == its:
                 return f"the files {file} and {twin} have the same content. {_REMEDY}"
-    if common := (left.digests() or frozenset()) & (right.digests() or frozenset()):
-        count = len(common)
+    examples, others = (digests_of(evaluator) or set() for evaluator in (left, right))
+    if count := len(examples & others):
         return (
             f"{count} {'example is' if count == 1 else 'examples are'} in both, of "
-            f"{len(left.digests() or ())} and {len(right.digests() or ())}. {_REMEDY} Take "
+            f"{len(examples)} and {len(others)}. {_REMEDY} Take "
             f"{'it' if count == 1 else 'them'} out of one."
         )
     return None

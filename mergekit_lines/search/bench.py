@@ -7,9 +7,8 @@ import importlib.metadata
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +71,6 @@ def mean_coefficient(summary: Summary) -> float:
     return statistics.fmean(values)
 
 
-@dataclass(frozen=True)
-class _Remembered:
-    """An evaluator as an earlier run knew it: what it measured was on these examples."""
-
-    spec: str
-    described: Mapping[str, Any]
-    examples: frozenset[str]
-
-    def identity(self) -> dict[str, Any]:
-        return dict(self.described)
-
-    def digests(self) -> frozenset[str]:
-        return self.examples
-
-
 class Bench:
     """Measures recipes on a live model, and keeps every result in the folder of the search.
 
@@ -137,14 +121,13 @@ class Bench:
             stack.callback(shutil.rmtree, work, ignore_errors=True)
             self.live = stack.enter_context(LiveModel(first, **{"offload_folder": work, **model}))
             self.store = Store(folder, {"the recipe": document, **judges, **self._identity(model)})
-            quiet = bool(model.get("quiet"))
-            self._bar = stack.enter_context(
-                tqdm(total=total, desc="Measuring", unit="point", disable=quiet)
+            bar = tqdm(
+                total=total, desc="Measuring", unit="point", disable=bool(model.get("quiet"))
             )
+            self._bar = stack.enter_context(bar)
             self._any = self.store.count > 0
-            if self.store.count:
-                count = self.store.count
-                self.say(f"found {count} results in {out}: going on behind them")
+            if self._any:
+                self.say(f"found {self.store.count} results in {out}: going on behind them")
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Bench:
@@ -171,11 +154,9 @@ class Bench:
         Raises:
             LinesError: splits share data, inputs were changed, or nothing can be measured at all.
         """
-
-        def set_weights() -> float:
-            return mean_coefficient(self.live.set_recipe(recipe))
-
-        return self._kept(split, recipe) or self._measured(split, recipe, set_weights)
+        return self._kept(split, recipe) or self._measured(
+            split, recipe, lambda: mean_coefficient(self.live.set_recipe(recipe))
+        )
 
     def measure_input(self, name: str, split: str = "validation") -> Record:
         """Return what the evaluators of a split say of one of the recipe's models as it is.
@@ -183,12 +164,10 @@ class Bench:
         Raises:
             LinesError: as :meth:`measure` does.
         """
-
-        def set_weights() -> None:
-            self.live.load(name)
-
         recipe = {"model": name}
-        return self._kept(split, recipe) or self._measured(split, recipe, set_weights)
+        return self._kept(split, recipe) or self._measured(
+            split, recipe, lambda: self.live.load(name)
+        )
 
     def _kept(self, split: str, recipe: Recipe) -> Record | None:
         record = self.store.find(split, recipe)
@@ -218,7 +197,7 @@ class Bench:
             self.store.add(record)
             self._note(record)
         else:
-            self._keep_apart(split, chosen)
+            self._keep_apart(chosen)
             self.store.add(record)
             self._any = True
         self._bar.update()
@@ -231,25 +210,17 @@ class Bench:
         if not self._any and len(self.failures) >= HOPELESS:
             raise LinesError(self.failures[0])
 
-    def _keep_apart(self, split: str, chosen: Sequence[Evaluator]) -> None:
-        learnt = {
-            _place(split, evaluator): digests
-            for evaluator in chosen
-            if (digests := evaluator.digests())
-        }
-        self.store.keep_digests(learnt)
+    def _keep_apart(self, chosen: Sequence[Evaluator]) -> None:
+        self.store.keep_digests(
+            {_place(evaluator): digests for evaluator in chosen if (digests := evaluator.digests())}
+        )
         # Some know their examples only when they have measured them, in an earlier run perhaps.
-        check_apart(list(self._as_known("validation")), list(self._as_known("test")))
-
-    def _as_known(self, split: str) -> Iterator[Any]:
         stored = self.store.digests()
-        for evaluator in self._evaluators.get(split, ()):
-            digests = stored.get(_place(split, evaluator))
-            if digests and not evaluator.digests():
-                examples = frozenset(digests)
-                yield _Remembered(evaluator.spec, evaluator.identity(), examples)
-            else:
-                yield evaluator
+
+        def digests_of(evaluator: Evaluator) -> frozenset[str]:
+            return evaluator.digests() or frozenset(stored.get(_place(evaluator), ()))
+
+        check_apart(self._evaluators["validation"], self._evaluators.get("test", ()), digests_of)
 
     def three_ways(self, recipe: Recipe) -> dict[str, Record]:
         """Return a point with LiNeS, at the uniform coefficient of equal mean, and unscaled.
@@ -275,8 +246,8 @@ def failures_of(record: Record) -> list[str]:
     return [f"{place}: {problem}" for problem in record.problems]
 
 
-def _place(split: str, evaluator: Evaluator) -> str:
-    return f"{split} {evaluator.spec}"
+def _place(evaluator: Evaluator) -> str:
+    return f"{evaluator.split} {evaluator.spec}"
 
 
 def _empty(folder: Path) -> Path:

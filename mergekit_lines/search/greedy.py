@@ -82,9 +82,10 @@ def greedy(
     total = 2 * len(places) + 3 + (4 if test else 0)
     with Bench(every, Path(out), evaluators, document, model, total) as bench:
         inputs = {name: bench.measure_input(name) for name in names}
-        own = {name: score(record) for name, record in inputs.items() if record.metrics}
-        measured = [number for number, name in enumerate(names) if name in own]
-        ranked = sorted(measured, key=lambda number: -own[names[number]])
+        own = {
+            number: score(inputs[name]) for number, name in enumerate(names) if inputs[name].metrics
+        }
+        ranked = sorted(own, key=lambda number: -own[number])
         chosen, best = list[int](), float("-inf")
         for number in ranked:
             trial = [*chosen, number]
@@ -93,17 +94,18 @@ def greedy(
                 chosen, best = trial, score(record)
         if not chosen:
             raise LinesError(f"no checkpoint could be measured: {bench.failures[0]}")
+        selected = soup_recipe(document, chosen)
         recipes = {
             "uniform": unscaled(every),
-            "greedy": unscaled(soup_recipe(document, chosen)),
+            "greedy": unscaled(selected),
             "uniform + LiNeS": every,
-            "greedy + LiNeS": soup_recipe(document, chosen),
+            "greedy + LiNeS": selected,
         }
         soups = {name: bench.measure(each) for name, each in recipes.items()}
         tested = {name: bench.measure(each, "test") for name, each in recipes.items() if test}
-        write_recipe(Path(out, GREEDY), _chosen_alone(document, chosen))
+        write_recipe(Path(out, GREEDY), _chosen_alone(selected, chosen))
     return Greedy(
-        scores={names[number]: own[names[number]] for number in ranked},
+        scores={names[number]: own[number] for number in ranked},
         chosen=tuple(names[number] for number in chosen),
         soups=soups,
         values={name: score(record) for name, record in soups.items() if record.metrics},
@@ -165,14 +167,9 @@ def _scorer(objective: str) -> Callable[[Record], float]:
     return score
 
 
-def _chosen_alone(document: Recipe, chosen: Sequence[int]) -> Recipe:
-    """Return the soup's recipe without the checkpoints that were not chosen."""
-    recipe = soup_recipe(document, chosen)
+def _chosen_alone(recipe: Recipe, chosen: Sequence[int]) -> Recipe:
+    """Return a soup's recipe without the checkpoints that were not chosen."""
     places = tuned_entries(recipe)
-    kept = {places[number] for number in chosen}
-    recipe["models"] = [
-        entry
-        for number, entry in enumerate(recipe["models"])
-        if number in kept or number not in places
-    ]
-    return recipe
+    dropped = {place for number, place in enumerate(places) if number not in chosen}
+    models = [entry for number, entry in enumerate(recipe["models"]) if number not in dropped]
+    return {**recipe, "models": models}

@@ -130,35 +130,32 @@ def bootstrap(
         raise ValueError(f"samples: found {samples!r}, wanted at least 1")
     if not 0 < level < 1:
         raise ValueError(f"level: found {level!r}, wanted a number between 0 and 1")
-    rewards_by_front = _checked(scores)
-    prompts = next(iter(rewards_by_front.values())).shape[-1]
-    means = {name: values.mean(axis=-1) for name, values in rewards_by_front.items()}
-    if reference is None:
-        fixed: Floats = np.concatenate(list(means.values())).min(axis=0)
-    else:
-        fixed = _reference(reference)
-    draws = np.random.default_rng(seed).multinomial(
-        prompts, np.full(prompts, 1 / prompts), size=samples
-    )
+    rewards = _checked(scores)
+    prompts = next(iter(rewards.values())).shape[-1]
+    means = {name: values.mean(axis=-1) for name, values in rewards.items()}
+    lowest: Floats = np.concatenate(list(means.values())).min(axis=0)
+    fixed = lowest if reference is None else _reference(reference)
+    odds = np.full(prompts, 1 / prompts)
+    draws = np.random.default_rng(seed).multinomial(prompts, odds, size=samples)
     weights = draws.T / prompts  # [prompts, samples]
-    values = {name: float(_areas(known_means, fixed)) for name, known_means in means.items()}
+    areas = {name: float(_areas(points, fixed)) for name, points in means.items()}
     drawn = {
-        name: _areas(np.moveaxis(rewards @ weights, -1, 0), fixed)
-        for name, rewards in rewards_by_front.items()
+        name: _areas(np.moveaxis(values @ weights, -1, 0), fixed)
+        for name, values in rewards.items()
     }
     fronts = {
         name: Front(
-            hypervolume=values[name],
-            interval=_interval(values[name], drawn[name], level, lowest=0.0),
+            hypervolume=areas[name],
+            interval=_interval(areas[name], drawn[name], level, lowest=0.0),
             means=means[name],
-            errors=rewards.std(axis=-1, ddof=1) / np.sqrt(prompts),
+            errors=values.std(axis=-1, ddof=1) / np.sqrt(prompts),
             pareto=pareto_set(means[name]),
         )
-        for name, rewards in rewards_by_front.items()
+        for name, values in rewards.items()
     }
     differences = {}
-    for a, b in combinations(rewards_by_front, 2):
-        value = values[a] - values[b]
+    for a, b in combinations(rewards, 2):
+        value = areas[a] - areas[b]
         differences[a, b] = Difference(value, _interval(value, drawn[a] - drawn[b], level))
     return Bootstrap(fixed, fronts, differences)
 

@@ -103,23 +103,28 @@ def soup(
             way: tuple(records[way] for records in kept.values())
             for way in (LINES, UNSCALED, UNIFORM)
         }
-        scores = {way: _scores(records, names) for way, records in fronts.items()}
         result = Soup(
             rewards=names,
             shares=tuple(kept),
             fronts=fronts,
             base=base,
-            bootstrap=bootstrap(scores, samples=samples),
+            bootstrap=bootstrap(
+                {way: _scores(records, names) for way, records in fronts.items()}, samples=samples
+            ),
             failures=tuple(bench.failures),
         )
-        folder = Path(out, RECIPES)
-        folder.mkdir(exist_ok=True)
-        for old in folder.glob("c*.yml"):  # of a front with other points
-            old.unlink()
-        for number in result.bootstrap.fronts[LINES].pareto:
-            share = result.shares[number]
-            write_recipe(folder / f"c{share:g}.yml", at_share(document, share))
+        _write_best(result, document, Path(out, RECIPES))
     return result
+
+
+def _write_best(soup: Soup, document: Recipe, folder: Path) -> None:
+    """Write the recipes of LiNeS's Pareto-optimal points, and none of an earlier front's."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("c*.yml"):
+        old.unlink()
+    for number in soup.bootstrap.fronts[LINES].pareto:
+        share = soup.shares[number]
+        write_recipe(folder / f"c{share:g}.yml", at_share(document, share))
 
 
 def at_share(document: Recipe, share: float) -> dict[str, Any]:

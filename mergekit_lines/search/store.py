@@ -24,13 +24,8 @@ RESULTS = "results.jsonl"
 RESULTS_BYTES = 1 << 30
 SEARCH = "search.json"
 # What the searches write, by the names of their files.
-BEST, GREEDY, CARD, FIGURE, RECIPES = (
-    "best.yml",
-    "greedy.yml",
-    "results.json",
-    "figure.png",
-    "recipes",
-)
+BEST, GREEDY = "best.yml", "greedy.yml"
+CARD, FIGURE, RECIPES = "results.json", "figure.png", "recipes"
 OUTPUTS = (RESULTS, BEST, GREEDY, CARD, FIGURE, RECIPES)
 EXAMPLES = "examples.json"  # digests of the evaluators' examples, by split and spec
 
@@ -91,12 +86,8 @@ class Store:
         path = self.folder / SEARCH
         now, left = {"format": FORMAT, **self._identity}, dict[str, Any]()
         if path.exists():
-            try:
+            with _reading(path):
                 left = dict(read_json(path))
-            except (OSError, ValueError, TypeError) as error:
-                raise LinesError(
-                    f"{path}: cannot be read ({reason(error)}). Choose another --out."
-                ) from error
         elif mine := [name for name in OUTPUTS if (self.folder / name).exists()]:
             raise LinesError(
                 f"{self.folder}: found {', '.join(mine)} without the {SEARCH} that says what was "
@@ -115,12 +106,8 @@ class Store:
     def _read(self) -> None:
         if not self._path.exists():
             return
-        try:
+        with _reading(self._path):
             content = read_bytes(self._path, RESULTS_BYTES)
-        except (OSError, ValueError) as error:
-            raise LinesError(
-                f"{self._path}: cannot be read ({reason(error)}). Choose another --out."
-            ) from error
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):  # the process was killed while it wrote
             with self._path.open("r+b") as file:
@@ -159,12 +146,8 @@ class Store:
         path = self.folder / EXAMPLES
         if not path.exists():
             return {}
-        try:
+        with _reading(path):
             return dict(read_json(path))
-        except (OSError, ValueError, TypeError) as error:
-            raise LinesError(
-                f"{path}: cannot be read ({reason(error)}). Choose another --out."
-            ) from error
 
     def keep_digests(self, learnt: Mapping[str, Iterable[str]]) -> None:
         """Keep such digests: they tell later whether two splits share examples."""
@@ -189,6 +172,16 @@ def _from_json(data: Mapping[str, Any]) -> Record:
     mean = None if data["mean"] is None else float(data["mean"])
     problems = tuple(map(str, data.get("problems", ())))
     return Record(data["split"], data["recipe"], mean, metrics, float(data["seconds"]), problems)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, TypeError) as error:
+        raise LinesError(
+            f"{path}: cannot be read ({reason(error)}). Choose another --out."
+        ) from error
 
 
 @contextmanager

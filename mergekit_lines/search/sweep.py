@@ -135,14 +135,7 @@ def sweep(
     names = input_names(recipes[0])
     total = len(names) + 3 * len(points) + (len(names) + 4 if test else 0)
     with Bench(recipes[0], Path(out), evaluators, document, model, total) as bench:
-        problem = bench.live.input_problem()
-        if problem and goal.needs:
-            raise LinesError(f"--objective {objective}: {problem}")
-        inputs = {} if problem else {name: bench.measure_input(name) for name in names[:1]}
-        first = inputs[names[0]] if inputs else bench.measure(recipes[0])
-        if first.metrics:  # a name that is not there shows after the first measurement
-            goal.names(first.metrics)
-        inputs |= {} if problem else {name: bench.measure_input(name) for name in names[1:]}
+        inputs = _inputs(bench, goal, names, recipes[0])
         judge = _Judge(goal, inputs, bench.failures)
         own = judge.scores(inputs)
         if goal.needs and not all(name in own for name in names[1:]):
@@ -169,6 +162,27 @@ def sweep(
     return replace(result, failures=tuple(bench.failures))
 
 
+def _inputs(
+    bench: Bench, goal: Objective, names: Sequence[str], recipe: Recipe
+) -> dict[str, Record]:
+    """Measure the base and the fine-tuned models as they are, where they fit the live model.
+
+    A metric that the objective names and that is not there shows after the first measurement.
+
+    Raises:
+        LinesError: the objective compares with models that do not fit, or names no such metric.
+    """
+    problem = bench.live.input_problem()
+    if problem and goal.needs:
+        raise LinesError(f"--objective {goal.text}: {problem}")
+    first = bench.measure(recipe) if problem else bench.measure_input(names[0])
+    if first.metrics:
+        goal.names(first.metrics)
+    if problem:
+        return {}
+    return {names[0]: first, **{name: bench.measure_input(name) for name in names[1:]}}
+
+
 class _Judge:
     """Scores measurements beside the inputs' own.
 
@@ -186,8 +200,8 @@ class _Judge:
     ) -> None:
         self._objective, self._failures = objective, failures
         base, *tuned = inputs or ("",)
-        compared = {*([base] if "base" in objective.needs else []),
-                    *(tuned if "tuned" in objective.needs else [])}  # fmt: skip
+        compared = [base] if "base" in objective.needs else []
+        compared += tuned if "tuned" in objective.needs else []
         problems = [text for name in compared for text in failures_of(inputs[name])]
         if problems:
             raise LinesError([f"--objective {objective.text}: {text}" for text in problems])

@@ -6,7 +6,10 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from mergekit_lines import figures
 from mergekit_lines.console import new_table, open_console, print_line, print_table
@@ -15,12 +18,12 @@ from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
 from mergekit_lines.search.greedy import Greedy
 from mergekit_lines.search.soup import Soup
 from mergekit_lines.search.store import Record, write_output
-from mergekit_lines.search.sweep import Point, Sweep
+from mergekit_lines.search.sweep import Sweep
 
 WAYS = (LINES, UNIFORM, UNSCALED)
 
 
-def number(value: float | None) -> str:
+def four_digits(value: float | None) -> str:
     """Return a number in four significant digits."""
     return "" if value is None else f"{value:.4g}"
 
@@ -44,7 +47,7 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 def with_error(metric: Metric) -> str:
     """Return a metric with its standard error, where it has one."""
     error = metric.error
-    return number(metric.value) + ("" if error is None else f" ± {error:.2g}")
+    return four_digits(metric.value) + ("" if error is None else f" ± {error:.2g}")
 
 
 def show_sweep(swept: Sweep) -> None:
@@ -55,9 +58,9 @@ def show_sweep(swept: Sweep) -> None:
     table = new_table(axes[0], *axes[1:], "mean λ", *metrics, *WAYS, "")
     for point in swept.points:
         values = [str(value) for value in point.settings.values()]
-        values += [number(point.lines.mean)]
+        values += [four_digits(point.lines.mean)]
         values += [_cell(point.lines, name) for name in metrics]
-        values += [number(point.scores.get(way)) for way in WAYS]
+        values += [four_digits(point.scores.get(way)) for way in WAYS]
         table.add_row(*values, "chosen" if point is swept.best else "")
     print_line(console, f"validation; metrics of LiNeS, then the objective ({swept.objective})")
     print_table(console, table)
@@ -65,38 +68,41 @@ def show_sweep(swept: Sweep) -> None:
     rows = {names[name]: record for name, record in swept.inputs.items()}
     scores = {names[name]: score for name, score in swept.input_scores.items()}
     if rows:
-        print_line(console, "")
-        print_line(console, "inputs as they are, validation")
-        print_table(console, _rows(rows, metrics, scores))
+        _print_under(console, "inputs as they are, validation", _rows(rows, metrics, scores))
     best, rival = swept.best.scores[LINES], swept.best_uniform
     chosen = zip(axes, swept.best.settings.values(), strict=True)
     at = ", ".join(f"{axis} {value}" for axis, value in chosen)
     print_line(console, "")
-    print_line(console, f"chosen: {at}; objective {number(best)} with LiNeS")
+    print_line(console, f"chosen: {at}; objective {four_digits(best)} with LiNeS")
     if rival is not None:
-        flat, score = number(rival.lines.mean), rival.scores[UNIFORM]
+        flat, score = four_digits(rival.lines.mean), rival.scores[UNIFORM]
         verdict = "no better than" if best <= score else "better than"
-        print_line(
-            console,
-            f"LiNeS is {verdict} the best uniform coefficient of the grid, {flat}: {number(score)}",
-        )
+        against = f"the best uniform coefficient of the grid, {flat}: {four_digits(score)}"
+        print_line(console, f"LiNeS is {verdict} {against}")
     if swept.test:
-        print_line(console, "")
-        print_line(console, "test")
         tested = {names.get(name, name): record for name, record in swept.test.items()}
-        words = dict.fromkeys(word for record in tested.values() for word in record.metrics)
-        print_table(console, _rows(tested, list(words)))
+        _print_under(console, "test", _rows(tested))
+
+
+def _print_under(console: Console, title: str, table: Table) -> None:
+    print_line(console, "")
+    print_line(console, title)
+    print_table(console, table)
 
 
 def _rows(
-    records: Mapping[str, Record], metrics: Sequence[str], scores: Mapping[str, float] | None = None
-) -> Any:
+    records: Mapping[str, Record],
+    metrics: Sequence[str] = (),
+    scores: Mapping[str, float] | None = None,
+) -> Table:
+    """Return a table of these metrics, or of all that any record has, and of the objective."""
+    metrics = metrics or list(
+        dict.fromkeys(name for record in records.values() for name in record.metrics)
+    )
     table = new_table("", "mean λ", *metrics, *(["objective"] if scores else []))
     for name, record in records.items():
-        cells = [_cell(record, metric) for metric in metrics]
-        table.add_row(
-            name, number(record.mean), *cells, *([number(scores.get(name))] if scores else [])
-        )
+        cells = [four_digits(record.mean), *(_cell(record, metric) for metric in metrics)]
+        table.add_row(name, *cells, *([four_digits(scores.get(name))] if scores else []))
     return table
 
 
@@ -115,20 +121,12 @@ def draw_sweep(swept: Sweep, path: Path) -> None:
         _draw_heat(swept, path)
         return
     (axis,) = swept.axes
-    panels: dict[str, dict[str, tuple[list[float], list[float] | None]]]
-    panels = {f"objective ({swept.objective})": _objective_lines(swept)}
-    names = short_names(swept.inputs)
-    baselines = {
-        next(iter(panels)): {names[own]: score for own, score in swept.input_scores.items()}
-    }
+    names, objective = short_names(swept.inputs), f"objective ({swept.objective})"
+    panels: dict[str, figures.Lines]
+    panels = {objective: {way: (_scores(swept, way), None) for way in WAYS}}
+    baselines = {objective: {names[own]: score for own, score in swept.input_scores.items()}}
     for name in swept.best.lines.metrics:
-        panels[name] = {
-            way: (
-                [_value(point, way, name) for point in swept.points],
-                _errors([_metric(point, way, name) for point in swept.points]),
-            )
-            for way in WAYS
-        }
+        panels[name] = {way: _curve(swept, way, name) for way in WAYS}
         baselines[name] = {
             names[own]: record.metrics[name].value
             for own, record in swept.inputs.items()
@@ -139,47 +137,33 @@ def draw_sweep(swept: Sweep, path: Path) -> None:
         figures.sweep_panels(figure, axis.name, axis.values, panels, chosen, baselines)
 
 
-def _objective_lines(swept: Sweep) -> dict[str, tuple[list[float], list[float] | None]]:
-    return {
-        way: ([point.scores.get(way, math.nan) for point in swept.points], None) for way in WAYS
-    }
+def _scores(swept: Sweep, way: str) -> list[float]:
+    """Return the objective of one way at every point; NaN where it has no value."""
+    return [point.scores.get(way, math.nan) for point in swept.points]
 
 
-def _metric(point: Point, way: str, name: str) -> Metric | None:
-    """Return one metric of a point, or None where it could not be measured."""
-    return point.records[way].metrics.get(name) if way in point.records else None
+def _curve(swept: Sweep, way: str, name: str) -> tuple[list[float], list[float] | None]:
+    """Return one metric of one way at every point, NaN where it was not measured, and its errors.
 
-
-def _value(point: Point, way: str, name: str) -> float:
-    metric = _metric(point, way, name)
-    return math.nan if metric is None else metric.value
-
-
-def _errors(metrics: Sequence[Metric | None]) -> list[float] | None:
-    """Return the errors of all that were measured, None if one of these has none."""
+    There are no errors where one that was measured has none.
+    """
+    records = [point.records.get(way) for point in swept.points]
+    metrics = [None if record is None else record.metrics.get(name) for record in records]
+    values = [math.nan if metric is None else metric.value for metric in metrics]
     errors = [math.nan if metric is None else metric.error for metric in metrics]
-    return None if None in errors else [error for error in errors if error is not None]
+    known = [error for error in errors if error is not None]
+    return values, known if len(known) == len(errors) else None
 
 
 def _draw_heat(swept: Sweep, path: Path) -> None:
     rows, columns = swept.axes
-    width = len(columns.values)
-    grids = {}
-    for way in WAYS:
-        scores = [point.scores.get(way, math.nan) for point in swept.points]
-        grids[way] = [scores[start : start + width] for start in range(0, len(scores), width)]
+    size = len(rows.values), len(columns.values)
+    grids = {way: np.reshape(_scores(swept, way), size).tolist() for way in WAYS}
     y, x = swept.best.settings.values()
+    metric = f"objective ({swept.objective})"
+    axes = columns.name, columns.values, rows.name, rows.values
     with figures.page(path) as figure:
-        figures.sweep_heat(
-            figure,
-            columns.name,
-            columns.values,
-            rows.name,
-            rows.values,
-            grids,
-            (x, y),
-            f"objective ({swept.objective})",
-        )
+        figures.sweep_heat(figure, *axes, grids, (x, y), metric)
 
 
 def write_results(swept: Sweep, path: Path) -> None:
@@ -203,32 +187,36 @@ def show_soup(soup: Soup) -> None:
     """Print a front: every point three ways, hypervolumes, and their differences."""
     console = open_console()
     table = new_table("c", "way", "mean λ", *soup.rewards, "")
-    for number_, share in enumerate(soup.shares):
+    for number, share in enumerate(soup.shares):
         for way, records in soup.fronts.items():
-            record = records[number_]
-            optimal = number_ in soup.bootstrap.fronts[way].pareto
+            record = records[number]
+            optimal = number in soup.bootstrap.fronts[way].pareto
             cells = [with_error(record.metrics[name]) for name in soup.rewards]
             table.add_row(
-                f"{share:g}", way, number(record.mean), *cells, "Pareto-optimal" if optimal else ""
+                f"{share:g}",
+                way,
+                four_digits(record.mean),
+                *cells,
+                "Pareto-optimal" if optimal else "",
             )
     print_table(console, table)
     base = ", ".join(f"{name} {with_error(soup.base.metrics[name])}" for name in soup.rewards)
     print_line(console, "")
     print_line(console, f"base: {base}")
-    reference = ", ".join(number(float(value)) for value in soup.bootstrap.reference)
+    reference = ", ".join(four_digits(float(value)) for value in soup.bootstrap.reference)
     print_line(console, f"hypervolumes above ({reference}), 95% intervals over the prompts")
     volumes = new_table("front", "hypervolume", "interval")
     for way, front in soup.bootstrap.fronts.items():
-        volumes.add_row(way, number(front.hypervolume), _interval(front.interval))
+        volumes.add_row(way, four_digits(front.hypervolume), _interval(front.interval))
     for (one, other), difference in soup.bootstrap.differences.items():
         volumes.add_row(
-            f"{one} minus {other}", number(difference.value), _interval(difference.interval)
+            f"{one} minus {other}", four_digits(difference.value), _interval(difference.interval)
         )
     print_table(console, volumes)
 
 
 def _interval(bounds: Sequence[float]) -> str:
-    return f"{number(bounds[0])} to {number(bounds[1])}"
+    return f"{four_digits(bounds[0])} to {four_digits(bounds[1])}"
 
 
 def draw_soup(soup: Soup, path: Path) -> None:
@@ -258,12 +246,9 @@ def show_greedy(soups: Greedy) -> None:
     console = open_console()
     table = new_table("checkpoint", "objective", "")
     for name, score in soups.scores.items():
-        table.add_row(name, number(score), "chosen" if name in soups.chosen else "")
+        table.add_row(name, four_digits(score), "chosen" if name in soups.chosen else "")
     print_table(console, table)
     for split, records in (("validation", soups.soups), ("test", soups.test)):
         if records:
-            print_line(console, "")
-            print_line(console, split)
-            words = dict.fromkeys(word for record in records.values() for word in record.metrics)
             scores = soups.values if split == "validation" else None
-            print_table(console, _rows(records, list(words), scores))
+            _print_under(console, split, _rows(records, scores=scores))
