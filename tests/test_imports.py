@@ -68,7 +68,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "from mergekit_lines.plan.run import MergeRun",
+        "from mergekit_lines.plan.planned import MergeRun",
         "def late():\n    from mergekit_lines.cli.edit import edit",
         "if TYPE_CHECKING:\n    from mergekit_lines import search",
         "import mergekit_lines.hub.push",

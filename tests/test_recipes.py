@@ -37,8 +37,8 @@ from mergekit_lines.checkpoint.writer import ShardWriter
 from mergekit_lines.engine.engine import Engine
 from mergekit_lines.lines.summary import Summary
 from mergekit_lines.plan.opening import open_models
+from mergekit_lines.plan.planned import MergeRun, planning
 from mergekit_lines.plan.planner import LinesPlanner
-from mergekit_lines.plan.run import MergeRun, planning
 from tests import models
 from tests.e2e import runner
 

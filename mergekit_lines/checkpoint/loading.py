@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
+from mergekit.common import get_auto_cls
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers.initialization import no_init_weights
 
 from mergekit_lines.checkpoint.headers import TensorHeader
+from mergekit_lines.checkpoint.ties import model_class
 
 
 @dataclass(frozen=True)
@@ -62,3 +67,69 @@ def _no_bar() -> Iterator[None]:
     finally:
         if shown:
             transformers.utils.logging.enable_progress_bar()
+
+
+def meta_model(config: Any, *, trust_remote_code: bool = False) -> Any:
+    """Return a config's model on the meta device, its parameters tied as the config says.
+
+    Raises:
+        Exception: of any kind, where transformers cannot make that model.
+    """
+    cls = model_class(config)
+    with torch.device("meta"), no_init_weights():
+        if cls is not None:
+            model = cls(config)
+        else:
+            auto = get_auto_cls(config.architectures[0])
+            model = auto.from_config(config, trust_remote_code=trust_remote_code)
+    model.tie_weights()
+    return model
+
+
+class ModelNames:
+    """A model's names for what checkpoints hold under its own names or older ones.
+
+    transformers renames tensors on loading: what a class is called in files changed over the
+    years, and a checkpoint of a class with a head has a prefix that one without has not. Tensors
+    that it also fuses (experts) are renamed and stay by themselves.
+
+    Args:
+        model: of transformers, on any device.
+    """
+
+    def __init__(self, model: Any) -> None:
+        transforms = get_model_conversion_mapping(model)
+        self._renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+        self._converters = [one for one in transforms if not isinstance(one, WeightRenaming)]
+        self._prefix = getattr(model, "base_model_prefix", "") or ""
+        self._state = dict(model.state_dict())
+        self._has_trunk = bool(self._prefix) and hasattr(model, self._prefix)
+
+    def of(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the model's name of each stored one; unknown ones keep theirs.
+
+        Two tensors never get one name: where they would, both keep their own.
+        """
+        renamed = {name: self._name(name) for name in sorted(names)}  # as transformers sorts them
+        counts: dict[str, int] = {}
+        for name in renamed.values():
+            counts[name] = counts.get(name, 0) + 1
+        return {stored: name if counts[name] == 1 else stored for stored, name in renamed.items()}
+
+    def _name(self, stored: str) -> str:
+        renamed, _ = rename_source_key(stored, self._renamings, [])
+        fused, _ = rename_source_key(stored, self._renamings, self._converters)
+        if not self._prefix:
+            return renamed
+        loaded, _ = rename_source_key(
+            stored, self._renamings, self._converters, self._prefix, self._state
+        )
+        if loaded == f"{self._prefix}.{fused}":
+            return f"{self._prefix}.{renamed}"
+        if fused == f"{self._prefix}.{loaded}":
+            return renamed.removeprefix(f"{self._prefix}.")
+        return renamed
+
+    def in_trunk(self, name: str) -> bool:
+        """Tell whether a tensor, by the model's name, is of the part that heads stand on."""
+        return not self._has_trunk or name.startswith(f"{self._prefix}.")

@@ -21,8 +21,8 @@ from mergekit_lines.inspection.findings import Inspection, Totals
 from mergekit_lines.inspection.traffic import adapted_bytes, inputs
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.memory import estimate, process_bytes
+from mergekit_lines.plan.planned import MergeRun
 from mergekit_lines.plan.prepare import Prepared, prepare
-from mergekit_lines.plan.run import MergeRun
 from mergekit_lines.plan.sizes import Sizes
 from mergekit_lines.plan.tokenizer import check_tokenizers, lost_tokens, vocabulary
 from mergekit_lines.recipe.checks import DTYPES, check_recipe

@@ -31,8 +31,8 @@ from mergekit_lines.live.placement import Device, Layout, empty_model, in_dtypes
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.memory import working_bytes
 from mergekit_lines.plan.opening import open_models
+from mergekit_lines.plan.planned import MergeRun
 from mergekit_lines.plan.prepare import prepare
-from mergekit_lines.plan.run import MergeRun
 from mergekit_lines.plan.sizes import Sizes
 from mergekit_lines.plan.tokenizer import check_tokenizers, vocabulary
 from mergekit_lines.plugin import register

@@ -32,9 +32,9 @@ from mergekit_lines.lines.summary import Summary
 from mergekit_lines.live.blueprint import Accounting, Blueprint
 from mergekit_lines.live.inputs import copy_tensor, input_problem
 from mergekit_lines.live.placement import Device, LiveWeights
+from mergekit_lines.plan.planned import MergeRun, planning
 from mergekit_lines.plan.planner import LinesPlanner
 from mergekit_lines.plan.prepare import refused_values
-from mergekit_lines.plan.run import MergeRun, planning
 from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.recipe.reading import parsed
 from mergekit_lines.recipe.settings import with_settings, without_parameters

@@ -44,8 +44,8 @@ from mergekit_lines.lines.summary import Summary
 from mergekit_lines.merges.carrying import carry, left_behind
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.opening import open_models
+from mergekit_lines.plan.planned import MergeRun, planning
 from mergekit_lines.plan.prepare import Prepared, prepare
-from mergekit_lines.plan.run import MergeRun, planning
 from mergekit_lines.plan.sizes import Sizes
 from mergekit_lines.plan.tokenizer import (
     check_tokenizers,

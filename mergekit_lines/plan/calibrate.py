@@ -12,8 +12,7 @@ from mergekit_lines.checkpoint.ties import tied_names
 from mergekit_lines.engine.tasks import NormTask, engine_task
 from mergekit_lines.lines.alpha import Calibration, NormCollector, find_alpha
 from mergekit_lines.lines.placed import AUTO
-from mergekit_lines.plan.planned import PlannedTensor
-from mergekit_lines.plan.run import MergeRun
+from mergekit_lines.plan.planned import MergeRun, PlannedTensor
 
 
 def calibrate(

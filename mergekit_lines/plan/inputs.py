@@ -20,8 +20,8 @@ from mergekit_lines.checkpoint.remote.failures import reading, status_of, unreac
 from mergekit_lines.checkpoint.remote.headers import files_of
 from mergekit_lines.checkpoint.stand_ins import outward_links, pointers
 from mergekit_lines.errors import LinesError, Problem, TextError, nearest_name, reason
-from mergekit_lines.plan.spelling import spelling_problem
 from mergekit_lines.recipe.models import models_in_order
+from mergekit_lines.recipe.spelling import spelling_problem
 
 
 def check_models(config: MergeConfiguration, options: MergeOptions) -> list[Problem]:
@@ -30,15 +30,17 @@ def check_models(config: MergeConfiguration, options: MergeOptions) -> list[Prob
     Models on the Hub are asked for their config only.
     """
     problems: list[str | Problem] = []
-    architectures: dict[ModelReference, str] = {}
+    kinds: dict[ModelReference, tuple[str, str]] = {}
     for model in models_in_order(config):
         problems_of_model = list(_check_model(model, options))
         problems += problems_of_model
         if not problems_of_model:
-            names = model.config(trust_remote_code=options.trust_remote_code).architectures
-            architectures[model] = ", ".join(names or [])
-    if len(set(architectures.values())) > 1 and not options.allow_crimes:
-        listed = ", ".join(f"{model} is {name}" for model, name in architectures.items())
+            own = model.config(trust_remote_code=options.trust_remote_code)
+            kinds[model] = own.model_type or "", ", ".join(own.architectures or [])
+    # Classes of one type share a trunk, and their heads are told apart by name.
+    alike = {kind if config.models is None else kind[:1] for kind in kinds.values()}
+    if len(alike) > 1 and not options.allow_crimes:
+        listed = ", ".join(f"{model} is {name}" for model, (_, name) in kinds.items())
         problems.append(
             f"the architectures differ ({listed}), wanted models fine-tuned from one base_model. "
             f"Change the models, or give --allow-crimes if their tensors fit all the same."

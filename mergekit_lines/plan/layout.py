@@ -12,27 +12,31 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from mergekit.architecture import (
     ModelArchitecture,
     ModuleArchitecture,
     ModuleDefinition,
     WeightInfo,
+    get_architecture_info,
 )
-from mergekit.architecture.auto import infer_vocabulary_axes
 from mergekit.architecture.conversion import can_convert_checkpoint_keys
-from mergekit.common import ModelReference, get_auto_cls
+from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
-from transformers.initialization import no_init_weights
 
 from mergekit_lines.checkpoint.headers import Headers
+from mergekit_lines.checkpoint.loading import tried_loading
 from mergekit_lines.checkpoint.ties import model_class, tied_names
+from mergekit_lines.errors import reason
+from mergekit_lines.host.process import silent
+from mergekit_lines.host.state import names_from_indexes
 from mergekit_lines.lines.depth import block_depths, natural_key
 from mergekit_lines.plan.planned import PlannedTensor
+from mergekit_lines.plan.planner import LayoutError
+from mergekit_lines.plan.renames import HeldNames, held_names
 
 # Buffers that old checkpoints hold and every architecture recomputes.
 RECOMPUTED = (r"rotary_emb\.inv_freq$", r"\.position_ids$", r"\.masked_bias$", r"\.attn\.bias$")
@@ -72,33 +76,105 @@ class HeaderModule(ModuleArchitecture):
         return len(self._blocks)
 
 
-def layout_from_names(
-    base: ModelReference, names: Mapping[ModelReference, Sequence[str]], options: MergeOptions
-) -> ModelArchitecture:
+def mergekits_layout(config: MergeConfiguration, options: MergeOptions) -> Any:
+    """Return mergekit's own layout of the recipe's models.
+
+    Raises:
+        LayoutError: it has none.
+    """
+    try:
+        with names_from_indexes():
+            return get_architecture_info(config, options)
+    except Exception as error:
+        raise LayoutError(
+            f"mergekit cannot tell the models' architecture ({reason(error)}). Is it one that "
+            f"mergekit merges?"
+        ) from error
+
+
+def headers_layout(
+    config: MergeConfiguration, options: MergeOptions, headers: Mapping[ModelReference, Headers]
+) -> Any:
+    """Return a layout made of the checkpoints' names, or None where they do not tell enough.
+
+    Without mergekit's description nothing else says which tensors a model needs: a base that
+    transformers would fill up with random ones is not whole.
+    """
+    base = config.base_model
+    if base is None or config.models is None:
+        return None
+    names = {model: list(LoaderCache().get(model).index.tensor_paths) for model in headers}
+    whole = _is_whole(base, headers, options)
+    if whole is None:  # a class of nobody's: of models with the same names none lacks anything
+        held_by_all = [{n for n in held if not recomputed(n)} for held in names.values()]
+        whole = all(held == held_by_all[0] for held in held_by_all)
+    if not whole:
+        return None
+    held = held_names(base, names, options)
+    if not all(_is_whole(model, headers, options) for model in held.other_heads):
+        return None
+    return layout_from_names(held, options)
+
+
+def _is_whole(
+    model: ModelReference, headers: Mapping[ModelReference, Headers], options: MergeOptions
+) -> bool | None:
+    """Tell whether a checkpoint gives every parameter of the class that its config names.
+
+    None: transformers cannot make that class.
+    """
+    tensors = headers[model].tensors
+    if tensors is None:
+        return False
+    try:
+        with silent():
+            config = model.config(trust_remote_code=options.trust_remote_code)
+            loading = tried_loading(config, tensors)
+    except Exception:  # noqa: BLE001 - a class that transformers cannot make, of many kinds
+        return None
+    return not loading.missing and not loading.mismatched
+
+
+def layout_from_names(held: HeldNames, options: MergeOptions) -> ModelArchitecture:
     """Return a layout of every tensor that the base has, under the base's own names.
 
+    What only the base has of tied tensors and of buffers that are computed anew stays as it is;
+    so do its heads, where a model is of another class over the same trunk.
+
     Args:
-        base: what the others were fine-tuned from.
-        names: of the tensors, by model.
+        held: the names.
         options: mergekit's flags.
 
     Raises:
-        LinesError: the names of the blocks have gaps.
+        LinesError: the names of the blocks have gaps, or mean two things.
     """
-    config = base.config(trust_remote_code=options.trust_remote_code)
-    base_names = sorted(names[base], key=natural_key)
-    depths = block_depths(base_names)
-    tied = tied_names(config, base_names)
-    common = set.intersection(*(set(held) for held in names.values()))
-    axes = _vocabulary_axes(config, options)
+    config = held.base.config(trust_remote_code=options.trust_remote_code)
+    of_base = held.stored[held.base]
+    depths = block_depths(of_base)
+    tied = tied_names(config, of_base.values())
+    aliases = held.aliases()
+    common = set.intersection(
+        *(set(names.values()) for model, names in held.stored.items() if model != held.base),
+        set(of_base.values()),
+    )
+    of_one_class = set.intersection(
+        *(
+            set(names.values())
+            for model, names in held.stored.items()
+            if model not in held.other_heads
+        )
+    )
+    declared = getattr(model_class(config), "_keys_to_ignore_on_load_unexpected", None) or []
     loose: list[WeightInfo] = []
     blocks: dict[str, dict[int, list[WeightInfo]]] = defaultdict(lambda: defaultdict(list))
-    for name in base_names:
-        # A tied tensor may be stored in some models only.
+    for name in sorted(of_base, key=natural_key):
+        own = of_base[name]
+        spare = own in tied or own in of_one_class or recomputed(name, declared)
         weight = WeightInfo(
             name=name,
-            optional=name in tied and name not in common,
-            vocabulary_axis=axes.get(name),
+            aliases=aliases[name] or None,
+            optional=spare and own not in common,
+            vocabulary_axis=held.axes.get(own),
         )
         depth = depths[name]
         (loose if depth is None else blocks[depth.container][depth.index]).append(weight)
@@ -112,17 +188,25 @@ def layout_from_names(
     )
 
 
-def _vocabulary_axes(config: Any, options: MergeOptions) -> dict[str, int]:
-    """Return the axis of tokens by name, as far as transformers' names are the checkpoint's."""
-    try:
-        with torch.device("meta"), no_init_weights():
-            model = get_auto_cls(config.architectures[0]).from_config(
-                config, trust_remote_code=options.trust_remote_code
-            )
-        model.tie_weights()
-        return dict(infer_vocabulary_axes(model))
-    except Exception:  # noqa: BLE001 - a class that is not there; then no axis is known
-        return {}
+def renamed_tensors(planned: Sequence[PlannedTensor], config: MergeConfiguration) -> list[str]:
+    """Return the tensors of the output that have another name than in the base's files.
+
+    mergekit's layouts name some after transformers' classes: experts that a class fuses stand
+    one by one in files, and old files have old names.
+    """
+    base = base_of(planned, config)
+    if base is None:
+        return []
+    index = LoaderCache().get(base).index.tensor_paths
+    strange = []
+    for item in planned:
+        weight = item.weight
+        # A tied tensor that the base does not store is no other name of it.
+        is_alias = any(name in index for name in weight.aliases or ())
+        is_held = weight.optional or any(name in index for name in names_of(weight))
+        if weight.name not in index and (is_alias or not is_held):
+            strange.append(weight.name)
+    return strange
 
 
 def layout_fits(

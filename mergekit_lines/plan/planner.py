@@ -26,8 +26,7 @@ from mergekit_lines.lines.summary import Summary, summarise
 from mergekit_lines.methods.registry import method_for, postprocess_method
 from mergekit_lines.methods.words import WHOLE_RECIPE, WRAP, incomplete, of_parameter
 from mergekit_lines.plan.calibrate import calibrate
-from mergekit_lines.plan.planned import PlannedTensor
-from mergekit_lines.plan.run import ACTIVE
+from mergekit_lines.plan.planned import ACTIVE, PlannedTensor
 from mergekit_lines.plan.tokenizer import OrderedTokenizer
 from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.parameters import check_filters

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from mergekit import merge as mergekit_merge
-from mergekit.architecture import get_architecture_info
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io import LazyTensorLoader, ShardedTensorIndex
@@ -19,31 +18,41 @@ from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.headers import Headers, read_headers, wrapped_names
-from mergekit_lines.checkpoint.loading import tried_loading
 from mergekit_lines.checkpoint.remote.headers import remote_headers
 from mergekit_lines.errors import LinesError, Problem, reason, some
-from mergekit_lines.host.process import silent
-from mergekit_lines.host.state import names_from_indexes
 from mergekit_lines.lines.outside import mostly_outside
 from mergekit_lines.plan.configs import config_notes, refused_configs
 from mergekit_lines.plan.fit import check_layers, check_plan, dropped_tensors
 from mergekit_lines.plan.layout import (
+    headers_layout,
     layout_fits,
-    layout_from_names,
     lost_tensors,
+    mergekits_layout,
     models_hold,
     names_of,
+    renamed_tensors,
 )
 from mergekit_lines.plan.opening import adapter_of, open_model
-from mergekit_lines.plan.planned import PlannedTensor
+from mergekit_lines.plan.planned import MergeRun, PlannedTensor, planning
 from mergekit_lines.plan.planner import LayoutError, LinesPlanner
-from mergekit_lines.plan.run import MergeRun, planning
 from mergekit_lines.plan.tokenizer import OrderedTokenizer
 from mergekit_lines.recipe.models import models_in_order
 
 FROM_HEADERS = (
     "the layout is made of the tensors' own names: mergekit's description of this architecture "
     "does not fit the models"
+)
+SEVERAL_CLASSES = (
+    "the models are of several classes: what they share is merged by the tensors' own names, and "
+    "what only the base has, its head for one, stays the base's"
+)
+OWN_NAMES = (
+    "the layout is made of the tensors' own names, which the output keeps: mergekit's description "
+    "has others ({example}). What a merge trims or drops is counted per tensor of the files"
+)
+OTHER_NAMES = (
+    "the output has mergekit's names for {example} and others, which the base's files call "
+    "otherwise: the models' own names cannot be kept ({reason})"
 )
 
 
@@ -81,19 +90,7 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     copied = set() if problems else _check_adapters(headers, options, problems)
     if problems:
         raise LinesError(problems)
-    notes = []
-    try:
-        layout = _mergekits_layout(config, options)
-        prepared = _prepared(config, layout, options, run, headers, copied)
-    except LayoutError as error:
-        layout = _headers_layout(config, options, headers)
-        if layout is None:
-            raise
-        try:
-            prepared = _prepared(config, layout, options, run, headers, copied)
-        except LinesError as of_headers:
-            raise (of_headers if error.models_agree else error) from None
-        notes.append(FROM_HEADERS)
+    prepared, notes = _fitting(config, options, run, headers, copied)
     # Last: other heads most often go with other shapes, which tell more.
     if problems := list(refused_configs(config, options)):
         raise LinesError(problems)
@@ -105,6 +102,58 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
         )
     refusals = tuple(_depth_problems(prepared))
     return replace(prepared, dropped=dropped, notes=tuple(notes), refusals=refusals)
+
+
+def _fitting(
+    config: MergeConfiguration,
+    options: MergeOptions,
+    run: MergeRun,
+    headers: dict[ModelReference, Headers],
+    copied: set[ModelReference],
+) -> tuple[Prepared, list[str]]:
+    """Return a plan by mergekit's layout, or by the headers', and which of them it is.
+
+    mergekit's is taken where it fits and gives every tensor the name that the base has for it.
+
+    Raises:
+        LinesError: neither fits.
+    """
+    kinds = {
+        tuple(model.config(trust_remote_code=options.trust_remote_code).architectures or [])
+        for model in headers
+    }
+    if len(kinds) > 1 and not options.allow_crimes:
+        layout = headers_layout(config, options, headers)
+        if layout is None:
+            raise LinesError(
+                f"the models are of several classes ({some(sorted(map(', '.join, kinds)), 3)}), "
+                f"and their files do not give every parameter of them, wanted whole models. "
+                f"Use models of one class, or give --allow-crimes where their tensors fit."
+            )
+        return _prepared(config, layout, options, run, headers, copied), [SEVERAL_CLASSES]
+    try:
+        layout = mergekits_layout(config, options)
+        prepared = _prepared(config, layout, options, run, headers, copied)
+    except LayoutError as error:
+        layout = headers_layout(config, options, headers)
+        if layout is None:
+            raise
+        try:
+            return _prepared(config, layout, options, run, headers, copied), [FROM_HEADERS]
+        except LinesError as of_headers:
+            raise (of_headers if error.models_agree else error) from None
+    strange = renamed_tensors(prepared.planned, config)
+    if not strange or config.models is None:
+        return prepared, []
+    try:
+        layout = headers_layout(config, options, headers)
+        if layout is not None:
+            own = _prepared(config, layout, options, run, headers, copied)
+            return own, [OWN_NAMES.format(example=some(strange, 1))]
+        why = "the base is pickled, or not whole"
+    except LinesError as error:
+        why = str(error.problems[0])
+    return prepared, [OTHER_NAMES.format(example=strange[0], reason=why)]
 
 
 def _depth_problems(prepared: Prepared) -> Iterator[Problem]:
@@ -152,41 +201,6 @@ def _check_counts(
                 f"its config.json counts {count:,} layers, and the checkpoint holds "
                 f"{len(found.tensors):,} tensors in all. Download the model again.",
             )
-
-
-def _mergekits_layout(config: MergeConfiguration, options: MergeOptions) -> Any:
-    try:
-        with names_from_indexes():
-            return get_architecture_info(config, options)
-    except Exception as error:
-        raise LayoutError(
-            f"mergekit cannot tell the models' architecture ({reason(error)}). Is it one that "
-            f"mergekit merges?"
-        ) from error
-
-
-def _headers_layout(
-    config: MergeConfiguration, options: MergeOptions, headers: Mapping[ModelReference, Headers]
-) -> Any:
-    """Return a layout made of the checkpoints' names, or None where they do not tell enough.
-
-    Without mergekit's description nothing else says which tensors a model needs: a base that
-    transformers would fill up with random ones is not whole.
-    """
-    base = config.base_model
-    tensors = headers[base].tensors if base is not None else None
-    if tensors is None or config.models is None:
-        return None
-    try:
-        base_config = base.config(trust_remote_code=options.trust_remote_code)
-        with silent():
-            loading = tried_loading(base_config, tensors)
-    except Exception:  # noqa: BLE001 - a class that transformers cannot make, of many kinds
-        return None
-    if loading.missing or loading.mismatched:
-        return None
-    names = {model: list(LoaderCache().get(model).index.tensor_paths) for model in headers}
-    return layout_from_names(base, names, options)
 
 
 def _prepared(

@@ -25,9 +25,8 @@ from mergekit_lines.host.process import one_thread
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.opening import open_model, open_models
-from mergekit_lines.plan.planned import PlannedTensor
+from mergekit_lines.plan.planned import MergeRun, PlannedTensor
 from mergekit_lines.plan.prepare import prepare
-from mergekit_lines.plan.run import MergeRun
 from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.reading import one_document

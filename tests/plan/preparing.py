@@ -11,8 +11,8 @@ from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
 from mergekit_lines.host.state import fresh_caches
+from mergekit_lines.plan.planned import MergeRun
 from mergekit_lines.plan.prepare import Prepared, prepare
-from mergekit_lines.plan.run import MergeRun
 
 
 def configuration(base: Path, *tuned: Path, **more: Any) -> MergeConfiguration:

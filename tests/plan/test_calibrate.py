@@ -10,7 +10,7 @@ from mergekit.options import MergeOptions
 
 from mergekit_lines.lines.alpha import Calibration
 from mergekit_lines.plan.calibrate import calibrate
-from mergekit_lines.plan.run import MergeRun
+from mergekit_lines.plan.planned import MergeRun
 from tests.plan.preparing import configuration, prepared
 
 

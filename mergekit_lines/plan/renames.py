@@ -1,0 +1,107 @@
+"""The models' names for their tensors, brought together by transformers' own renamings.
+
+Files of one architecture have other names from release to release, and with a head another
+prefix. A merge takes the base's; what the other models call a tensor is an alias of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from mergekit.architecture.auto import infer_vocabulary_axes
+from mergekit.common import ModelReference
+from mergekit.options import MergeOptions
+
+from mergekit_lines.checkpoint.loading import ModelNames, meta_model
+from mergekit_lines.errors import LinesError, some
+from mergekit_lines.host.process import silent
+
+
+@dataclass(frozen=True)
+class HeldNames:
+    """What the recipe's models call their tensors.
+
+    Attributes:
+        base: what the others were fine-tuned from.
+        stored: per model, the base's model's name of every tensor by its name in the files; the
+            base stands first.
+        other_heads: models of another class over the same trunk.
+        axes: of tokens, by the base's model's name of a tensor.
+    """
+
+    base: ModelReference
+    stored: Mapping[ModelReference, Mapping[str, str]]
+    other_heads: frozenset[ModelReference]
+    axes: Mapping[str, int]
+
+    def aliases(self) -> dict[str, tuple[str, ...]]:
+        """Return the other models' names for each of the base's tensors, by the base's name."""
+        of_base = self.stored[self.base]
+        aliases: dict[str, dict[str, None]] = {name: {} for name in of_base}
+        by_model_name = {model_name: name for name, model_name in of_base.items()}
+        for names in self.stored.values():
+            for name, model_name in names.items():
+                own = by_model_name.get(model_name)
+                if own is not None and own != name:
+                    aliases[own][name] = None
+        self._check(aliases)
+        return {name: tuple(sorted(others)) for name, others in aliases.items()}
+
+    def _check(self, aliases: Mapping[str, Collection[str]]) -> None:
+        """Refuse names that stand for one tensor in one model and for another in the next."""
+        of_base = self.stored[self.base]
+        for model, names in self.stored.items():
+            for own, others in aliases.items():
+                taken = next((name for name in (own, *others) if name in names), None)
+                if taken is not None and names[taken] != of_base[own]:
+                    raise LinesError(
+                        f"model {model}: calls {taken} what base_model {self.base} calls "
+                        f"otherwise, wanted names that mean one tensor in all models. Save the "
+                        f"models again with one release of transformers."
+                    )
+
+
+def held_names(
+    base: ModelReference, names: Mapping[ModelReference, Sequence[str]], options: MergeOptions
+) -> HeldNames:
+    """Bring the models' names together by transformers' own renamings.
+
+    A model that transformers cannot build has the names that its files have.
+
+    Args:
+        base: what the others were fine-tuned from.
+        names: of the tensors, by model.
+        options: mergekit's flags.
+
+    Raises:
+        LinesError: base and a model of another class have heads of one name.
+    """
+    trust = options.trust_remote_code
+    config = base.config(trust_remote_code=trust)
+    order = [base, *(model for model in names if model != base)]
+    kinds = {model: model.config(trust_remote_code=trust).architectures for model in order}
+    others = frozenset(model for model in order if kinds[model] != kinds[base])
+    try:
+        with silent():
+            model = meta_model(config, trust_remote_code=trust)
+            model_names = ModelNames(model)
+            axes = dict(infer_vocabulary_axes(model))
+    except Exception:  # noqa: BLE001 - a class that is not there; then no axis is known
+        return HeldNames(base, {m: {n: n for n in names[m]} for m in order}, others, {})
+    stored = {one: model_names.of(names[one]) for one in order}
+    if others and not options.allow_crimes:
+        of_base = set(stored[base].values())
+        for one in others:
+            heads = [
+                name
+                for name in stored[one].values()
+                if name in of_base and not model_names.in_trunk(name)
+            ]
+            if heads:
+                raise LinesError(
+                    f"model {one}: is {', '.join(kinds[one] or [])}, and base_model {base} is "
+                    f"{', '.join(kinds[base] or [])}; both have {some(heads, 3)}, which may mean "
+                    f"two things. Use models of one class, or give --allow-crimes to merge them."
+                )
+    return HeldNames(base, stored, others, axes)

@@ -1,0 +1,184 @@
+"""One tensor under other names: old releases, prefixes of heads, experts one by one."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from mergekit_lines.errors import LinesError
+from tests import models
+from tests.architectures import DECODER, ENCODER, IMAGE, ROWS, TOKENS, Row
+from tests.e2e.runner import in_process
+from tests.plan.test_layout import ALPHA, BETA, recipe
+
+ROW = {row.name: row for row in ROWS}
+WEIGHT = 0.5
+
+
+def rename(path: Path, change: Callable[[str], str]) -> None:
+    """Give a checkpoint's tensors other names."""
+    file = path / "model.safetensors"
+    tensors = {change(name): tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+
+
+def check(
+    out: Path, base: Path, tuned: Mapping[str, Any], depth: Callable[[str], float | None]
+) -> None:
+    """Assert that a merge has the base's names, and the formula's values in float64.
+
+    ``tuned`` has the fine-tuned tensors by the base's names; what it lacks stays the base's.
+    """
+    origin, merged = models.read(base), models.read(out)
+    assert set(merged) == set(origin)
+    changed = 0
+    for name, tensor in merged.items():
+        start = origin[name].double()
+        vector = tuned[name].double() - start if name in tuned else torch.zeros(())
+        expected = start + (ALPHA + BETA * (depth(name) or 0.0)) * WEIGHT * vector
+        assert models.max_error_ratio(tensor, expected) <= 1e-6, name
+        changed += bool((tensor != origin[name]).any())
+    assert changed > len(merged) / 2
+
+
+# Names as the Hub has them, and as transformers 5 saves the same model.
+OLD = {
+    "Gemma3ForConditionalGeneration": lambda name: name.replace(
+        "vision_tower.", "vision_tower.vision_model."
+    ),
+    "LlavaForConditionalGeneration": lambda name: name.replace(
+        "vision_tower.", "vision_tower.vision_model."
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OLD)
+@pytest.mark.parametrize("renamed", ["base", "a"])
+def test_old_and_new_names_are_brought_together(kind: str, renamed: str, tmp_path: Path) -> None:
+    """A base of old names and a model of new ones merge, and the other way round."""
+    base = ROW[kind].save(tmp_path / "base")
+    tuned = models.finetuned(base, tmp_path / "a", seed=2)
+    by_base = models.read(tuned)
+    rename(tmp_path / renamed, OLD[kind])
+    if renamed == "base":
+        by_base = {OLD[kind](name): tensor for name, tensor in by_base.items()}
+    in_process(recipe(base, tuned), tmp_path / "out")
+
+    def depth(name: str) -> float | None:
+        return ROW[kind].depth(name.replace(".vision_model.", "."))
+
+    check(tmp_path / "out", base, by_base, depth)
+    loader = getattr(transformers, kind)
+    _, loading = loader.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not loading["missing_keys"]
+
+
+def vit(kind: str) -> Row:
+    """Return a row of a vision transformer's class."""
+    prefix = "" if kind == "ViTModel" else "vit."
+    return Row(kind, lambda: transformers.ViTConfig(**IMAGE), {f"{prefix}encoder.layer": 3})
+
+
+def test_a_model_with_a_head_merges_into_a_base_without(tmp_path: Path) -> None:
+    """The head is dropped, and the base's pooler, which the model lacks, stays as it is."""
+    row = vit("ViTModel")
+    base, tuned = row.save(tmp_path / "base"), vit("ViTForImageClassification").save(tmp_path / "a")
+    in_process(recipe(base, tuned), tmp_path / "out")
+    trunk = {n.removeprefix("vit."): t for n, t in models.read(tuned).items() if "vit." in n}
+    assert "pooler.dense.weight" not in trunk
+    check(tmp_path / "out", base, trunk, row.depth)
+
+
+def test_a_model_without_a_head_merges_into_a_base_with_one(tmp_path: Path) -> None:
+    """The base's head stays as it is."""
+    row = vit("ViTForImageClassification")
+    base, tuned = row.save(tmp_path / "base"), vit("ViTModel").save(tmp_path / "a")
+    in_process(recipe(base, tuned), tmp_path / "out")
+    trunk = {f"vit.{name}": tensor for name, tensor in models.read(tuned).items()}
+    check(tmp_path / "out", base, trunk, row.depth)
+
+
+def test_heads_of_two_classes_are_not_mixed(tmp_path: Path) -> None:
+    """Two classes' `classifier` is refused: of one name and shape, it means two things."""
+    for name, kind in (("base", "Sequence"), ("a", "Token")):
+        config = transformers.BertConfig(**{**ENCODER, "vocab_size": 96})
+        models.save(f"BertFor{kind}Classification", config, tmp_path / name, seed=1)
+    with pytest.raises(LinesError, match=r"classifier.*which may mean two things"):
+        in_process(recipe(tmp_path / "base", tmp_path / "a"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cut_model_of_another_class_is_refused(tmp_path: Path) -> None:
+    """What such a model lacks of its own class is lost, and not another head."""
+    base, tuned = (
+        vit("ViTModel").save(tmp_path / "base"),
+        vit("ViTForImageClassification").save(tmp_path / "a"),
+    )
+    file = tuned / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["vit.encoder.layer.1.layernorm_before.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(LinesError, match="do not give every parameter"):
+        in_process(recipe(base, tuned), tmp_path / "out")
+
+
+EXPERTS: Mapping[str, Mapping[str, Any]] = {
+    "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "Qwen2Moe": {"num_experts": 4, "moe_intermediate_size": 16},
+    "Qwen3Moe": {"num_experts": 4, "moe_intermediate_size": 16, "head_dim": 8},
+    "Olmoe": {"num_experts": 4},
+}
+
+
+def experts(kind: str) -> Row:
+    """Return a row of a model whose files hold experts one by one."""
+    options = {**DECODER, **TOKENS, **EXPERTS[kind]}
+    config = getattr(transformers, f"{kind}Config")
+    return Row(f"{kind}ForCausalLM", lambda: config(**options), {"model.layers": 3})
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_experts_stay_one_by_one(kind: str, tmp_path: Path) -> None:
+    """The output has every expert under the name that the base's file gives it."""
+    row = experts(kind)
+    base = row.save(tmp_path / "base")
+    tuned = models.finetuned(base, tmp_path / "a", seed=2)
+    assert any(".experts.3." in name for name in models.read(base))
+    in_process(recipe(base, tuned), tmp_path / "out")
+    check(tmp_path / "out", base, models.read(tuned), row.depth)
+
+
+def test_what_ties_trims_is_counted_per_expert_of_the_files(tmp_path: Path) -> None:
+    """Of each stored tensor by itself the larger half of the task vector is left."""
+    row = experts("Mixtral")
+    base = row.save(tmp_path / "base")
+    tuned = models.finetuned(base, tmp_path / "a", seed=2)
+    text = recipe(base, tuned, wrap="ties", density=0.5, weight=1.0, alpha=1.0, beta=0.0)
+    in_process(text, tmp_path / "out")
+    origin, changed, merged = (models.read(path) for path in (base, tuned, tmp_path / "out"))
+    for name, tensor in merged.items():
+        if ".experts." not in name:
+            continue
+        vector = changed[name].double() - origin[name].double()
+        kept = tensor != origin[name]
+        assert int(kept.sum()) == vector.numel() // 2, name
+        assert vector[kept].abs().min() >= vector[~kept].abs().max(), name
+
+
+def test_a_buffer_that_only_the_base_holds_stays(tmp_path: Path) -> None:
+    """A base of an old release with its rotary buffers merges with models that lack them."""
+    row = ROW["GPTNeoXForCausalLM"]
+    base = row.save(tmp_path / "base")
+    tuned = models.finetuned(base, tmp_path / "a", seed=2)
+    file = base / "model.safetensors"
+    buffer = {f"gpt_neox.layers.{i}.attention.rotary_emb.inv_freq": torch.ones(4) for i in range(3)}
+    save_file({**load_file(file), **buffer}, file, {"format": "pt"})
+    in_process(recipe(base, tuned), tmp_path / "out")
+    merged = models.read(tmp_path / "out")
+    lost = set(models.read(base)) - set(merged)
+    assert lost <= set(buffer)
+    assert not set(merged) - set(models.read(base))
