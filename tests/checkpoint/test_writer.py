@@ -159,7 +159,7 @@ def test_a_shard_on_its_way_to_the_disk(
     held = tensors()
     (shard,) = lay_out([Slot(name, tuple(t.shape), t.dtype) for name, t in held.items()], 0)
     disk, threads, begin = threading.Event(), list[threading.Thread](), threading.Thread.start
-    monkeypatch.setattr(os, "fsync", lambda _: disk.wait(60))
+    monkeypatch.setattr(os, "fsync", lambda _: disk.wait())
     monkeypatch.setattr(
         threading.Thread, "start", lambda thread: (threads.append(thread), begin(thread))
     )
@@ -174,7 +174,7 @@ def test_a_shard_on_its_way_to_the_disk(
     writer.abandon()
     disk.set()
     for thread in threads:
-        thread.join(60)
+        thread.join()
     assert len(threads) == 1
     name = whole_name(shard.file) if settled else shard.file + WRITING
     assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -9,6 +9,7 @@ counts there.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import json
 import os
@@ -291,7 +292,9 @@ class ForkServer:
                 for name, file in files.items()
             }
         if answer["returncode"] is None:
-            raise TimeoutError(f"{' '.join(words)}: killed after {timeout} s\n{texts['stderr']}")
+            raise TimeoutError(
+                f"{' '.join(words)}: killed, after {timeout} s at most\n{texts['stderr']}"
+            )
         return Result(tuple(words), answer["returncode"], **texts), answer
 
     def _answer(self, timeout: float) -> dict[str, Any]:
@@ -331,7 +334,8 @@ def _serve(*preload: str) -> None:
         child = os.fork()
         if child == 0:
             _become(job, mains[job["words"][0]])
-        print(json.dumps({"returncode": _wait(child, job["timeout"])}), file=answers, flush=True)
+        ended = _wait(child, job["timeout"], job.get("until"))
+        print(json.dumps({"returncode": ended}), file=answers, flush=True)
 
 
 def _become(job: Mapping[str, Any], main: Any) -> None:
@@ -345,6 +349,9 @@ def _become(job: Mapping[str, Any], main: Any) -> None:
         os.chdir(job["cwd"])
         if "cpu" in job:  # seconds of this process alone, however busy the machine is
             resource.setrlimit(resource.RLIMIT_CPU, (job["cpu"], job["cpu"]))
+        if "patience" in job:  # seconds; the parent has read huggingface_hub's own variables
+            constants = importlib.import_module("huggingface_hub.constants")
+            constants.HF_HUB_DOWNLOAD_TIMEOUT = constants.HF_HUB_ETAG_TIMEOUT = job["patience"]
         os.environ["TMPDIR"] = job["scratch"]
         tempfile.tempdir = None  # else the parent's answer is kept
         sys.argv = list(job["words"])
@@ -361,15 +368,20 @@ def _become(job: Mapping[str, Any], main: Any) -> None:
         os._exit(status)
 
 
-def _wait(child: int, timeout: float) -> int | None:
-    """Return the exit status of a child as ``subprocess`` would, or None where it was killed."""
+def _wait(child: int, timeout: float, until: str | None = None) -> int | None:
+    """Return the exit status of a child as ``subprocess`` would, or None where it was killed.
+
+    It is killed after ``timeout`` seconds, and as soon as there is a file ``until``.
+    """
     end = time.monotonic() + timeout
-    while time.monotonic() < end:
+    while time.monotonic() < end and not (until and Path(until).exists()):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.005)
-    os.killpg(child, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    os.kill(child, signal.SIGKILL)  # it may not have come to lead a group yet
     os.waitpid(child, 0)
     return None
 

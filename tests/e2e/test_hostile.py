@@ -23,7 +23,7 @@ from mergekit_lines.checkpoint.partial import HIDDEN_CONFIG, MARK
 from tests import models
 from tests.e2e import hostile
 from tests.e2e.hostile import RAW, RECIPE, Write
-from tests.e2e.runner import ForkServer, Result
+from tests.e2e.runner import STUCK, ForkServer, Result
 from tests.hub import Hub
 
 TOKEN = "hf_PlantedTokenThatNobodyMaySee"
@@ -123,7 +123,7 @@ class World:
     server: ForkServer
 
     def run(self, command: Command, place: Path, scratch: Path) -> Result:
-        return self.server.ask(command, place, scratch, 120, {"cpu": CPU})[0]
+        return self.server.ask(command, place, scratch, STUCK, {"cpu": CPU})[0]
 
 
 @pytest.fixture(scope="module")

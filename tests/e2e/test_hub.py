@@ -6,7 +6,7 @@ import json
 import random
 import re
 import shutil
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,8 +45,29 @@ class World:
     merged: Path  # from Hub models alone, in four shards
     verbose: Result  # of that merge, with -vv
 
-    def run(self, *command: str | Path, timeout: float = runner.STUCK) -> Result:
-        return self.server.run(command, self.work, self.work, timeout)
+    def run(self, *command: str | Path) -> Result:
+        return self.server.run(command, self.work, self.work)
+
+    def killed(self, *command: str | Path, after: int) -> Result:
+        """Kill a push as soon as the Hub has received so many bytes of weights."""
+        mark, ended = self.work / "kill", threading.Event()
+        mark.unlink(missing_ok=True)
+        before = sum(self.hub.state()["received"].values())
+
+        def watch() -> None:
+            while sum(self.hub.state()["received"].values()) - before < after:
+                if ended.wait(0.01):
+                    return
+            mark.touch()
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            more = {"until": str(mark)}
+            return self.server.ask(command, self.work, self.work, runner.STUCK, more)[0]
+        finally:
+            ended.set()
+            watcher.join()
 
     def merge(self, name: str, *flags: str, **changes: Any) -> Result:
         (self.work / f"{name}.yml").write_text(yaml.safe_dump({**RECIPE, **changes}))
@@ -207,21 +228,20 @@ def test_killed_at_any_moment(world: World) -> None:
     world.merge("heavy", "--out-shard-size", "8M", **recipe).succeeded()
     command = ("mergekit-lines", "push", "heavy", "user/killed", "--license", "mit")
     shards = sorted(path.name for path in (world.work / "heavy").glob("*.safetensors"))
-    hub.set(speed=SPEED)
-    begun = time.monotonic()
     world.run(*command).succeeded()
-    whole = time.monotonic() - begun
     sent = {name: hub.files("user/killed")[name] for name in [*shards, "lines.png"]}
     between, within = 0, 0  # kills after the first shard and before the last, and in a shard
+    total = sum(size for size, _ in sent.values())
     kills = 0
-    # Some more where the machine was busier, or less busy, than when the whole push was timed.
     while kills < KILLS or (kills < 20 * KILLS and not (between >= 2 and within >= 1)):
-        kills += 1
         hub.set(forget=["user/killed"], forget_objects=[sha256 for _, sha256 in sent.values()])
         hub.set(speed=SPEED)
         before = hub.state()["received"]
+        # The first before a byte has come.
+        after = random_moments.randrange(total) if kills else 0
+        kills += 1
         with suppress(TimeoutError):
-            world.run(*command, timeout=random_moments.uniform(0.1, whole))
+            world.killed(*command, after=after)
         hub.set(speed=0)
         middle = hub.settled()
         visible = hub.files("user/killed")

@@ -1,8 +1,9 @@
 """A Hub that is silent, slow, lying or busy: merge, inspect, push and pull come to an end.
 
-Each command is the real one, against a server in a process of its own. What it waits for is set
-by huggingface_hub's own variable, to a second. No verdict hangs on how long anything took: a
-command that waits for ever is ended by the test's own bound, far above what it needs.
+Each command is the real one, against a server in a process of its own. Where the Hub goes silent a
+command waits a second for it; where it answers, as long as a busy machine may take. No verdict
+hangs on how long anything took: a command that waits for ever is ended by the test's own bound, far
+above what it needs.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import pytest
 import yaml
 
 from tests import models
-from tests.e2e.runner import ForkServer, Result
+from tests.e2e.runner import STUCK, ForkServer, Result
 from tests.hub import Hub
 
 TOKEN = "hf_write"
 README = "---\nlicense: mit\n---\n# a model\n"
 PRELOAD = ("mergekit_lines.hub.push", "mergekit_lines.hub.pull")
-ENDS = 240.0  # seconds: what has not ended by then waits for ever
+SHORT, LONG = 1, 120  # seconds without a byte, after which a request is given up
 RECIPE: dict[str, Any] = {
     "merge_method": "lines",
     "base_model": "org/base",
@@ -48,9 +49,11 @@ class World:
     server: ForkServer
     work: Path
     digest: str  # of the merge's weights
+    patience: int = LONG
 
     def run(self, *command: str | Path) -> Result:
-        return self.server.run(command, self.work, self.work, ENDS)
+        more = {"patience": self.patience}
+        return self.server.ask(command, self.work, self.work, STUCK, more)[0]
 
     def forget(self) -> None:
         """Empty the cache, and mend the Hub."""
@@ -83,22 +86,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     (work / "recipe.yml").write_text(yaml.safe_dump(RECIPE))
     with Hub({f"org/{path.name}": path for path in folder.iterdir()}) as hub:
         hub.user("user", TOKEN)
-        changes = hub.environment(work / "home", TOKEN)
-        changes |= {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
-        with ForkServer(work / "log", changes, PRELOAD) as server:
-            server.run(("mergekit-yaml", "recipe.yml", "merged"), work, work, ENDS).succeeded()
+        with ForkServer(work / "log", hub.environment(work / "home", TOKEN), PRELOAD) as server:
+            server.run(("mergekit-yaml", "recipe.yml", "merged"), work, work).succeeded()
             hub.publish("org/merged", work / "merged")
             yield World(hub, server, work, models.weights_digest(work / "merged"))
 
 
 @pytest.fixture(autouse=True)
 def anew(world: World) -> None:
+    world.patience = LONG
     world.forget()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_silent_hub(world: World, command: str) -> None:
     """It takes every request and answers none: said with the Hub's address, after a second try."""
+    world.patience = SHORT
     before = len(world.hub.requests)
     world.hub.set(faults=[{"match": ".", "kind": "silent", "times": 99}])
     text = world.refused(*COMMANDS[command])
@@ -111,6 +114,7 @@ def test_a_silent_hub(world: World, command: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_hub_that_goes_silent_while_it_answers(world: World, command: str) -> None:
     """The first request is answered, what comes after that is not."""
+    world.patience = SHORT
     part = "POST" if command == "push" else "resolve"
     world.hub.set(faults=[{"match": part, "kind": "silent", "times": 99}])
     assert "does not answer" in world.refused(*COMMANDS[command])
@@ -121,6 +125,7 @@ def test_a_hub_that_goes_silent_while_it_answers(world: World, command: str) -> 
 )
 def test_licences_that_the_hub_does_not_say_now(world: World, fault: dict[str, Any]) -> None:
     """A push that cannot ask for the inputs' licences says so, and not that they have none."""
+    world.patience = SHORT if "kind" in fault else LONG
     world.hub.set(faults=[{"match": "api/models/org/", "times": 99, **fault}])
     text = world.refused(*COMMANDS["push"])
     assert "model org/base: the Hub" in text and "license" not in text
@@ -130,15 +135,18 @@ def test_licences_that_the_hub_does_not_say_now(world: World, fault: dict[str, A
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_answer_that_dwindles(world: World, command: str) -> None:
     """A byte now and then keeps every timeout from its end; the command ends all the same."""
+    world.patience = SHORT
     world.hub.set(faults=[{"match": "api/models", "kind": "drip", "pause": 0.3, "times": 99}])
     assert re.search(r"does not answer \(\d+ bytes in \d+ s", world.refused(*COMMANDS[command]))
 
 
 def test_a_download_that_dwindles(world: World) -> None:
     """Weights too; what has come is there when the Hub is well again."""
+    world.patience = SHORT
     world.hub.set(faults=[{"match": "_cdn.*", "kind": "drip", "pause": 0.3, "times": 99}])
     text = world.refused(*COMMANDS["merge"])
     assert re.search(r"does not answer \(\d+ bytes in \d+ s", text), text
+    world.patience = LONG
     world.hub.set(faults=[])
     assert world.merged() == world.digest
 
