@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ def tried_loading(config: Any, tensors: Mapping[str, TensorHeader]) -> Loading:
         Exception: of any kind, where transformers cannot make that model.
     """
     loader: Any = getattr(transformers, (config.architectures or [""])[0])
+    if getattr(config, "quantization_config", None):  # left over plain weights
+        config = copy.deepcopy(config)
+        del config.quantization_config
     shown = {name: torch.empty(header.shape, device="meta") for name, header in tensors.items()}
     with _no_bar():
         _, loading = loader.from_pretrained(

@@ -19,13 +19,20 @@ from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
 from mergekit_lines.inspection.blocks import with_blocks, with_coefficients
 from mergekit_lines.inspection.findings import Inspection, Totals
 from mergekit_lines.inspection.traffic import adapted_bytes, inputs
+from mergekit_lines.merges.carrying import left_behind
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.memory import estimate, process_bytes
 from mergekit_lines.plan.planned import MergeRun
 from mergekit_lines.plan.prepare import Prepared, prepare
 from mergekit_lines.plan.sizes import Sizes
-from mergekit_lines.plan.tokenizer import check_tokenizers, lost_tokens, vocabulary
+from mergekit_lines.plan.tokenizer import (
+    check_tokenizers,
+    donor_folders,
+    lost_tokens,
+    vocabulary,
+)
 from mergekit_lines.recipe.checks import DTYPES, check_recipe
+from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.options import effective_options
 
 
@@ -73,6 +80,8 @@ def inspect_recipe(
                 check_tokenizers(config, effective, prepared.tokenizer)
                 rows = vocabulary(config, prepared.tokenizer)
                 notes += lost_tokens(prepared.tokenizer)
+                if all(Path(model.model.path).is_dir() for model in models_in_order(config)):
+                    notes += left_behind(config, donor_folders(config)[0])
             except LinesError as error:
                 problems += _new(error.problems, problems)
             sizes = Sizes(prepared.planned, prepared.headers, sound, effective, rows)

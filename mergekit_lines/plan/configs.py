@@ -57,6 +57,7 @@ def refused_configs(config: MergeConfiguration, options: MergeOptions) -> Iterat
 
 def config_notes(config: MergeConfiguration, options: MergeOptions) -> Iterator[str]:
     """Yield what the models' configs say otherwise than the base's, which is kept."""
+    yield from _left_over(config, options)
     sliced = config.models is None  # other layers have other lists of layers
     for model, pairs in _by_model(config, options):
         values = {
@@ -69,6 +70,17 @@ def config_notes(config: MergeConfiguration, options: MergeOptions) -> Iterator[
             yield (
                 f"model {model}: its config.json says {_listed(values)}; the merged model "
                 f"computes as base_model's config.json says"
+            )
+
+
+def _left_over(config: MergeConfiguration, options: MergeOptions) -> Iterator[str]:
+    """Yield which models' configs say that they are quantised: the weights were found plain."""
+    for model in models_in_order(config):
+        own = model.config(trust_remote_code=options.trust_remote_code)
+        if getattr(own, "quantization_config", None):
+            yield (
+                f"model {model}: its config.json holds a quantization_config over plain weights, "
+                f"left from a training on a quantised model; the merged model's holds none"
             )
 
 

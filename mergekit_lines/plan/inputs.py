@@ -54,9 +54,7 @@ def _check_model(model: ModelReference, options: MergeOptions) -> Iterator[str]:
         yield misspelt
         return
     if folder.is_dir():
-        problems = [*special_files(folder), *outward_links(folder), *pointers(folder)] or list(
-            _check_config(folder)
-        )
+        problems = list(_check_files(folder)) or list(_check_config(folder))
         yield from problems or [*_check_loading(model, options), *read_headers(folder).problems]
     else:
         yield from _check_hub(model, options)
@@ -101,16 +99,9 @@ def _check_config(folder: Path) -> Iterator[str]:
             f"which mergekit knows the layout. Save the model "
             f'with save_pretrained, or add e.g. "architectures": ["LlamaForCausalLM"].'
         )
-    elif config.get("quantization_config"):
+    elif config.get("quantization_config") and not plain_dtypes(folder):
         settings = config["quantization_config"]
         method = settings.get("quant_method", "") if isinstance(settings, dict) else settings
-        if plain := plain_dtypes(folder):
-            yield (
-                f"{path}: found quantization_config ({method}) over plain {', '.join(plain)} "
-                f"weights, wanted none: it is left from a training on a quantised model, and who "
-                f"loads the merge would quantise it. Take quantization_config out of config.json."
-            )
-            return
         yield (
             f"{folder}: a quantised checkpoint ({method}); wanted plain fp16, bf16 or fp32 "
             f"weights: packed ones have no task vectors. Use the unquantised model."
@@ -188,7 +179,7 @@ def _check_hub(model: ModelReference, options: MergeOptions) -> Iterator[str]:
         yield (
             f"model {path}: a quantised checkpoint by the quantization_config in its config.json, "
             f"wanted plain fp16, bf16 or fp32 weights. Where its weights are plain all the same, "
-            f"download it and take quantization_config out of config.json."
+            f"download it and name its folder."
         )
 
 

@@ -113,6 +113,13 @@ def adapter_of(
         raise LinesError([one.under(f"model {model}") for one in error.problems]) from None
     if adapter.reason is None:
         return adapter
+    if getattr(config, "quantization_config", None):
+        adapter.close()
+        raise LinesError(
+            f"model {model}: peft has to merge this adapter ({adapter.reason}), and would quantise "
+            f"the base by the quantization_config in {model.model.path}/config.json. Take "
+            f"quantization_config out of it: the weights are plain."
+        )
     LOG.info(visible(f"adapter {adapter.folder} is merged by peft: {adapter.reason}"))
     adapter.close()
     return None

@@ -96,6 +96,9 @@ def _texts(value: Any) -> Iterator[str]:
 def finish_config(folder: Path, dtype: str | None, tokens: Path | None) -> None:
     """Let config.json say the dtype that the weights have, and the carried special tokens.
 
+    They are plain, whatever an input's said: with a left-over ``quantization_config`` whoever
+    loads the model would quantise it.
+
     Args:
         folder: the merged model.
         dtype: of most of its weights; None where none is floating-point.
@@ -104,11 +107,20 @@ def finish_config(folder: Path, dtype: str | None, tokens: Path | None) -> None:
     config = _json(folder / CONFIG)
     if not isinstance(config, dict):
         return
-    finished = _with_dtype(config, dtype) if dtype else config
+    finished = _unquantised(config)
+    finished = _with_dtype(finished, dtype) if dtype else finished
     if tokens is not None and isinstance(donor := _json(tokens / CONFIG), dict):
         finished = _with_ids(finished, donor)
     if finished != config:
         _write(folder / CONFIG, finished)
+
+
+def _unquantised(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _unquantised(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key != "quantization_config"
+    }
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

@@ -1,11 +1,15 @@
 """Configs that compute something else than the base's are told, or refused."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
+from mergekit_lines import LiveModel
 from mergekit_lines.errors import LinesError
 from mergekit_lines.plan.configs import differences
 from tests import models
@@ -84,3 +88,33 @@ def test_nested_configs_are_compared() -> None:
         for eps in (1e-5, 1e-3)
     ]
     assert differences(*pair) == {"text_config.layer_norm_eps": (1e-5, 1e-3)}
+
+
+@pytest.mark.parametrize("names", [("base",), ("tuned",), ("base", "tuned")])
+def test_a_left_over_quantisation_is_told_and_left_out(
+    names: tuple[str, ...],
+    llama_base: Path,
+    llama_a: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Over plain weights a quantization_config changes nothing, and transformers loads OUT."""
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    places = {"base": llama_base, "tuned": llama_a}
+    for name in names:
+        places[name] = shutil.copytree(places[name], tmp_path / name)
+        models.edit_config(places[name], quantization_config=settings)
+    out = in_process(recipe(places["base"], places["tuned"]), tmp_path / "out", quiet=False)
+    lines = capsys.readouterr().err
+    for name in names:
+        assert f"model {places[name]}: its config.json holds a quantization_config" in lines
+    assert lines.count("quantization_config") == len(names)
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    plain = in_process(recipe(llama_base, llama_a), tmp_path / "plain")
+    assert (out / "config.json").read_bytes() == (plain / "config.json").read_bytes()
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(out).state_dict()
+    wanted = models.read(plain)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in wanted.items())
+    with LiveModel(recipe(places["base"], places["tuned"]), quiet=True) as live:
+        state = live.model.state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in wanted.items())

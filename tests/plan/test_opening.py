@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -57,6 +58,23 @@ def test_an_adapter_is_read_over_its_base(llama_base: Path, adapter: Path) -> No
 def test_over_a_pickled_base_peft_merges(llama_base: Path, adapter: Path) -> None:
     """Without headers of the base there are no shards to read an adapter over."""
     assert adapter_of(reference(f"{llama_base}+{adapter}"), None, MergeOptions()) is None
+
+
+def test_peft_would_quantise_the_base(llama_base: Path, adapter: Path, tmp_path: Path) -> None:
+    """Where peft has to merge, a quantization_config left over the base's weights is refused."""
+    base = shutil.copytree(llama_base, tmp_path / "base")
+    models.edit_config(base, quantization_config={"quant_method": "bitsandbytes"})
+    other = shutil.copytree(adapter, tmp_path / "other")
+    text = (other / "adapter_config.json").read_text()
+    (other / "adapter_config.json").write_text(text.replace('"LORA"', '"LOHA"'))
+    tensors = read_headers(base).tensors
+    with fresh_caches():
+        model = reference(f"{base}+{other}")
+        with pytest.raises(LinesError, match=rf"quantization_config in {base}/config.json. Take"):
+            adapter_of(model, tensors, MergeOptions())
+        opened = adapter_of(reference(f"{base}+{adapter}"), tensors, MergeOptions())
+        assert opened is not None
+        opened.close()
 
 
 def test_an_adapter_of_another_base(adapter: Path, tmp_path: Path) -> None:

@@ -81,15 +81,10 @@ def test_single_files_of_a_wrapped_model(tmp_path: Path) -> None:
     assert "lacks" not in result.output
 
 
-def test_plain_weights_are_no_quantised_checkpoint(
-    llama_base: Path, llama_a: Path, tmp_path: Path
-) -> None:
-    """A quantization_config left over plain weights is told apart from packed ones."""
+def test_packed_weights_are_refused(llama_base: Path, llama_a: Path, tmp_path: Path) -> None:
+    """Bytes in place of weights, as a quantisation packs them, have no task vector."""
     tuned = shutil.copytree(llama_a, tmp_path / "tuned")
     models.edit_config(tuned, quantization_config={"quant_method": "bitsandbytes"})
-    text = refusal(llama_base, tuned, tmp_path)
-    assert "over plain F32 weights" in text
-    assert "Take quantization_config out of config.json" in text
     models.rewrite(tuned, lambda tensors: {n: t.to(torch.uint8) for n, t in tensors.items()})
     assert "a quantised checkpoint (bitsandbytes)" in refusal(llama_base, tuned, tmp_path)
 

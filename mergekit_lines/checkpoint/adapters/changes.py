@@ -106,9 +106,10 @@ class Update:
 
 
 @dataclass(frozen=True)
-class _WithRows:
+class _Changed:
+    """A tensor with a change: of its shape, in the dtype that the change is computed in."""
+
     base: Source
-    tokens: Tokens
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -117,6 +118,11 @@ class _WithRows:
     @property
     def dtype(self) -> torch.dtype:
         return _computed(self.base)
+
+
+@dataclass(frozen=True)
+class _WithRows(_Changed):
+    tokens: Tokens
 
     def read_into(self, start: int, stop: int, into: torch.Tensor) -> None:
         self.base.read_into(start, stop, into)
@@ -130,17 +136,8 @@ class _WithRows:
 
 
 @dataclass(frozen=True)
-class _Shifted:
-    base: Source
+class _Shifted(_Changed):
     shift: Shift
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return _computed(self.base)
 
     def read_into(self, start: int, stop: int, into: torch.Tensor) -> None:
         self.base.read_into(start, stop, into)
