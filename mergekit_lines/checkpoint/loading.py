@@ -134,6 +134,23 @@ class ModelNames:
             return renamed.removeprefix(f"{self._prefix}.")
         return renamed
 
+    def loaded(self, stored: str) -> tuple[str, Any, str | None]:
+        """Return which parameter a stored tensor becomes, or becomes a part of.
+
+        Returns:
+            The model's name; the conversion that fuses the tensor with others, or None; and the
+            pattern of the conversion's that the tensor has.
+        """
+        fused, pattern = rename_source_key(stored, self._renamings, self._converters)
+        if self._prefix:
+            fused, _ = rename_source_key(
+                stored, self._renamings, self._converters, self._prefix, self._state
+            )
+        converter = next(
+            (one for one in self._converters if pattern and pattern in one.source_patterns), None
+        )
+        return fused, converter, pattern
+
     def in_trunk(self, name: str) -> bool:
         """Tell whether a tensor, by the model's name, is of the part that heads stand on."""
         return not self._has_trunk or name.startswith(f"{self._prefix}.")

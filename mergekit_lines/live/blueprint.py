@@ -26,7 +26,7 @@ from mergekit_lines.host.names import METHODS
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
 from mergekit_lines.lines.placed import AUTO
-from mergekit_lines.live.architecture import maker, parameter_names
+from mergekit_lines.live.architecture import maker, parameter_parts
 from mergekit_lines.live.placement import Device, Layout, empty_model, in_dtypes, lay_out
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.memory import working_bytes
@@ -149,15 +149,15 @@ class Blueprint:
         floating = (each for each in dtypes if each is not None and each.is_floating_point)
         dtype = next(floating, torch.float32)
         model = empty_model(maker(self.config, dtype, trust_remote_code=trust))
-        slots = parameter_names(model, outputs)
-        in_dtypes(model, slots)
+        parts = parameter_parts(model, outputs)
+        in_dtypes(model, parts.slots)
         on_gpu = device.type != "cpu" or any(key not in ("cpu", "disk") for key in max_memory or ())
         calibrated = {
             item.weight.name for item in self.prepared.planned if item.placed.words.alpha == AUTO
         }
         kind = torch.device("cuda" if on_gpu else "cpu")
         self.working = working_bytes(self.sizes, calibrated, kind, self.options.num_threads)
-        self.layout: Layout = lay_out(model, slots, device, max_memory, self.working)
+        self.layout: Layout = lay_out(model, parts, device, max_memory, self.working)
 
     def accounting(self) -> Accounting:
         """Return what the live model will take; nothing is allocated for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from mergekit_lines.checkpoint.writer import Slot
 from mergekit_lines.engine.pieces import HeldResult, Sink
 from mergekit_lines.engine.vectors import OnDisk, reserve
 from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.live.architecture import Parts
 
 Device = int | str
 
@@ -32,14 +34,14 @@ class Layout:
 
     Attributes:
         model: on the meta device, its parameters in the dtypes of the output.
-        slots: every output tensor that the model holds, by the parameter's name.
+        parts: every output tensor that the model holds.
         ties: for a parameter's name, the other names it goes by.
         device_map: module names to devices, as accelerate writes it.
         main: the device that computes.
     """
 
     model: nn.Module
-    slots: Mapping[str, Slot]
+    parts: Parts
     ties: Mapping[str, Sequence[str]]
     device_map: Mapping[str, Device]
     main: torch.device
@@ -62,7 +64,7 @@ class Layout:
     def bytes(self) -> dict[str, int]:
         """Return the bytes of weights per device, ``cpu`` and ``disk`` among them."""
         totals: dict[str, int] = {}
-        for name, slot in self.slots.items():
+        for name, slot in self.parts.slots.items():
             device = str(self.device_of(name))
             totals[device] = totals.get(device, 0) + slot.bytes
         return totals
@@ -70,7 +72,7 @@ class Layout:
 
 def lay_out(
     model: nn.Module,
-    slots: Mapping[str, Slot],
+    parts: Parts,
     device: torch.device,
     max_memory: Mapping[Device, int | str] | None,
     working: int,
@@ -79,7 +81,7 @@ def lay_out(
 
     Args:
         model: on the meta device.
-        slots: of :func:`~mergekit_lines.live.architecture.parameter_names`.
+        parts: of :func:`~mergekit_lines.live.architecture.parameter_parts`.
         device: where all of it goes, if there are no limits.
         max_memory: bytes per device as accelerate takes them, e.g. ``{0: "20GiB", "cpu": "8GiB"}``;
             what does not fit goes to disk.
@@ -91,7 +93,7 @@ def lay_out(
     groups = find_tied_parameters(model)
     ties = {name: [n for n in group if n != name] for group in groups for name in group}
     if max_memory is None:
-        return Layout(model, slots, ties, {"": _named(device)}, device)
+        return Layout(model, parts, ties, {"": _named(device)}, device)
     try:
         limits = dict(get_max_memory(dict(max_memory)))
     except (ValueError, TypeError) as error:
@@ -111,7 +113,7 @@ def lay_out(
     device_map = infer_auto_device_map(
         model, max_memory=limits, no_split_module_classes=sorted(whole) if whole else None
     )
-    return Layout(model, slots, ties, device_map, _device(main))
+    return Layout(model, parts, ties, device_map, _device(main))
 
 
 def _device(main: Device) -> torch.device:
@@ -165,7 +167,6 @@ class LiveWeights:
 
     def __init__(self, layout: Layout, folder: Path) -> None:
         self._layout = layout
-        self._by_output = {slot.name: name for name, slot in layout.slots.items()}
         self._host: dict[str, torch.Tensor] = {}
         self._files: dict[str, OnDisk] = {}
         self.model = layout.model
@@ -174,7 +175,7 @@ class LiveWeights:
 
     def _allocate(self, folder: Path) -> None:
         index: dict[str, Any] = {}
-        for name, slot in self._layout.slots.items():
+        for name, slot in self._layout.parts.slots.items():
             device = self._layout.device_of(name)
             names = [name, *self._layout.ties.get(name, ())]
             if device == "disk":
@@ -212,31 +213,33 @@ class LiveWeights:
             self.model.to(main)  # buffers that were computed on the CPU
 
     def wants(self, name: str) -> bool:
-        """Tell whether the model has a parameter of its own for an output tensor."""
-        return name in self._by_output
+        """Tell whether the model has a parameter, or a part of one, for an output tensor."""
+        return name in self._layout.parts.of_output
 
     def slot(self, name: str) -> Slot:
         """Return what the tensor has to be."""
-        return self._layout.slots[self._by_output[name]]
+        return self._layout.parts.of_output[name].slot
 
     def sink(self, name: str) -> Sink:
         """Return the place of a tensor."""
-        own = self._by_output[name]
+        part = self._layout.parts.of_output[name]
+        own = part.parameter
         if own in self._files:
-            return _DiskSink(self._files[own])
+            return _DiskSink(self._files[own], part.offset)
+        entries = math.prod(part.slot.shape)
         if own in self._host:
-            return HeldResult(self._host[own])
+            return HeldResult(self._host[own].view(-1).narrow(0, part.offset, entries))
         holder, _, last = own.rpartition(".")
         module = self.model.get_submodule(holder)
         tensor: torch.Tensor = getattr(module, last)
-        slot = self._layout.slots[own]
+        slot = self._layout.parts.slots[own]
         if (tuple(tensor.shape), tensor.dtype) != (slot.shape, slot.dtype) or tensor.is_meta:
             raise LinesError(
                 f"the live model's {own} was changed from outside: found {tensor.dtype} "
                 f"{tuple(tensor.shape)}, wanted {slot.dtype} {slot.shape}. Let evaluators work on "
                 f"a copy, and open the model again."
             )
-        return HeldResult(tensor.detach())
+        return HeldResult(tensor.detach().view(-1).narrow(0, part.offset, entries))
 
     def stored(self, name: str) -> None:
         """Take note of nothing: a weight in its place is there."""
@@ -254,9 +257,10 @@ class LiveWeights:
 @dataclass(frozen=True)
 class _DiskSink:
     file: OnDisk
+    offset: int
 
     def write(self, start: int, piece: torch.Tensor) -> None:
-        self.file.write(start, piece.cpu())
+        self.file.write(self.offset + start, piece.cpu())
 
 
 def _on_disk(names: Sequence[str], slot: Slot, folder: Path, index: dict[str, Any]) -> OnDisk:

@@ -1,0 +1,109 @@
+"""Live models whose files name or hold their parameters otherwise than their classes do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from mergekit_lines import LinesError, LiveModel
+from mergekit_lines.live.blueprint import Blueprint
+from tests import models
+from tests.architectures import DECODER, IMAGE, ROWS, TOKENS, Row
+from tests.e2e.runner import in_process
+from tests.live.compare import same_bits, weights
+
+ROW = {row.name: row for row in ROWS}
+TIES = {"wrap": "ties", "density": 0.5, "alpha": 0.4, "beta": 0.5}
+
+
+def mixtral() -> Any:
+    """Return the config of a model whose files hold experts one by one."""
+    return transformers.MixtralConfig(**DECODER, **TOKENS, num_local_experts=4)
+
+
+def qwen3_moe() -> Any:
+    """Return another, of three patterns of names."""
+    more = {"num_experts": 4, "moe_intermediate_size": 16, "head_dim": 8}
+    return transformers.Qwen3MoeConfig(**DECODER, **TOKENS, **more)
+
+
+FUSED = (
+    Row("MixtralForCausalLM", mixtral, {"model.layers": 3}),
+    Row("Qwen3MoeForCausalLM", qwen3_moe, {"model.layers": 3}),
+    ROW["DeepseekV3ForCausalLM"],
+)
+
+
+def made(row: Row, path: Path) -> dict[str, Any]:
+    """Make a base and a fine-tuned model, and return a recipe of TIES over them."""
+    base = row.save(path / "base")
+    tuned = [models.finetuned(base, path / name, seed=n) for n, name in enumerate("ab", 1)]
+    return {
+        "merge_method": "lines",
+        "base_model": str(base),
+        "models": [{"model": str(model)} for model in tuned],
+        "parameters": dict(TIES),
+    }
+
+
+def assert_as_loaded(live: LiveModel, kind: str, out: Path) -> None:
+    """Assert that the weights are those which transformers loads of the same merge, on disk."""
+    in_process(live.recipe, out, write_model_card=False)
+    loaded = getattr(transformers, kind).from_pretrained(out).state_dict()
+    held = weights(live)
+    assert set(held) == set(loaded)
+    assert [name for name, want in loaded.items() if not same_bits(held[name], want)] == []
+
+
+@pytest.mark.parametrize("row", FUSED, ids=[row.name for row in FUSED])
+@pytest.mark.parametrize("on_disk", [False, True], ids=["held", "disk"])
+def test_experts_that_a_class_fuses_are_set(row: Row, on_disk: bool, tmp_path: Path) -> None:
+    """Each expert of the files is a part of a fused parameter, bit for bit, wherever that lies."""
+    recipe = made(row, tmp_path)
+    limits = {"cpu": Blueprint(recipe).working + 60_000} if on_disk else None
+    with LiveModel(recipe, quiet=True, max_memory=limits) as live:
+        fused = [name for name in live.model.state_dict() if name.endswith(".experts.gate_up_proj")]
+        assert fused, "this transformers does not fuse them"
+        assert ("disk" in live.accounting.weights) == on_disk
+        live.set(alpha=0.9, beta=-0.3)
+        live.set(density=0.7)
+        assert_as_loaded(live, row.name, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["Gemma3ForConditionalGeneration", "ViTForImageClassification"])
+def test_names_that_transformers_changes_are_followed(name: str, tmp_path: Path) -> None:
+    """A file's names that are not the class's lead to its parameters."""
+    recipe = made(ROW[name], tmp_path)
+    with LiveModel(recipe, quiet=True) as live:
+        stored, held = set(models.read(recipe["base_model"])), set(live.model.state_dict())
+        assert name != "Gemma3ForConditionalGeneration" or stored - held
+        live.set(alpha=0.9, beta=-0.3)
+        assert_as_loaded(live, name, tmp_path / "out")
+
+
+def test_a_tensor_that_becomes_several_parameters_is_refused(tmp_path: Path) -> None:
+    """A DINOv2 whose gated layers are stored as one and loaded as two is refused by name."""
+    config = transformers.Dinov2Config(**IMAGE, use_swiglu_ffn=True)
+    row = Row("Dinov2Model", lambda: config, {"encoder.layer": 3})
+    recipe = made(row, tmp_path)
+    model = transformers.Dinov2Model(config)
+    if set(models.read(recipe["base_model"])) <= set(model.state_dict()):
+        pytest.skip("this transformers loads them as they are stored")
+    with pytest.raises(LinesError, match=r"Dinov2Model: .* names that are one-to-one"):
+        LiveModel(recipe, quiet=True)
+
+
+def test_experts_of_two_dtypes_are_refused(tmp_path: Path) -> None:
+    """A fused parameter has one dtype; a file whose experts differ is refused by name."""
+    recipe = made(FUSED[0], tmp_path)
+    name = "model.layers.0.block_sparse_moe.experts.1.w1.weight"
+
+    def halve(tensors: models.Tensors) -> None:
+        tensors[name] = tensors[name].to(torch.float16)
+
+    for folder in (recipe["base_model"], *(entry["model"] for entry in recipe["models"])):
+        models.rewrite(folder, halve)
+    with pytest.raises(LinesError, match=r"MixtralForCausalLM: .* names that are one-to-one"):
+        LiveModel(recipe, quiet=True)
