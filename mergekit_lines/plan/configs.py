@@ -26,7 +26,8 @@ WITHOUT_EFFECT = re.compile(
 # With these another, a matrix of the same shape means something else.
 NOT_THE_SAME_WEIGHTS = re.compile(
     r"num_attention_heads|num_key_value_heads|n_heads?|num_heads|(en|de)coder_attention_heads"
-    r"|head_dim|hidden_act|hidden_activation|activation_function|dense_act_fn|feed_forward_proj"
+    r"|num_kv_heads|n_head_kv|multi_query|head_dim|hidden_act|hidden_activation|activation"
+    r"|activation_function|dense_act_fn|act_fn|ffn_act_fn|feed_forward_proj"
 )
 
 

@@ -281,6 +281,8 @@ class ForkServer:
         words = [str(word) for word in command]
         with tempfile.TemporaryDirectory() as logs:
             files = {name: str(Path(logs) / name) for name in ("stdout", "stderr")}
+            for file in files.values():
+                Path(file).touch()  # it may be killed before it opens them
             job = {"words": words, "cwd": str(cwd), "scratch": str(scratch), **files}
             job |= more or {}
             assert self._parent.stdin is not None

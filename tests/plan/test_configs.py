@@ -11,7 +11,7 @@ import transformers
 
 from mergekit_lines import LiveModel
 from mergekit_lines.errors import LinesError
-from mergekit_lines.plan.configs import differences
+from mergekit_lines.plan.configs import NOT_THE_SAME_WEIGHTS, differences
 from tests import models
 from tests.e2e.runner import in_process
 
@@ -70,6 +70,36 @@ def test_weights_that_mean_something_else_are_refused(
         in_process(recipe(llama_base, tuned), tmp_path / "out")
     assert shown in refused.value.message
     assert not (tmp_path / "out").exists()
+
+
+# By the class that computes with it, a key and another value for it.
+OTHER_VALUES: list[tuple[str, str, Any, bool]] = [
+    ("Gemma2Config", "attn_logit_softcapping", 20.0, False),
+    ("Gemma2Config", "final_logit_softcapping", 10.0, False),
+    ("Gemma2Config", "sliding_window", 17, False),
+    ("Gemma2Config", "query_pre_attn_scalar", 64, False),
+    ("MistralConfig", "sliding_window", 17, False),
+    ("CohereConfig", "logit_scale", 0.5, False),
+    ("GraniteConfig", "residual_multiplier", 0.5, False),
+    ("BertConfig", "layer_norm_eps", 1e-5, False),
+    ("BertConfig", "hidden_act", "relu", True),
+    ("DistilBertConfig", "activation", "relu", True),
+    ("GPT2Config", "n_head", 6, True),
+    ("T5Config", "num_heads", 4, True),
+    ("T5Config", "feed_forward_proj", "gated-gelu", True),
+    ("FalconConfig", "multi_query", False, True),
+    ("WhisperConfig", "decoder_attention_heads", 2, True),
+]
+
+
+@pytest.mark.parametrize(("config", "key", "value", "refused"), OTHER_VALUES)
+def test_every_key_that_is_computed_with_counts(
+    config: str, key: str, value: Any, refused: bool
+) -> None:
+    """Norms, windows, caps, scales are differences; heads and activations are refusals."""
+    pair = getattr(transformers, config)(), getattr(transformers, config)(**{key: value})
+    assert differences(*pair)[key] == (getattr(pair[0], key), value)
+    assert (NOT_THE_SAME_WEIGHTS.fullmatch(key) is not None) == refused
 
 
 def test_what_changes_nothing_is_not_told() -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tests import models
 from tests.architectures import DECODER
 from tests.e2e.runner import in_process
+from tests.inspection.command import told, write
 
 ALPHA, BETA = 0.3, 0.7
 
@@ -52,3 +53,19 @@ def test_every_tensor_is_written_once(qwen: tuple[Path, Path], tmp_path: Path) -
     for name in (name for name in first if ".merger." in name):
         want = first[name].double() + ALPHA * (last[name].double() - first[name].double())
         assert models.max_error_ratio(merged[name], want) <= 1e-6, name
+
+
+def test_every_tensor_is_counted_once(qwen: tuple[Path, Path], tmp_path: Path) -> None:
+    """`inspect` tells as many tensors, entries and bytes as the base's file holds."""
+    base, tuned = qwen
+    document = {
+        "merge_method": "lines_postprocess",
+        "base_model": str(base),
+        "models": [{"model": str(tuned)}],
+        "parameters": {"gamma": 0.3},
+    }
+    (inspection,) = told(write(tmp_path, document))
+    tensors = models.read(base)
+    assert inspection["totals"]["tensors"] == len(tensors)
+    assert inspection["totals"]["parameters"] == sum(one.numel() for one in tensors.values())
+    assert inspection["totals"]["output"] == sum(one.nbytes for one in tensors.values())
