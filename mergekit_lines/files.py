@@ -5,16 +5,48 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 # What a merge writes beside its weights.
 REPORT = "lines_report.json"
 RECIPE = "mergekit_config.yml"
 CARD = "README.md"
 # What tells that a folder holds a tokenizer, beside its config.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model"),
+    *("sentencepiece.bpe.model", "spm.model", "source.spm"),
+)
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+MODULES = "modules.json"  # of sentence-transformers: the steps behind the transformer
+
+# What travels from a model to what is merged from it: bytes of one file, of all such files
+# together, and of the folders that come whole.
+SMALL, SMALL_TOGETHER, FOLDERS_TOGETHER = 64 << 20, 256 << 20, 1 << 30
+MOST_FILES = 1000
+# Folders that are known by their names; others by modules.json.
+FOLDERS = ("additional_chat_templates", "custom_generate")
+_STAYS = re.compile(
+    # Hidden; and code, which travels where another file names it.
+    r"\..*|__pycache__|.*\.(py|pyc|lock)"
+    # Weights in any form with their indexes, and pickles, which are code too.
+    r"|.*\.(safetensors|bin|pth?|ckpt|h5|hdf5|msgpack|onnx(_data)?|gguf|ggml|tflite|ot|nemo|npz)"
+    r"|.*\.(pkl|pickle|joblib|pdparams|mlmodel|distcp|engine|index(\.\w+)?\.json)"
+    r"|openvino_.*|consolidated.*|params\.json"
+    # What a training leaves behind, and an adapter.
+    r"|trainer_state\.json|training_args\..*|events\.out.*|rng_state.*|latest|.*\.log"
+    r"|(all|train|eval|test|predict)_results\.json|checkpoint-.*|global_step.*"
+    r"|adapter_config\.json|adapter_model.*"
+    # The model's own card, with its pictures and results.
+    r"|readme(\..*)?|results\.json|.*\.(png|jpe?g|gif|svg|webp|bmp|mp[34]|wav|flac|webm|pdf)"
+    # What is written anew, or stands in a partial folder.
+    r"|config\.json(\..*)?|lines_report\.json|mergekit_config\.yml|mergekit-lines.*"
+    r"|partial-.*|.*\.(writing|partial)",
+    re.IGNORECASE,
+)
 
 COMMIT = re.compile(r"[0-9a-f]{40}")  # of a model on the Hub
 _BLOCK = 1 << 22
@@ -23,6 +55,49 @@ _BLOCK = 1 << 22
 def holds_tokenizer(folder: Path) -> bool:
     """Tell whether a tokenizer is in a folder."""
     return any((folder / name).exists() for name in TOKENIZER_FILES)
+
+
+def travels(name: str) -> bool:
+    """Tell whether a file beside a model's weights goes with what is merged from it.
+
+    All do that are no weights, no leavings of a training, no part of the model's card and no
+    code, and that a merge does not write itself.
+
+    Args:
+        name: of the file, without folders.
+    """
+    plain = bool(name) and name.isprintable() and "/" not in name and "\\" not in name
+    return plain and not _STAYS.fullmatch(name)
+
+
+def within_bounds(sizes: Mapping[str, int]) -> list[str]:
+    """Return which files are small enough to travel, and together not too many.
+
+    Args:
+        sizes: bytes by name.
+    """
+    names: list[str] = []
+    left = SMALL_TOGETHER
+    for name, size in sizes.items():
+        if size <= min(SMALL, left) and len(names) < MOST_FILES:
+            names.append(name)
+            left -= size
+    return names
+
+
+def module_folders(modules: Any) -> dict[str, str]:
+    """Return the folders that the content of ``modules.json`` names, each with its class.
+
+    The model's own folder is none of them. What is no list of modules names nothing.
+    """
+    entries = [one for one in modules if isinstance(one, dict)] if isinstance(modules, list) else []
+    paths = {str(PurePosixPath(str(one.get("path") or ""))): one for one in entries}
+    return {path: str(one.get("type")) for path, one in paths.items() if path != "."}
+
+
+def is_module_folder(path: str) -> bool:
+    """Tell whether a path that ``modules.json`` names is that of a folder below the model's."""
+    return all(travels(part) and "." not in part for part in path.split("/"))
 
 
 def file_digest(path: Path) -> str:

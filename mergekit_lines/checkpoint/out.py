@@ -11,7 +11,7 @@ from mergekit_lines.checkpoint.headers import weight_files
 from mergekit_lines.checkpoint.state import MARK, is_ours, read_state
 from mergekit_lines.checkpoint.writer import whole_name
 from mergekit_lines.errors import some
-from mergekit_lines.files import CARD, RECIPE, REPORT
+from mergekit_lines.files import CARD, MODULES, RECIPE, REPORT
 
 # What a merge writes beside the weights; none of it is overwritten.
 OWN_FILES = (
@@ -19,6 +19,7 @@ OWN_FILES = (
     *(REPORT, CARD, RECIPE),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"),
+    *("preprocessor_config.json", "processor_config.json", MODULES),
 )
 HIDDEN_CONFIG = "config.json.whole"
 # Files that belong to a model under names of their own: processors, templates, code.

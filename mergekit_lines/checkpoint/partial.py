@@ -19,7 +19,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mergekit_lines.checkpoint.out import HIDDEN_CONFIG, Out
-from mergekit_lines.checkpoint.state import MARK, has_digest, mark_of, read_state
+from mergekit_lines.checkpoint.state import (
+    MARK,
+    has_digest,
+    mark_of,
+    read_state,
+    same_content,
+)
 from mergekit_lines.checkpoint.writer import ShardLayout, check_shard, index_of, sync, whole_name
 from mergekit_lines.errors import LinesError, ResumableError, some
 from mergekit_lines.files import INDEX
@@ -163,7 +169,14 @@ class Partial:
         """
         renamed = {**renamed, self.out.hidden: self.out.last, MARK: ""}
         names = {path.name: path.name for path in self.path.iterdir()} | renamed
-        clash = [n for n in names.values() if n and os.path.lexists(self.out.folder / n)]
+        clash = [
+            new
+            for name, new in names.items()
+            if new
+            and os.path.lexists(self.out.folder / new)
+            # An interrupted run may have moved it there; a rename loses nothing then.
+            and not same_content(self.path / name, self.out.folder / new)
+        ]
         if clash:
             raise ResumableError(
                 f"OUT {self.out.path}: {some(clash)} is there already, and would be overwritten. "
@@ -173,9 +186,14 @@ class Partial:
     def _move_files(self) -> None:
         kept = (MARK, self.out.hidden)
         paths = sorted(path for path in self.path.iterdir() if path.name not in kept)
-        self.keep("moving", {path.name: mark_of(path) for path in paths})
+        # Of a folder a run that goes on sees for itself that it is there.
+        self.keep("moving", {path.name: mark_of(path) for path in paths if path.is_file()})
         for path in paths:
-            path.rename(self.out.folder / path.name)
+            target = self.out.folder / path.name
+            if path.is_dir() and target.is_dir():
+                shutil.rmtree(path)  # the same is there already
+            else:
+                path.rename(target)
         sync(self.out.folder)
         (self.path / self.out.hidden).rename(self.out.folder / self.out.last)
         sync(self.out.folder)

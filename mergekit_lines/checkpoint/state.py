@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +50,18 @@ def has_digest(path: Path, digest: Any) -> bool:
     """Tell whether a shard still has the digest that a state holds for it."""
     sampled = str(digest).startswith(_SAMPLED)
     return bool(shard_digest(path, sampled=sampled) == digest)
+
+
+def same_content(path: Path, other: Path) -> bool:
+    """Tell whether two files hold the same bytes, or two folders the same files; links never do."""
+    if path.is_symlink() or other.is_symlink():
+        return False
+    if path.is_dir() and other.is_dir():
+        names = {one.name for one in path.iterdir()}
+        return names == {one.name for one in other.iterdir()} and all(
+            same_content(path / name, other / name) for name in names
+        )
+    return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
 
 
 def mark_of(path: Path) -> dict[str, Any]:

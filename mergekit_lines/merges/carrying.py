@@ -1,26 +1,82 @@
-"""What OUT carries of the models beside their weights, where mergekit leaves it behind."""
+"""What OUT carries of the models beside their weights, where mergekit leaves it behind.
+
+mergekit copies a tokenizer of ten file names, and what its description of an architecture lists.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.writer import ShardLayout
 from mergekit_lines.files import holds_tokenizer
 from mergekit_lines.plan.tokenizer import own_folder
 from mergekit_lines.recipe.models import carried, models_in_order
 from mergekit_lines.report.companions import (
-    CONFIG,
-    TOKENIZER_CONFIG,
+    GENERATE,
+    OTHER,
+    PROCESSOR,
+    SETTINGS,
+    STEPS,
+    TEMPLATES,
+    TOKENIZER,
+    Companion,
     carry_code,
-    complete,
-    differences,
-    finish_config,
+    companions,
 )
+from mergekit_lines.report.usage import CONFIG, TOKENIZER_CONFIG, differences, finish_config
+
+
+def carried_files(
+    config: MergeConfiguration,
+    options: MergeOptions,
+    tokenizer: Path,
+    say: Callable[[str], None],
+) -> list[Companion]:
+    """Return the files that OUT carries beside its weights; the models' loaders have to be open.
+
+    They come from the model that OUT's tokenizer is of, or else from the base; of an edit from the
+    model that is edited. Files of one kind (a processor's, the steps behind a transformer) come
+    from the first of these folders that has any. A tokenizer that is built anew, or left out, and
+    a chat template of the recipe's stand alone: nothing of the old ones comes beside them.
+
+    Args:
+        config: the recipe.
+        options: mergekit's flags.
+        tokenizer: the folder that the tokenizer is copied from.
+        say: is told what stays behind.
+
+    Raises:
+        LinesError: what has to be carried may not or cannot be.
+    """
+    models = [own_folder(carried(config)), own_folder(models_in_order(config)[0])]
+    # The edited model comes first, also where its tokenizer is the base's.
+    first = [] if tokenizer in models else [tokenizer]
+    by_folder: dict[Path, list[Companion]] = {}
+    for folder in dict.fromkeys([*first, *models]):
+        by_folder[folder], notes = companions(folder)
+        for line in notes:
+            say(line)
+    built = bool(config.tokenizer or config.tokenizer_source)
+    kinds = {kind: [*first, *models] for kind in (PROCESSOR, STEPS, SETTINGS, GENERATE)}
+    if options.copy_tokenizer and not built:
+        kinds[TOKENIZER] = [tokenizer]
+    if (options.copy_tokenizer or built) and not config.chat_template:
+        kinds[TEMPLATES] = [tokenizer]
+    files: dict[str, Companion] = {}
+    for kind, folders in kinds.items():
+        groups = ([one for one in by_folder[place] if one.kind == kind] for place in folders)
+        files |= {one.name: one for one in next(filter(None, groups), [])}
+    below = {one.name for one in files.values() if one.path.is_dir()}
+    for place in reversed(models):
+        others = (one for one in by_folder[place] if one.kind == OTHER)
+        files |= {one.name: one for one in others if one.name not in below}
+    return list(files.values())
 
 
 def carry(
@@ -28,7 +84,7 @@ def carry(
     config: MergeConfiguration,
     shards: Sequence[ShardLayout],
     tokenizer: Path,
-    names: Sequence[str],
+    files: Sequence[Companion],
 ) -> None:
     """Complete the files beside the weights; the models' loaders have to be open.
 
@@ -37,14 +93,18 @@ def carry(
         config: the recipe.
         shards: its weights.
         tokenizer: the folder that its tokenizer was copied from.
-        names: of files that this architecture's models have beside the usual ones.
+        files: what it carries.
     """
     donor, base = carried(config), models_in_order(config)[0]
     own, of_base = own_folder(donor), own_folder(base)
     finish_config(partial, _dtype(shards), own if donor != base else None)
-    sources = [own, of_base] if tokenizer == of_base else [tokenizer, own, of_base]
-    complete(partial, sources, names)
-    carry_code(partial, {CONFIG: of_base, TOKENIZER_CONFIG: tokenizer})
+    for one in files:
+        # mergekit has written these already, perhaps with another template.
+        if one.kind not in (TOKENIZER, TEMPLATES) or not (partial / one.name).exists():
+            one.copy(partial)
+    named = (one for one in files if one.kind in (PROCESSOR, STEPS) and one.name == one.path.name)
+    code = {one.name: one.path.parent for one in named}
+    carry_code(partial, {CONFIG: of_base, TOKENIZER_CONFIG: tokenizer, **code})
 
 
 def _dtype(shards: Sequence[ShardLayout]) -> str | None:

@@ -41,7 +41,7 @@ from mergekit_lines.host.state import (
     logged_failures,
 )
 from mergekit_lines.lines.summary import Summary
-from mergekit_lines.merges.carrying import carry, left_behind
+from mergekit_lines.merges.carrying import carried_files, carry, left_behind
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.opening import open_models
 from mergekit_lines.plan.planned import MergeRun, planning
@@ -216,6 +216,7 @@ def _merged(
         adapter = adapter_folder(donor) if donor.lora else None
         check_tokenizers(config, options, prepared.tokenizer, adapter)
         tokenizer = donor_folders(config, adapter)[0]
+        companions = carried_files(config, request.options, tokenizer, request.say)
         rows = vocabulary(config, prepared.tokenizer)
         sizes = Sizes(prepared.planned, prepared.headers, config, options, rows)
         for line in (*lost_tokens(prepared.tokenizer), *sizes.notes):
@@ -227,8 +228,7 @@ def _merged(
         engine = Engine(models, writer, options)
         stack.enter_context(ending(engine.workers, writer))
         summary = _run_merge(request, prepared, engine, partial, tokenizer)
-        names = prepared.arch_info.tagalong_files or ()
-        carry(partial.path, config, shards, tokenizer, names)
+        carry(partial.path, config, shards, tokenizer, companions)
         for line in left_behind(config, tokenizer):
             request.say(line)
         engine.finish()

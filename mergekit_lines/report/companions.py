@@ -1,76 +1,252 @@
-"""Files that make a model usable beside its weights: tokenizer, generation settings, code."""
+"""Files that make a model usable beside its weights, and go with what is merged from it.
+
+Every small file of a model's folder does that is no weight and that a merge does not write itself
+(:func:`mergekit_lines.files.travels`); of folders, those that sentence-transformers' modules.json
+names come whole, with weights of their own. Links that lead out of the folder, pipes and pointers
+of git-lfs are refused; what is too large stays and is told.
+"""
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergekit_lines.checkpoint.bounded import read_json, read_text
-from mergekit_lines.errors import TextError
+from mergekit_lines.checkpoint.bounded import TEXT_BYTES, check_regular, read_json
+from mergekit_lines.checkpoint.stand_ins import outward_links, pointer_problem
+from mergekit_lines.errors import LinesError, TextError, reason, some
+from mergekit_lines.files import (
+    FOLDERS,
+    FOLDERS_TOGETHER,
+    MODULES,
+    MOST_FILES,
+    is_module_folder,
+    module_folders,
+    travels,
+    within_bounds,
+)
+from mergekit_lines.report.usage import GENERATION, content_of, entry, write_json
 
-CONFIG = "config.json"
-GENERATION = "generation_config.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
-TEMPLATE = "chat_template.jinja"
-# Ids of special tokens, which config.json repeats.
-_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id")
-_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "additional_special_tokens")
-# Of generation_config.json, what tells of the writer and not of the model.
-_WRITER = ("transformers_version", "_from_model_config")
+# What belongs together, and is taken from one model: tokens of one vocabulary, the parts of a
+# processor, the steps behind a transformer.
+TOKENIZER, TEMPLATES, PROCESSOR, STEPS = "tokenizer", "templates", "processor", "steps"
+SETTINGS, GENERATE, OTHER = "settings", "generate", "other"
+_KINDS = (
+    (TEMPLATES, re.compile(r"chat_template\..*|additional_chat_templates")),
+    (SETTINGS, re.compile(re.escape(GENERATION))),
+    (GENERATE, re.compile(r"custom_generate")),
+    (PROCESSOR, re.compile(r".*processor(_config)?\.json")),
+    (STEPS, re.compile(r"modules\.json|(config_)?sentence_.*\.json|router_config\.json")),
+    (
+        TOKENIZER,
+        re.compile(
+            r"(.*_)?tokenizer(_|\.).*|special_tokens_map\.json|added_tokens\.json|.*vocab.*"
+            r"|merges.*\.txt|.*\.(model|spm|tiktoken|codes|bpe|tokenizer)|tekken.*|dict\.txt|encoder\.json"
+        ),
+    ),
+)
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".onnx")
+_WITHOUT_FILES = (".Normalize",)  # modules of which there is nothing to be saved
 _CLASS = re.compile(r"(?:(?P<repo>[\w./-]+)--)?(?P<module>[A-Za-z_]\w*)\.[A-Za-z_]\w*")
 
 
-def complete(folder: Path, sources: Sequence[Path], names: Iterable[str]) -> None:
-    """Copy what mergekit leaves behind: generation settings, and files of processors.
+@dataclass(frozen=True)
+class Companion:
+    """A file that travels, or a folder that is to be there.
 
-    Args:
-        folder: the merged model.
-        sources: where the files may be; the first that has one gives it.
-        names: of files beside the generation settings that are copied where none is there yet.
+    Attributes:
+        name: relative to the model's folder, here and there.
+        path: where it is.
+        kind: what it belongs to.
     """
-    _copy_first(folder, sources, GENERATION)
-    for name in names:
-        if not (folder / name).exists():
-            _copy_first(folder, sources, name)
+
+    name: str
+    path: Path
+    kind: str
+
+    def copy(self, out: Path) -> None:
+        """Copy it into a merged model's folder, in the place of what is there."""
+        target = out / self.name
+        if self.path.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)  # a read-only file can be replaced and not written
+            shutil.copyfile(self.path, target)
 
 
-def _copy_first(folder: Path, sources: Sequence[Path], name: str) -> None:
-    source = next((one / name for one in sources if (one / name).is_file()), None)
-    if source is not None:
-        shutil.copy(source, folder / name)
+def companions(folder: Path) -> tuple[list[Companion], list[str]]:
+    """Return what travels of a model's folder, and what is to be told of the rest.
+
+    Raises:
+        LinesError: a file of the modules may not or cannot be copied.
+    """
+    notes: list[str] = []
+    problems: list[str] = []
+    sizes = {
+        path.name: path.stat().st_size
+        for path in sorted(folder.iterdir())
+        if travels(path.name) and path.is_file()
+    }
+    names = within_bounds(sizes)
+    if left := sizes.keys() - set(names):
+        notes.append(
+            f"{folder}: {some(left, 3)} stay behind: of the files beside the weights those of at "
+            f"most 64 MiB are carried, 256 MiB and {MOST_FILES:,} of them together"
+        )
+    files = [Companion(name, folder / name, kind_of(name)) for name in names]
+    modules = _module_folders(folder, names, notes, problems)
+    folders = {**modules, **{one: folder / one for one in FOLDERS if (folder / one).is_dir()}}
+    below: list[Companion] = []
+    for name, path in folders.items():
+        kind = STEPS if name in modules else kind_of(name)
+        below += [Companion(name, path, kind)]
+        below += [
+            Companion(f"{name}/{file.relative_to(path).as_posix()}", file, kind)
+            for file in _files_below(path, problems)
+        ]
+    problems += _unreadable([*files, *below])
+    if not problems:
+        problems += _unbounded(folder, below)
+    if problems:
+        raise LinesError(problems)
+    weights = [one.name for one in below if one.name.endswith(_WEIGHTS)]
+    if weights:
+        notes.append(
+            f"{folder}: {some(weights, 3)} are carried as they are: what is merged is the "
+            f"transformer before them"
+        )
+    return files + below, notes
+
+
+def kind_of(name: str) -> str:
+    """Return what a file belongs to, by its name."""
+    return next((kind for kind, pattern in _KINDS if pattern.fullmatch(name)), OTHER)
+
+
+def _module_folders(
+    folder: Path, names: list[str], notes: list[str], problems: list[str]
+) -> dict[str, Path]:
+    """Return the folders that modules.json names, as far as they are there."""
+    if MODULES not in names:
+        return {}
+    try:
+        classes = module_folders(read_json(folder / MODULES))
+    except (OSError, TextError) as error:
+        problems.append(
+            f"{folder / MODULES}: cannot be read ({reason(error)}), wanted sentence-transformers' "
+            f"list of modules. Download it again, or take it out of the folder."
+        )
+        return {}
+    for path in classes:
+        if not is_module_folder(path):
+            problems.append(
+                f"{folder / MODULES}: names the folder {path!r}, wanted one of a plain name below "
+                f"the model's own. Do not use this model."
+            )
+    folders = {path: folder / path for path in classes if is_module_folder(path)}
+    notes += [
+        f"{folder}: {MODULES} names {path}, which is not there"
+        for path in folders
+        if not folders[path].is_dir() and not classes[path].endswith(_WITHOUT_FILES)
+    ]
+    return {path: place for path, place in folders.items() if place.is_dir()}
+
+
+def _files_below(folder: Path, problems: list[str]) -> Iterator[Path]:
+    """Yield the files in a folder and below it, but for hidden ones and what Python leaves."""
+    if links := outward_links(folder, below=True):
+        problems += links
+        return
+    for place, folders, files in os.walk(folder, onerror=_raise):
+        folders[:] = sorted(one for one in folders if one.isprintable() and _is_shown(one))
+        for path in (Path(place, one) for one in folders):
+            if path.is_symlink():
+                problems.append(f"{path}: is a link to a folder, wanted the folder itself.")
+        for path in (Path(place, name) for name in sorted(files)):
+            if not _is_shown(path.name) or not path.exists():
+                continue
+            if not path.name.isprintable():
+                problems.append(f"{path}: wanted a name of letters that can be shown. Rename it.")
+                continue
+            try:
+                check_regular(path)
+            except TextError as error:
+                problems.append(f"{path}: {error}. Do not use this model.")
+                continue
+            if pointer := pointer_problem(path):
+                problems.append(pointer)
+            yield path
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_shown(name: str) -> bool:
+    return not name.startswith(".") and name != "__pycache__"
+
+
+def _unreadable(files: list[Companion]) -> Iterator[str]:
+    for one in files:
+        if not os.access(one.path, os.R_OK):
+            yield (
+                f"{one.path}: may not be read, and belongs to what is merged. Give yourself the "
+                f"right (`chmod u+r`), or take it out of the folder."
+            )
+
+
+def _unbounded(folder: Path, files: list[Companion]) -> Iterator[str]:
+    size = sum(one.path.stat().st_size for one in files if one.path.is_file())
+    if size > FOLDERS_TOGETHER or len(files) > MOST_FILES:
+        yield (
+            f"{folder}: the folders that {MODULES} names, and {' and '.join(FOLDERS)}, hold "
+            f"{len(files):,} files of {size:,} bytes, wanted at most {MOST_FILES:,} of "
+            f"{FOLDERS_TOGETHER:,}. Take out what is not the model's, or {MODULES} itself."
+        )
 
 
 def carry_code(folder: Path, sources: Mapping[str, Path]) -> None:
-    """Copy the modules that ``auto_map`` names, with what they import from beside them.
+    """Copy the code that ``auto_map`` or modules.json names, with what it imports from beside it.
 
     Loading them still needs the user's ``trust_remote_code``. A module that is not in its
     model's folder stays where it was: on the Hub, under the name that transformers gave it.
 
     Args:
         folder: the merged model.
-        sources: by file with an ``auto_map``, the folder that it came from.
+        sources: by file that may name code, the folder that it came from.
     """
     for name, source in sources.items():
-        classes = _entry(source / name, "auto_map")
+        classes = _classes(source / name)
         modules = {file for one in _texts(classes) if (file := _module(one, source)) is not None}
         if not modules:
             continue
         for file in sorted(modules | _imported(modules)):
             if not (folder / file.name).exists():
-                shutil.copy(file, folder / file.name)
-        config = _json(folder / name)
+                shutil.copyfile(file, folder / file.name)
+        config = content_of(folder / name)
         if isinstance(config, dict) and config.get("auto_map") != classes:
-            _write(folder / name, {**config, "auto_map": classes})
+            write_json(folder / name, {**config, "auto_map": classes})
+
+
+def _classes(file: Path) -> Any:
+    """Return where a file names classes in code of the model's own."""
+    if file.name != MODULES:
+        return entry(file, "auto_map")
+    modules = content_of(file)
+    listed = modules if isinstance(modules, list) else []
+    return [one.get("type") for one in listed if isinstance(one, dict)]
 
 
 def _module(name: str, source: Path) -> Path | None:
     match = _CLASS.fullmatch(name)
     file = source / f"{match['module']}.py" if match and not match["repo"] else None
-    return file if file is not None and file.is_file() else None
+    small = file is not None and file.is_file() and file.stat().st_size <= TEXT_BYTES
+    return file if small else None
 
 
 def _imported(modules: set[Path]) -> set[Path]:
@@ -91,120 +267,3 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for one in value:
             yield from _texts(one)
-
-
-def finish_config(folder: Path, dtype: str | None, tokens: Path | None) -> None:
-    """Let config.json say the dtype that the weights have, and the carried special tokens.
-
-    They are plain, whatever an input's said: with a left-over ``quantization_config`` whoever
-    loads the model would quantise it.
-
-    Args:
-        folder: the merged model.
-        dtype: of most of its weights; None where none is floating-point.
-        tokens: the folder of the model whose special tokens it has, where that is not the base.
-    """
-    config = _json(folder / CONFIG)
-    if not isinstance(config, dict):
-        return
-    finished = _unquantised(config)
-    finished = _with_dtype(finished, dtype) if dtype else finished
-    if tokens is not None and isinstance(donor := _json(tokens / CONFIG), dict):
-        finished = _with_ids(finished, donor)
-    if finished != config:
-        _write(folder / CONFIG, finished)
-
-
-def _unquantised(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _unquantised(value) if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key != "quantization_config"
-    }
-
-
-def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """Return a config, and those of a model's parts in it, with another dtype."""
-    result: dict[str, Any] = {}
-    for key, value in config.items():
-        if key in ("dtype", "torch_dtype") and isinstance(value, str):
-            result[key] = dtype
-        else:
-            result[key] = _with_dtype(value, dtype) if isinstance(value, dict) else value
-    return result
-
-
-def _with_ids(config: dict[str, Any], donor: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(config)
-    for key, value in donor.items():
-        if key in _IDS:
-            result[key] = value
-        elif isinstance(value, dict) and isinstance(config.get(key), dict):
-            result[key] = _with_ids(config[key], value)
-    return result
-
-
-def differences(carried: Path, other: Path, *, template: bool = True) -> list[str]:
-    """Return in what a model's use differs from that of the one whose files are carried.
-
-    Args:
-        carried: the folder of the model whose files are carried.
-        other: the other model's folder.
-        template: whether the chat template is carried at all.
-    """
-    names = []
-    if template and chat_template(carried) != chat_template(other):
-        names.append("chat template")
-    ours, theirs = _special_tokens(carried), _special_tokens(other)
-    names += [f"{one} {theirs.get(one)!r}" for one in _TOKENS if ours.get(one) != theirs.get(one)]
-    ours, theirs = (_settings(folder) for folder in (carried, other))
-    keys = sorted(key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key))
-    return names + [f"{key} {theirs.get(key)!r}" for key in keys]
-
-
-def chat_template(folder: Path) -> Any:
-    """Return a tokenizer's chat template, or None where it has none that can be read."""
-    try:
-        if (folder / TEMPLATE).is_file():
-            return read_text(folder / TEMPLATE)
-    except (OSError, TextError):
-        return None
-    return _entry(folder / TOKENIZER_CONFIG, "chat_template")
-
-
-def _special_tokens(folder: Path) -> dict[str, Any]:
-    config = _json(folder / TOKENIZER_CONFIG)
-    held = config if isinstance(config, dict) else {}
-    more = _json(folder / "special_tokens_map.json")
-    held = {**held, **(more if isinstance(more, dict) else {})}
-    return {name: _content(held[name]) for name in _TOKENS if held.get(name)}
-
-
-def _content(token: Any) -> Any:
-    """Return a token's text; it may be written with how it is matched."""
-    if isinstance(token, list):
-        return sorted(str(_content(one)) for one in token)
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    settings = _json(folder / GENERATION)
-    held = settings if isinstance(settings, dict) else {}
-    return {name: value for name, value in held.items() if name not in _WRITER}
-
-
-def _entry(path: Path, key: str) -> Any:
-    content = _json(path)
-    return content.get(key) if isinstance(content, dict) else None
-
-
-def _json(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except (OSError, TextError):
-        return None
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    # As transformers writes it.
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -5,8 +5,10 @@ The oracle is the bytes that were put there, and safetensors' own reader.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -362,3 +364,70 @@ def test_an_input_whose_time_was_put_back_between_two_runs_is_another(tmp_path: 
     file.write_bytes(b"4321")
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert described(tmp_path) != before
+
+
+def carried(out: Out) -> None:
+    """Merge to the end, with files and folders that go with the weights."""
+    with partial_folder(out, lambda _: None) as partial:
+        partial.begin(MERGE, layout())
+        fill(partial, layout(), list(VALUES))
+        (partial.path / "1_Pooling" / "below").mkdir(parents=True)
+        for name in ("config.json", "labels.txt", "1_Pooling/below/a", "1_Pooling/model.bin"):
+            (partial.path / name).write_text(name)
+        partial.publish(layout())
+
+
+def stop_before(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Let one of the renames to come be the one before which the process is stopped."""
+    rename, calls = Path.rename, itertools.count(1)
+
+    def stopping(path: Path, target: Path) -> Path:
+        if next(calls) == number:
+            raise Interrupted
+        return rename(path, target)
+
+    patch.setattr(Path, "rename", stopping)
+
+
+def test_folders_are_moved_whole_and_once(out: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into an OUT that holds other things, stopped before any of the renames and taken up again."""
+    stops, ended = 0, False
+    while not ended:
+        stops += 1
+        out.path.mkdir()
+        (out.path / "notes").write_text("mine")
+        with monkeypatch.context() as patch:
+            stop_before(patch, stops)
+            try:
+                carried(out)
+                ended = True
+            except Interrupted:
+                assert not (out.path / "config.json").exists()
+        if not ended:
+            carried(out)
+        check_whole(out)
+        for name in ("config.json", "labels.txt", "1_Pooling/below/a", "1_Pooling/model.bin"):
+            assert (out.path / name).read_text() == name
+        assert (out.path / "notes").read_text() == "mine"
+        shutil.rmtree(out.path)
+    assert stops > 9
+
+
+@pytest.mark.parametrize("name", ["labels.txt", "1_Pooling/model.bin", "1_Pooling/more"])
+def test_a_file_of_the_users_is_in_the_way(out: Out, name: str) -> None:
+    """What has the name of a carried file or folder, and not its contents, is not overwritten."""
+    (out.path / name).parent.mkdir(parents=True)
+    (out.path / name).write_text("mine")
+    with pytest.raises(LinesError, match=f"{name.split('/')[0]} is there already"):
+        carried(out)
+    assert (out.path / name).read_text() == "mine"
+    assert [path.name for path in out.path.iterdir()] == [name.split("/")[0]]
+
+
+def test_a_link_is_in_the_way(out: Out, tmp_path: Path) -> None:
+    """A link to the same contents is not ours."""
+    out.path.mkdir()
+    (tmp_path / "labels.txt").write_text("labels.txt")
+    (out.path / "labels.txt").symlink_to("../labels.txt")
+    with pytest.raises(LinesError, match=r"labels\.txt is there already"):
+        carried(out)

@@ -6,7 +6,7 @@ Of each shard huggingface_hub asks for its first 100 KB, which the header nearly
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -17,21 +17,31 @@ from huggingface_hub.constants import (
 )
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from mergekit_lines.checkpoint.bounded import INDEX_BYTES, read_json
+from mergekit_lines.checkpoint.bounded import INDEX_BYTES, TEXT_BYTES, read_json
 from mergekit_lines.checkpoint.headers import Headers, TensorHeader, read_headers
 from mergekit_lines.checkpoint.remote.failures import message_of, reading, status_of, unreached
 from mergekit_lines.checkpoint.stand_ins import MOST, is_pointer
-from mergekit_lines.errors import some
-from mergekit_lines.files import INDEX, WEIGHTS
+from mergekit_lines.errors import TextError, some
+from mergekit_lines.files import (
+    FOLDERS,
+    INDEX,
+    MODULES,
+    WEIGHTS,
+    is_module_folder,
+    module_folders,
+    travels,
+    within_bounds,
+)
 
 SHARDS_AT_ONCE = 8
-# Beside the weights, what mergekit, transformers and the output's tokenizer want of a model.
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 # What git-lfs may keep of what is read of a model.
 _LARGE = re.compile(
     r"[^/]+\.(safetensors|bin)|tokenizer\.(json|model)|spiece\.model|vocab\.(json|txt)|merges\.txt"
 )
 SHA256 = 64  # digits
+# Beside the weights, what mergekit, transformers and the output's tokenizer want of a model.
+_CODE = re.compile(r"\w+\.py")
 _TEXTS = re.compile(
     r"[^/]+\.json|tokenizer\.model|spiece\.model|vocab\.txt|merges\.txt|chat_template\.jinja"
 )
@@ -126,7 +136,7 @@ def remote_headers(
         if not isinstance(headers, HubHeaders):
             return headers
         headers.repo, headers.commit = repo_id, files.commit
-        headers.files = _needed(files.files, headers)
+        headers.files = _needed(files, headers, cache_dir)
         headers.digests = {
             name: digest for name, digest in files.digests.items() if name in headers.files
         }
@@ -148,13 +158,41 @@ def _unread(where: str, error: Exception) -> str:
     )
 
 
-def _needed(sizes: Mapping[str, int], headers: Headers) -> dict[str, int]:
-    """Return what a merge needs of a model's files: no second copy of the weights, no picture."""
+def _needed(files: HubFiles, headers: Headers, cache_dir: str | None) -> dict[str, int]:
+    """Return what a merge needs of a model's files: no second copy of the weights, no picture.
+
+    That is, beside the weights, what mergekit reads and what goes with the merged model.
+    """
+    sizes = files.files
     if headers.tensors is None:
         weights = {name for name in sizes if name.endswith(".bin") and "/" not in name}
     else:
         weights = {header.file for header in headers.tensors.values()}
-    return {name: size for name, size in sizes.items() if name in weights or _TEXTS.fullmatch(name)}
+    small = {name: size for name, size in sizes.items() if travels(name) or _CODE.fullmatch(name)}
+    names = {*weights, *within_bounds(small)}
+    folders = {*FOLDERS, *_modules(files, cache_dir)}
+    return {
+        name: size
+        for name, size in sizes.items()
+        if name in names or _TEXTS.fullmatch(name) or _is_below(name, folders)
+    }
+
+
+def _modules(files: HubFiles, cache_dir: str | None) -> list[str]:
+    """Return the folders that a model's modules.json names; it is judged where it is carried."""
+    if not 0 < files.files.get(MODULES, 0) <= TEXT_BYTES:
+        return []
+    path = hf_hub_download(files.repo, MODULES, revision=files.commit, cache_dir=cache_dir)
+    try:
+        return [one for one in module_folders(read_json(Path(path))) if is_module_folder(one)]
+    except TextError:
+        return []
+
+
+def _is_below(name: str, folders: Collection[str]) -> bool:
+    """Tell whether a file is in one of some folders, and not hidden there."""
+    inside = any(name.startswith(f"{folder}/") for folder in folders)
+    return inside and not any(part.startswith(".") for part in name.split("/"))
 
 
 def missing(files: HubFiles, cache_dir: str | None = None) -> dict[str, int]:
