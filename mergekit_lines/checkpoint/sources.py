@@ -91,12 +91,12 @@ class HeldTensor:
         return self.held.dtype
 
     def tensor(self) -> torch.Tensor:
-        """Return the tensor itself."""
-        return self.held
+        """Return the tensor itself; a pickled Parameter's gradients are nobody's business."""
+        return self.held.detach()
 
     def read_into(self, start: int, stop: int, into: torch.Tensor) -> None:
         """See :class:`Source`."""
-        into.copy_(self.held.view(-1)[start:stop])
+        into.copy_(self.tensor().view(-1)[start:stop])
 
 
 class Shard:

@@ -36,6 +36,8 @@ def finish_config(folder: Path, dtype: str | None, tokens: Path | None) -> None:
     if not isinstance(config, dict):
         return
     finished = _unquantised(config)
+    if dtype and not (finished.get("dtype") or finished.get("torch_dtype")):
+        finished["dtype"] = dtype
     finished = _with_dtype(finished, dtype) if dtype else finished
     if tokens is not None and isinstance(donor := content_of(tokens / CONFIG), dict):
         finished = _with_ids(finished, donor)

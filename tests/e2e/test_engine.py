@@ -221,6 +221,26 @@ def test_the_index_names_every_tensor_once(llama_base: Path, llama_a: Path, tmp_
     assert index["metadata"]["total_size"] == tensor_bytes(out)
 
 
+@pytest.mark.parametrize("wrap", ["task_arithmetic", "ties", "karcher"])
+@pytest.mark.parametrize("kind", [torch.nn.Parameter, torch.nn.Buffer])
+def test_pickled_parameters_are_tensors(
+    kind: Any, wrap: str, llama_base: Path, llama_a: Path, tmp_path: Path
+) -> None:
+    """A file of Parameters or Buffers merges as its tensors do; no gradient is thought of."""
+    pickled = shutil.copytree(llama_a, tmp_path / "pickled")
+    tensors = models.read(pickled)
+    torch.save({name: kind(one) for name, one in tensors.items()}, pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    outs = [
+        in_process(
+            recipe(llama_base, [str(model)], wrap=wrap, alpha="auto", beta=0.4),
+            tmp_path / f"of-{model.name}",
+        )
+        for model in (llama_a, pickled)
+    ]
+    assert models.weights_digest(outs[0]) == models.weights_digest(outs[1])
+
+
 def test_a_pickled_adapter_is_the_same_every_time(soup: Mapping[str, Path], tmp_path: Path) -> None:
     """An adapter in ``.bin`` is read in the calibration and again in the merge; nothing adds up."""
     pickled = tmp_path / "pickled"
