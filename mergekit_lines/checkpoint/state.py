@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_lines.checkpoint.bounded import INDEX_BYTES, read_json
-from mergekit_lines.checkpoint.headers import header_digest
 from mergekit_lines.errors import TextError
 from mergekit_lines.files import file_digest
 
@@ -67,10 +66,10 @@ def same_content(path: Path, other: Path) -> bool:
 def mark_of(path: Path) -> dict[str, Any]:
     """Return what tells a file of ours from another of its name: its bytes and a digest.
 
-    Of a shard that is its header's: the weights are not read again.
+    Of a shard that is one of samples: two models of one architecture have equal headers.
     """
-    digest = header_digest if path.suffix == ".safetensors" else file_digest
-    return {"bytes": path.stat().st_size, "sha256": digest(path)}
+    digest = shard_digest(path, sampled=path.suffix == ".safetensors")
+    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def is_ours(path: Path, mark: Any) -> bool:

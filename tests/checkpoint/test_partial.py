@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mergekit_lines import LinesError
 from mergekit_lines.checkpoint.out import Out, model_folder, partial_path
@@ -207,6 +207,26 @@ def test_only_what_has_our_digest_is_taken_back(out: Out) -> None:
     assert other.read_text() == "mine"
 
 
+def test_a_shard_of_equal_header_is_not_ours(out: Out) -> None:
+    """Whoever knows an architecture knows the header of the user's model, and not its weights."""
+    partial = partial_path(out.path)
+    for folder in (out.path, partial):
+        folder.mkdir()
+    weights = out.path / "model.safetensors"
+    save_file(VALUES, weights)
+    moving = {weights.name: mark_of(weights)}
+    save_file({name: tensor + 1 for name, tensor in VALUES.items()}, weights)
+    (partial / out.hidden).write_text("{}")
+    (partial / MARK).write_text(json.dumps({"moving": moving, "merge": MERGE}))
+    before = weights.read_bytes()
+    assert out.moved() == []
+    with pytest.raises(
+        LinesError, match=r"already holds a model or parts of one \(model\.safetens"
+    ):
+        resumed(out)
+    assert weights.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "state",
     ["[" * 100_000, '{"moving": 3, "merge": [1], "digests": []}', '{"merge": {"\\u001b[2J": 1}}'],
@@ -334,8 +354,6 @@ def test_shards_are_held_against_the_plan_before_out_has_its_name(
 
 def test_an_input_whose_time_was_put_back_has_changed(tmp_path: Path) -> None:
     """Rewritten in place with its mtime put back, a file has another ctime, which is seen."""
-    from safetensors.torch import save_file
-
     file = tmp_path / "model.safetensors"
     save_file(VALUES, file)
     shard = Shard(file)

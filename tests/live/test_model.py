@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from mergekit_lines import LinesError, LiveModel
+from mergekit_lines.engine import pieces
 from mergekit_lines.evaluate import Settings, measure_all, parse_evaluators
 from mergekit_lines.live import model as live_model
 from mergekit_lines.live.blueprint import Blueprint
@@ -443,6 +444,25 @@ def test_a_7b_model_fits_a_card_of_24_gb(tmp_path: Path) -> None:
         # Two pieces at once, or one of the largest tensor's size, in fp32; ten bytes too few fail.
         assert accounting.working < 3e9
         assert all(parameter.is_meta for parameter in plan.layout.model.parameters())
+
+
+def test_a_gpus_limit_is_cut_by_what_merging_takes_there(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the largest tensor is one piece, of two models and seven more; not so on the CPU."""
+    monkeypatch.setattr(pieces, "PIECE", 1 << 10)
+    recipe = recipe | {"parameters": {"alpha": 0.4, "beta": 0.5}}
+    tensors = models.read(Path(recipe["base_model"])).values()
+    on_gpu, on_cpu = (4 * (2 + 7) * n for n in (max(t.numel() for t in tensors), 1 << 10))
+    one = {"num_threads": 1, "copy_tokenizer": False}
+    assert Blueprint(recipe, max_memory={"cpu": "1GiB"}, options=one).working == on_cpu
+    assert Blueprint(recipe, max_memory={0: "1GiB", "cpu": "1GiB"}, options=one).working == on_gpu
+    with pytest.raises(LinesError, match=rf"max_memory\[0\]: found {on_gpu:,} bytes, of which mer"):
+        Blueprint(recipe, max_memory={0: on_gpu, "cpu": "1GiB"}, options=one)
+    room = sum(tensor.nbytes for tensor in tensors) // 2
+    limits = {0: on_gpu + room, "cpu": "1GiB"}
+    placed = Blueprint(recipe, max_memory=limits, options=one).accounting().weights
+    assert 0 < placed["0"] <= room and placed["cpu"] > 0
 
 
 def test_the_recipe_is_a_copy(recipe: Recipe) -> None:
