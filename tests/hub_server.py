@@ -192,7 +192,8 @@ class Handler(BaseHTTPRequestHandler):
         body = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
+        endless = self.fault.get("kind") == "endless"
+        self.send_header("Content-Length", str(1 << 40 if endless else len(body)))
         for name, value in (headers or {}).items():
             if value:
                 self.send_header(name, value)
@@ -203,6 +204,8 @@ class Handler(BaseHTTPRequestHandler):
     def _write(self, content: bytes) -> None:
         """Send a part of a body, as slowly or as wrongly as the fault wants it."""
         kind = self.fault.get("kind")
+        while kind == "endless":  # until the client has gone
+            self.wfile.write(b" " * PIECE)
         if kind == "flip":
             content = content[:-1] + bytes([content[-1] ^ 1])
         if kind != "drip":

@@ -140,6 +140,13 @@ def test_an_answer_that_dwindles(world: World, command: str) -> None:
     assert re.search(r"does not answer \(\d+ bytes in \d+ s", world.refused(*COMMANDS[command]))
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_answer_without_end(world: World, command: str) -> None:
+    """More than any list of files is long: neither memory nor patience is used up by it."""
+    world.hub.set(faults=[{"match": "api/models", "kind": "endless", "times": 99}])
+    assert "does not answer (without an end in 64 MiB" in world.refused(*COMMANDS[command])
+
+
 def test_a_download_that_dwindles(world: World) -> None:
     """Weights too; what has come is there when the Hub is well again."""
     world.patience = SHORT

@@ -35,6 +35,7 @@ _WRITES = frozenset({"POST", "PUT"})
 _WRITING = 6  # timeouts
 _WINDOW = 6  # timeouts in which an answer has to bring this many bytes
 _LEAST = 1024
+_ANSWER = 64 << 20  # bytes of an answer that is no file: the list of a model's files is the longest
 _LIMITS = ("connect", "read", "write", "pool")
 _RATE = re.compile(r'"\w+"\s*;\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)', re.ASCII)
 
@@ -225,9 +226,13 @@ class _Watched:
 
     def __iter__(self) -> Iterator[bytes]:
         window = _WINDOW * self._request.extensions["timeout"]["read"]
-        begun, came = time.monotonic(), 0
+        begun, came, whole = time.monotonic(), 0, 0
         for chunk in self._stream:
             came += len(chunk)
+            whole += len(chunk)
+            if whole > _ANSWER and self._request.url.path.startswith("/api/"):
+                host = self._request.url.netloc
+                raise self._transport.silent(host, f"without an end in {_ANSWER >> 20} MiB")
             now = time.monotonic()
             if now - begun > window:
                 if came < _LEAST:
