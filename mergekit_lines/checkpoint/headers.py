@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -23,6 +23,8 @@ WRAPPERS = {
     "_fsdp_wrapped_module.": "FullyShardedDataParallel",
     "_forward_module.": "Lightning",
 }
+PICKLED = "pytorch_model.bin"
+FORMS = (WEIGHTS, INDEX, PICKLED, f"{PICKLED}.index.json")  # in which mergekit takes weights
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
 
 
@@ -73,29 +75,40 @@ def weight_files(folder: Path) -> list[str]:
 
 def read_headers(folder: Path) -> Headers:
     """Read the headers of every shard that mergekit would load from ``folder``."""
-    single, index = folder / WEIGHTS, folder / INDEX
-    pickled = [folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"]
-    if single.exists() and index.exists():
-        return Headers(
-            problems=[
-                f"{folder}: found both model.safetensors and model.safetensors.index.json, of "
-                f"which mergekit reads the second and transformers the first. Remove the stale one."
-            ]
+    forms = {name for name in FORMS if (folder / name).exists()}
+    if problem := unfit_forms(f"{folder}", forms):
+        return Headers(problems=[problem])
+    if INDEX in forms:
+        return _read_indexed(folder, folder / INDEX)
+    headers = Headers()
+    if WEIGHTS in forms:
+        headers.tensors = read_shard(folder, WEIGHTS, headers.problems)
+    return headers
+
+
+def unfit_forms(where: str, names: Collection[str], *, on_hub: bool = False) -> str | None:
+    """Return why the weights among these files are in none of the forms or in two, or None."""
+    at, stale, check = "", "Remove the stale one", "path"
+    if on_hub:
+        at, stale, check = " on the Hub", "Download the model and remove the stale one", "name"
+    if WEIGHTS in names and INDEX in names:
+        return (
+            f"{where}: found both {WEIGHTS} and {INDEX}{at}, of which mergekit reads the second "
+            f"and transformers the first. {stale}."
         )
-    if index.exists():
-        return _read_indexed(folder, index)
-    if single.exists():
-        headers = Headers()
-        headers.tensors = read_shard(folder, single.name, headers.problems)
-        return headers
-    if any(path.exists() for path in pickled):
-        return Headers()
-    return Headers(
-        problems=[
-            f"{folder}: found no model.safetensors, no pytorch_model.bin and no index of either, "
-            f"wanted a checkpoint in one of these forms. Check the path in the recipe."
-        ]
-    )
+    if not any(form in names for form in FORMS):
+        return (
+            f"{where}: found no {WEIGHTS}, no {PICKLED} and no index of either{at}, wanted a "
+            f"checkpoint in one of these forms. Check the {check} in the recipe."
+        )
+    return None
+
+
+def is_file_name(name: object) -> bool:
+    """Tell whether a name is that of a file in the folder itself, wherever it is read."""
+    if not isinstance(name, str) or name in ("", "..") or "\\" in name:
+        return False
+    return PurePosixPath(name).name == name
 
 
 def _read_indexed(folder: Path, index: Path) -> Headers:
@@ -112,7 +125,7 @@ def _read_indexed(folder: Path, index: Path) -> Headers:
     headers = Headers()
     tensors: dict[str, TensorHeader] = {}
     for shard in shards:
-        if not isinstance(shard, str) or PurePosixPath(shard).name != shard or "\\" in shard:
+        if not is_file_name(shard):
             headers.problems.append(
                 f"{index}: found shard {shard!r}, wanted the name of a file beside the index. "
                 f"Do not use this checkpoint: its index points outside its folder."
@@ -125,24 +138,35 @@ def _read_indexed(folder: Path, index: Path) -> Headers:
             )
         else:
             held = read_shard(folder, shard, headers.problems)
-            twice = [name for name in held if name in tensors]
-            if twice:
+            if twice := [name for name in held if name in tensors]:
                 others = {tensors[name].file for name in twice}
                 headers.problems.append(
                     f"{folder}: {some(twice, 2)} stand both in {shard} and in {some(others, 2)}, "
                     f"wanted every tensor once. Download the shards again."
                 )
             tensors |= held
-    if not headers.problems:
-        absent = [name for name in weight_map if name not in tensors]
-        if absent:
-            headers.problems.append(
-                f"{index}: names {len(absent)} tensors that no shard holds: {some(absent)}. "
-                f"Index and shards are of different models; download both again."
-            )
-    # mergekit finds tensors through the index alone.
-    headers.tensors = {name: tensors[name] for name in weight_map if name in tensors}
+    take_indexed(headers, weight_map, tensors, f"{index}:", "download both again")
     return headers
+
+
+def take_indexed(
+    headers: Headers,
+    names: Collection[str],
+    tensors: Mapping[str, TensorHeader],
+    index: str,
+    remedy: str,
+) -> None:
+    """Give headers the tensors that an index names: mergekit finds them through it alone.
+
+    Those that no shard holds are a problem, where no other explains it.
+    """
+    absent = [name for name in names if name not in tensors]
+    if absent and not headers.problems:
+        headers.problems.append(
+            f"{index} names {len(absent)} tensors that no shard holds: {some(absent)}. "
+            f"Index and shards are of different models; {remedy}."
+        )
+    headers.tensors = {name: tensors[name] for name in names if name in tensors}
 
 
 def read_shard(folder: Path, file: str, problems: list[str]) -> dict[str, TensorHeader]:

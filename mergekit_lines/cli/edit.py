@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
+from mergekit_lines.cli.sizes import shard_size
 from mergekit_lines.errors import LinesError, reason
 
 if TYPE_CHECKING:
@@ -35,17 +36,6 @@ def value(text: str) -> int | float | str:
     return text
 
 
-def _shard_size(_ctx: click.Context, _param: click.Parameter, text: str | None) -> int | None:
-    if text is None:
-        return None
-    from mergekit.common import parse_kmb
-
-    try:
-        return int(parse_kmb(text))
-    except (ValueError, IndexError):
-        raise click.BadParameter(f"found {text!r}, wanted a size such as 500M or 5B") from None
-
-
 @click.command()
 @click.argument("model", type=click.Path())
 @click.option("--base", type=click.Path(), required=True, help="What MODEL was fine-tuned from.")
@@ -60,7 +50,7 @@ def _shard_size(_ctx: click.Context, _param: click.Parameter, text: str | None) 
 @click.option("--allow-nonfinite", is_flag=True, help="Go on although MODEL or BASE holds NaN.")
 @click.option("--dtype", help="Cast the inputs to this first: float32, bfloat16, …")
 @click.option("--out-dtype", help="Round the result to this.")
-@click.option("--out-shard-size", callback=_shard_size, help="As mergekit's: 500M, 5B.")
+@click.option("--out-shard-size", callback=shard_size, help="As mergekit's: 500M, 5B.")
 @click.option("--device", help="Compute on this device.  [default: cpu]")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the models.")
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")

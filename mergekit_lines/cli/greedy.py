@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mergekit_lines.cli.searching import end, model_of, prepare, search_options, settings_of
+from mergekit_lines.cli.searching import end, model_of, search_options, settings_of
 from mergekit_lines.errors import tell
 
 
@@ -31,7 +31,6 @@ def greedy(recipe: Path, out: Path, **options: Any) -> None:
     and without. OUT gets results.jsonl after every measurement, and greedy.yml, a recipe for
     mergekit-yaml. SPEC is as in `mergekit-lines sweep`.
     """
-    prepare()
     from mergekit_lines.search import telling
     from mergekit_lines.search.greedy import greedy as search
     from mergekit_lines.search.store import GREEDY

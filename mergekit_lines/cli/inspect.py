@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mergekit_lines.cli.sizes import shard_size
 from mergekit_lines.errors import LinesError, Problem, visible_json
 
 # mergekit's own flags, as far as they change what a merge reads, writes, needs or refuses.
@@ -37,8 +38,9 @@ NUMBERS = {"--random-seed": int, "--num-threads": click.IntRange(min=1)}
 
 def _merge_flags(function: Callable[..., None]) -> Callable[..., None]:
     for flag in reversed(VALUES):
-        kind = NUMBERS.get(flag, str)
-        function = click.option(flag, type=kind, help="As for the merge.")(function)
+        kind, read = NUMBERS.get(flag, str), shard_size if flag == "--out-shard-size" else None
+        option = click.option(flag, type=kind, callback=read, help="As for the merge.")
+        function = option(function)
     for flag in reversed(SWITCHES):
         on = "/" in flag  # mergekit's switches that are on by default can be turned off
         function = click.option(flag, is_flag=True, default=on, help="As for the merge.")(function)
@@ -118,18 +120,9 @@ def _report(folder: Path, as_json: bool, other: Path | None) -> None:
 
 
 def _options(flags: dict[str, Any]) -> Any:
-    from mergekit.common import parse_kmb
     from mergekit.options import MergeOptions
 
     values = {name: value for name, value in flags.items() if value is not None}
-    size = values.get("out_shard_size")
-    if size is not None:
-        try:
-            values["out_shard_size"] = parse_kmb(size)
-        except (ValueError, IndexError):
-            raise click.BadParameter(
-                f"found {size!r}, wanted a size such as 500M or 5B", param_hint="'--out-shard-size'"
-            ) from None
     return MergeOptions(quiet=True, **values)
 
 
@@ -148,10 +141,10 @@ def _json(inspections: list[Any], recipe: Path) -> str:
 
 def _draw(inspections: list[Any], path: Path, refused: bool) -> tuple[Problem, ...]:
     """Draw the picture; where the recipe is refused anyway, a failure is one more problem."""
-    from mergekit_lines.inspection.plot import draw
+    from mergekit_lines.inspection.plot import Panel, draw
 
     try:
-        draw(inspections, path)
+        draw(list(map(Panel.of, inspections)), path)
     except LinesError as error:
         if not refused:
             raise

@@ -118,13 +118,6 @@ def model_of(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def prepare() -> None:
-    """Let mergekit know us."""
-    import mergekit_lines
-
-    mergekit_lines.register()
-
-
 def end(failures: Sequence[str], out: Path) -> None:
     """Tell at the end of a search what could not be measured.
 

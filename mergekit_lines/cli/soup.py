@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mergekit_lines.cli.searching import draw, end, model_of, prepare, search_options, settings_of
+from mergekit_lines.cli.searching import draw, end, model_of, search_options, settings_of
 
 # What a merge of one point takes of the options; the others are of measuring a front.
 MERGING = ("device", "num_threads", "trust_remote_code", "copy_tokenizer", "quiet")
@@ -56,7 +56,6 @@ def soup(
         raise click.UsageError("Wanted --rewards (twice) to trace a front, or --write c=NUMBER.")
     if share is not None:
         _refuse_measuring(click.get_current_context())
-    prepare()
     from mergekit_lines.search import soup as search
 
     if share is not None:

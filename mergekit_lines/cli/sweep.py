@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mergekit_lines.cli.searching import draw, end, model_of, prepare, search_options, settings_of
+from mergekit_lines.cli.searching import draw, end, model_of, search_options, settings_of
 from mergekit_lines.errors import tell
 
 
@@ -56,7 +56,6 @@ def sweep(recipe: Path, axes: tuple[str, ...], out: Path, **options: Any) -> Non
       retention    2·M_target + M_control, see --target, --control
       EXPRESSION   e.g. "accuracy - 0.1*log(perplexity)", higher is better
     """  # noqa: D301 - the escape is click's mark, as a character
-    prepare()
     from mergekit_lines.search import telling
     from mergekit_lines.search.store import BEST, CARD, FIGURE
     from mergekit_lines.search.sweep import sweep as search

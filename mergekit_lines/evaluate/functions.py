@@ -164,20 +164,15 @@ def find_function(spec: Spec) -> tuple[Callable[..., Any], dict[str, str]]:
             f"{spec.kind}:rewards:sentiment for the function `sentiment` of rewards.py in the "
             f"current directory."
         )
-    try:
-        with _current_directory_first():
-            module = importlib.import_module(module_name)
-    except LinesError:
-        raise
-    except BaseException as error:
-        if ends_the_program(error):
-            raise
+
+    def unimported(error: BaseException) -> str:
         missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
-        raise LinesError(
-            f"{spec.text}: the module {module_name} cannot be imported ({reason(error)}"
-            f"{'' if missing else where(error)}). "
-            + (f"Is {module_name}.py in {Path.cwd()}?" if missing else "Mend the module.")
-        ) from error
+        text = reason(error) if missing else reason_at(error)
+        remedy = f"Is {module_name}.py in {Path.cwd()}?" if missing else "Mend the module."
+        return f"{spec.text}: the module {module_name} cannot be imported ({text}). {remedy}"
+
+    with failures(unimported), _current_directory_first():
+        module = importlib.import_module(module_name)
     function: Any = module
     for part in path.split("."):
         names = [name for name in dir(function) if not name.startswith("_")]
@@ -231,16 +226,33 @@ def call(spec: str, function: Callable[..., Any], *arguments: Any, **words: Any)
     Raises:
         LinesError: it raised; with the line of its file.
     """
-    try:
+    with failures(lambda error: f"{spec}: the function raised {reason_at(error)}. Mend it."):
         return function(*arguments, **words)
+
+
+@contextmanager
+def failures(sentence: Callable[[BaseException], str]) -> Iterator[None]:
+    """Turn what an evaluator's code raises into a sentence; what ends the program goes on.
+
+    Raises:
+        LinesError: with the sentence.
+    """
+    try:
+        yield
     except LinesError:
         raise
     except BaseException as error:
         if ends_the_program(error):
             raise
-        raise LinesError(
-            f"{spec}: the function raised {reason(error)}{where(error)}. Mend it."
-        ) from error
+        raise LinesError(sentence(error)) from error
+
+
+def reason_at(error: BaseException) -> str:
+    """Return what an exception says, and `` at FILE, line N`` of where it was raised."""
+    called = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in called if not frame.filename.startswith("<")]
+    where = f" at {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+    return f"{reason(error)}{where}"
 
 
 def ends_the_program(error: BaseException) -> bool:
@@ -252,10 +264,3 @@ def ends_the_program(error: BaseException) -> bool:
     if isinstance(error, SystemExit):
         return type(error) is not SystemExit
     return isinstance(error, (KeyboardInterrupt, GeneratorExit))
-
-
-def where(error: BaseException) -> str:
-    """Return `` at FILE, line N`` of where an exception was raised."""
-    called = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in called if not frame.filename.startswith("<")]
-    return f" at {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""

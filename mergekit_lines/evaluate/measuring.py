@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from mergekit_lines.errors import LinesError, reason, some, tell
-from mergekit_lines.evaluate.functions import ends_the_program, where
+from mergekit_lines.errors import LinesError, some, tell
+from mergekit_lines.evaluate.functions import failures, reason_at
 from mergekit_lines.evaluate.imprint import Imprint
 from mergekit_lines.evaluate.metric import Completions, Metric
 from mergekit_lines.evaluate.spec import rename
@@ -90,13 +90,8 @@ def measure_all(
 @contextmanager
 def _left_as_it_was(spec: str, imprint: Imprint, say: Callable[[str], None]) -> Iterator[None]:
     try:
-        yield
-    except LinesError:
-        raise
-    except BaseException as error:
-        if ends_the_program(error):
-            raise
-        raise LinesError(f"{spec}: failed ({reason(error)}{where(error)}).") from error
+        with failures(lambda error: f"{spec}: failed ({reason_at(error)})."):
+            yield
     finally:
         changes = imprint.undo()
     weights = {*imprint.overwritten(), *(one for one in changes if one.kind == "parameter")}

@@ -18,7 +18,7 @@ from mergekit_lines.evaluate.models import (
     text_tokenizer,
 )
 from mergekit_lines.evaluate.spec import Settings, Spec, check_name, count, read_options
-from mergekit_lines.evaluate.texts import read_documents, text_digest
+from mergekit_lines.evaluate.texts import read_texts, text_digest
 
 BATCH_SIZE = 8
 MAX_LENGTH = 1024
@@ -54,7 +54,7 @@ class Perplexity:
         self._batch_size: int = options.get("batch_size", settings.batch_size or BATCH_SIZE)
         self._max_length: int | None = options.get("max_length")
         self._limit: int | None = options.get("limit", settings.limit)
-        self._file = read_documents(spec.text, Path(spec.args))
+        self._file = read_texts(spec.text, Path(spec.args), "text")
         self._documents = self._file.first(self._limit)
 
     def identity(self) -> dict[str, Any]:

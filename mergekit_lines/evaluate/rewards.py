@@ -20,7 +20,7 @@ from mergekit_lines.evaluate.spec import (
     read_options,
     truth,
 )
-from mergekit_lines.evaluate.texts import read_prompts, text_digest
+from mergekit_lines.evaluate.texts import read_texts, text_digest
 
 
 class Rewards:
@@ -73,7 +73,7 @@ class Rewards:
                 f"{spec.text}: temperature is of sampling only. Add do_sample=true, or leave it "
                 f"out: without it the most likely token is taken."
             )
-        self._file = read_prompts(spec.text, path)
+        self._file = read_texts(spec.text, path, "prompt")
         self._limit: int | None = options.get("limit", settings.limit)
         self._prompts = self._file.first(self._limit)
         self._generation = Generation(

@@ -26,25 +26,20 @@ class Texts:
         return self.texts[:limit]
 
 
-def read_documents(spec: str, path: Path) -> Texts:
-    """Read a text file, a document a paragraph, or JSON lines with the key ``text``.
+# By the key of JSON lines, what other files hold.
+FORMS = {
+    "text": "documents: paragraphs parted by blank lines",
+    "prompt": "prompts: one on each line",
+}
+
+
+def read_texts(spec: str, path: Path, key: str) -> Texts:
+    """Read JSON lines with the key ``text`` or ``prompt``, or a file of such texts alone.
 
     Raises:
-        LinesError: it cannot be read, or holds no document.
+        LinesError: it cannot be read, or holds no text.
     """
-    return _read(spec, path, "text", "documents: paragraphs parted by blank lines")
-
-
-def read_prompts(spec: str, path: Path) -> Texts:
-    """Read a text file, a prompt a line, or JSON lines with the key ``prompt``.
-
-    Raises:
-        LinesError: it cannot be read, or holds no prompt.
-    """
-    return _read(spec, path, "prompt", "prompts: one on each line")
-
-
-def _read(spec: str, path: Path, key: str, form: str) -> Texts:
+    form = FORMS[key]
     try:
         content = path.read_bytes()
         text = content.decode("utf-8-sig").replace("\r\n", "\n")

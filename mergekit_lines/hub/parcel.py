@@ -8,15 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, get_token
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils._validators import validate_repo_id
 
 from mergekit_lines.checkpoint.bounded import read_text
 from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.files import CARD, RECIPE, REPORT
 from mergekit_lines.hub.whole import MergedModel, merged_model
-from mergekit_lines.inspection.findings import Block, Coefficient, Container, Inspection, Outside
 from mergekit_lines.report.card import PICTURE, Place, assembled, body, is_edited
 from mergekit_lines.report.file import to_json
 from mergekit_lines.report.metadata import (
@@ -28,7 +25,7 @@ from mergekit_lines.report.metadata import (
     front_matter,
     inherited,
 )
-from mergekit_lines.report.origins import Origins, joined
+from mergekit_lines.report.origins import Origins, is_repo_id, joined
 
 # Settings that transformers writes, in which a path may be changed without harm.
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
@@ -53,13 +50,7 @@ class PushOptions:
 
     def __post_init__(self) -> None:
         """Refuse what is no name."""
-        try:
-            validate_repo_id(self.repo)
-        except HFValidationError:
-            good = False
-        else:
-            good = self.repo.count("/") == 1
-        if not good:
+        if not is_repo_id(self.repo) or self.repo.count("/") != 1:
             raise LinesError(f"{self.repo}: found no name of a model on the Hub, wanted USER/NAME.")
 
 
@@ -109,16 +100,14 @@ def pack(out: Path, options: PushOptions) -> Parcel:
     inputs = facts(origins, HfApi())
     own_card = _own_card(out)
     licence = _licence(own_card, options, inputs)
-    parcel.files[CARD] = _card(
-        merged, origins, options, inputs, licence, picture, own_card
-    ).encode()
+    card = _card(merged, origins, options, inputs, licence, picture, own_card)
+    parcel.files[CARD] = card.encode()
     local = [origin.name for origin in origins.local]
     if local:
         parcel.notes.append(
             f"{joined(local)}: not on the Hub, so that others cannot make this merge again"
         )
-    problems = list(_leaks(parcel, origins))
-    if problems:
+    if problems := list(_leaks(parcel, origins)):
         raise LinesError(problems)
     return parcel
 
@@ -180,33 +169,14 @@ def _card(
 
 def _picture(merged: MergedModel, parcel: Parcel) -> str | None:
     """Draw λ over depth, where matplotlib is there to do it."""
-    from mergekit_lines.inspection.plot import draw
+    from mergekit_lines.inspection.plot import Panel, draw
 
-    report = merged.report
-    if not report["containers"]:
+    if not merged.report["containers"]:
         return None
-    pictured = Inspection(
-        None,
-        report["merge_method"],
-        wraps=tuple(wrap for wrap in report["wrap"] if wrap),
-        containers=tuple(
-            Container(
-                container["name"],
-                tuple(
-                    Block(number, _coefficients(value), 0, 0, 0)
-                    for number, value in enumerate(container["coefficients"], 1)
-                ),
-            )
-            for container in report["containers"]
-        ),
-        outside=tuple(
-            Outside(name, Coefficient(value), 0, 0) for name, value in report["outside"].items()
-        ),
-    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, PICTURE)
         try:
-            draw([pictured], path)
+            draw([Panel.reported(merged.report)], path)
         except LinesError:
             parcel.notes.append(
                 "the card has no picture: `pip install 'mergekit-lines[plot]'` draws one"
@@ -214,11 +184,6 @@ def _picture(merged: MergedModel, parcel: Parcel) -> str | None:
             return None
         parcel.files[PICTURE] = path.read_bytes()
     return PICTURE
-
-
-def _coefficients(value: float | list[float]) -> tuple[Coefficient, ...]:
-    values = value if isinstance(value, list) else [value]
-    return tuple(Coefficient(entry) for entry in values)
 
 
 def _leaks(parcel: Parcel, origins: Origins) -> Iterator[str]:

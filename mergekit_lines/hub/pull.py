@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from mergekit.common import ModelPath, ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import registered_methods
 from mergekit.options import MergeOptions
 
-from mergekit_lines.checkpoint.bounded import RECIPE_BYTES, read_json, read_text
+from mergekit_lines.checkpoint.bounded import RECIPE_BYTES, TEXT_BYTES, read_json, read_text
 from mergekit_lines.checkpoint.remote.downloads import fetch
 from mergekit_lines.checkpoint.remote.failures import reading
 from mergekit_lines.checkpoint.remote.headers import (
@@ -36,7 +36,7 @@ from mergekit_lines.inspection.inspect import inspect_recipe
 from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.reading import one_document
 from mergekit_lines.report.flags import are_safe, safe_flags
-from mergekit_lines.report.origins import Origins, is_local
+from mergekit_lines.report.origins import Origins, is_local, is_repo_id
 
 
 @dataclass(frozen=True)
@@ -83,25 +83,19 @@ def pull_recipe(repo: str, *, pin: bool = False) -> Pulled:
         LinesError: the Hub does not give the model, or it has no recipe that can be read.
     """
     name, _, revision = repo.partition("@")
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
+    if not is_repo_id(name):
         raise LinesError(
             f"{repo}: found no name of a model on the Hub, wanted USER/NAME, or USER/NAME@REVISION."
-        ) from None
+        )
     where = f"model {repo}"
-    try:
+    with _read_failures(where):
         files = files_of(name, revision or None)
-        path = fetch(where, files, RECIPE, most=RECIPE_BYTES)
-    except RemoteEntryNotFoundError:
+    path = _fetched(where, files, RECIPE, most=RECIPE_BYTES)
+    if path is None:
         raise LinesError(
             f"{where}: found no {RECIPE}, which mergekit writes beside what it merges. Ask its "
             f"owner for the recipe."
-        ) from None
-    except LinesError:
-        raise
-    except Exception as error:
-        raise LinesError(reading(where, error, folder=False)) from error
+        )
     text, config = _read(where, path)
     report = _report(where, files)
     notes = []
@@ -109,7 +103,7 @@ def pull_recipe(repo: str, *, pin: bool = False) -> Pulled:
         origins = Origins(config, report.inputs, Path.cwd())
         text = origins.pinned(text)
         config = MergeConfiguration.model_validate(one_document(text))
-        loose = [f"{part}" for part in _parts(config) if not _is_pinned(part)]
+        loose = [f"{part}" for part in _parts(config) if not COMMIT.fullmatch(part.revision or "")]
         if loose:
             notes.append(f"--pin: no commit is known for {', '.join(loose)}")
     if not report.only_flags:
@@ -119,15 +113,27 @@ def pull_recipe(repo: str, *, pin: bool = False) -> Pulled:
     if report.alpha is not None:
         notes.append(f"α was found to be {report.alpha!r}, for `alpha: auto`")
     needs, problems = _look(config, text)
-    return Pulled(
-        text,
-        files.commit or "main",
-        config.merge_method,
-        report.flags,
-        needs,
-        problems,
-        tuple(notes),
-    )
+    commit = files.commit or "main"
+    return Pulled(text, commit, config.merge_method, report.flags, needs, problems, tuple(notes))
+
+
+@contextmanager
+def _read_failures(where: str) -> Iterator[None]:
+    try:
+        yield
+    except LinesError:
+        raise
+    except Exception as error:
+        raise LinesError(reading(where, error, folder=False)) from error
+
+
+def _fetched(where: str, files: HubFiles, name: str, most: int = TEXT_BYTES) -> Path | None:
+    """Return a small file beside a model's weights, or None where the model has none."""
+    with _read_failures(where):
+        try:
+            return fetch(where, files, name, most=most)
+        except RemoteEntryNotFoundError:
+            return None
 
 
 def _read(where: str, path: Path) -> tuple[str, MergeConfiguration]:
@@ -160,33 +166,20 @@ class HubReport:
 
 def _report(where: str, files: HubFiles) -> HubReport:
     """Return what the report beside the recipe says; mergekit's own merges have none."""
+    path = _fetched(where, files, REPORT)
     try:
-        path = fetch(where, files, REPORT)
-    except RemoteEntryNotFoundError:
-        return HubReport()
-    except LinesError:
-        raise
-    except Exception as error:
-        raise LinesError(reading(where, error, folder=False)) from error
-    try:
-        content = read_json(path)
+        content = _mapping(None if path is None else read_json(path))
     except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict):
-        return HubReport()
+        content = {}
     inputs = {
         key: {**_mapping(facts), "adapter": _mapping(_mapping(facts).get("adapter"))}
         for key, facts in _mapping(content.get("inputs")).items()
     }
     flags = content.get("flags")
     alpha = _mapping(content.get("alpha"))
-    value = alpha.get("value") if "models" in alpha else None
-    return HubReport(
-        inputs,
-        safe_flags(flags),
-        are_safe(flags),
-        value if isinstance(value, float) and math.isfinite(value) else None,
-    )
+    value = alpha.get("value")
+    by_eq2 = "models" in alpha and isinstance(value, float) and math.isfinite(value)
+    return HubReport(inputs, safe_flags(flags), are_safe(flags), value if by_eq2 else None)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -198,10 +191,6 @@ def _parts(config: MergeConfiguration) -> list[ModelPath]:
     models = models_in_order(config)
     parts = [part for model in models for part in (model.model, model.lora) if part is not None]
     return [part for part in dict.fromkeys(parts) if not is_local(part.path)]
-
-
-def _is_pinned(part: ModelPath) -> bool:
-    return COMMIT.fullmatch(part.revision or "") is not None
 
 
 def _look(config: MergeConfiguration, text: str) -> tuple[tuple[Need, ...], tuple[str, ...]]:

@@ -44,11 +44,6 @@ class MergedModel:
     files: tuple[str, ...]
     notes: tuple[str, ...]
 
-    @property
-    def shards(self) -> tuple[str, ...]:
-        """The weight files."""
-        return tuple(self.report["output"]["shards"])
-
 
 def merged_model(folder: Path) -> MergedModel:
     """Return a merged model that is whole, loadable, and the one its report tells of.
@@ -77,9 +72,7 @@ def _report(folder: Path) -> dict[str, Any]:
             f"or `lines_postprocess`. {AGAIN}"
         )
     content = read_report(folder)
-    output, inputs = content.get("output"), content.get("inputs", {})
-    shards = output.get("shards") if isinstance(output, dict) else None
-    if not isinstance(shards, dict) or not shards or not isinstance(inputs, dict):
+    if not content.get("output", {}).get("shards"):
         raise LinesError(
             f"{path}: does not tell of the output's shards, wanted a report of this release. "
             f"{AGAIN}"
@@ -99,15 +92,9 @@ def _recipe(folder: Path, report: dict[str, Any]) -> MergeConfiguration:
 def _problems(folder: Path, report: dict[str, Any], notes: list[str]) -> Iterator[str]:
     shards = report["output"]["shards"]
     yield from outward_links(folder, below=True)
-    try:
-        changed = changed_files(folder, shards)
-    except (KeyError, TypeError, AttributeError) as error:
-        yield f"{folder / REPORT}: not as the merge wrote it ({reason(error)}). {AGAIN}"
-        return
-    for problem in changed:
+    for problem in changed_files(folder, shards):
         yield f"{folder}: {problem}. {AGAIN}"
-    strange = set(weight_files(folder)) - set(shards) - {INDEX}
-    if strange:
+    if strange := set(weight_files(folder)) - set(shards) - {INDEX}:
         yield (
             f"{folder}: found {some(strange, 3)} beside the merged weights, which the report does "
             f"not tell of. Move them elsewhere."
@@ -144,13 +131,12 @@ def _misfits(folder: Path, tensors: Mapping[str, TensorHeader], notes: list[str]
     except Exception as error:  # noqa: BLE001 - likewise; it says nothing about the weights
         notes.append(f"whether transformers loads it could not be tried ({reason(error)})")
         return
-    missing, shapes = loading.missing, loading.mismatched
-    if missing:
+    if missing := loading.missing:
         yield (
             f"{folder}: by its config.json the model has {len(missing)} tensors that are not there "
             f"({some(missing, 3)}); loaded, they would be random. {AGAIN}"
         )
-    if shapes:
+    if shapes := loading.mismatched:
         yield (
             f"{folder}: {len(shapes)} tensors have another shape than by its config.json "
             f"({some(shapes, 3)}). {AGAIN}"

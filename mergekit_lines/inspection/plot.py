@@ -4,26 +4,83 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mergekit_lines.errors import LinesError
 from mergekit_lines.figures.drawing import COLOURS, INK, MARKERS, new_figure, plain_axes, save
-from mergekit_lines.inspection.findings import Coefficient, Container, Inspection
+from mergekit_lines.inspection.findings import Coefficient, Inspection
 
 SPAN = 0.2  # of the y axis at least: a constant λ has no range of its own
 MARKS = 4  # coefficients outside that are told one by one in the legend
 TITLE = 72  # letters of a line
 
 
-def draw(inspections: Sequence[Inspection], path: Path) -> None:
+Blocks = Mapping[int, Sequence[Coefficient]]  # by a block's index, 1-based
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The coefficients of one document, to be drawn.
+
+    Attributes:
+        title: written above.
+        containers: the blocks of each, by its name.
+        outside: of the tensors outside the blocks.
+    """
+
+    title: str
+    containers: Mapping[str, Blocks]
+    outside: Sequence[Coefficient]
+
+    @classmethod
+    def of(cls, inspection: Inspection) -> Panel:
+        """Return the panel of an inspection."""
+        name = f"{inspection.name}: " if inspection.name else ""
+        return cls(
+            name + _title(inspection.merge_method, inspection.wraps),
+            {
+                container.name: {block.index: block.coefficients for block in container.blocks}
+                for container in inspection.containers
+            },
+            [tensor.coefficient for tensor in inspection.outside if tensor.coefficient],
+        )
+
+    @classmethod
+    def reported(cls, report: Mapping[str, Any]) -> Panel:
+        """Return the panel of a merge's report."""
+        return cls(
+            _title(report["merge_method"], [wrap for wrap in report["wrap"] if wrap]),
+            {
+                container["name"]: {
+                    index: list(map(Coefficient, value if isinstance(value, list) else [value]))
+                    for index, value in enumerate(container["coefficients"], 1)
+                }
+                for container in report["containers"]
+            },
+            list(map(Coefficient, report["outside"].values())),
+        )
+
+    @property
+    def inside(self) -> set[Coefficient]:
+        """The distinct coefficients of all blocks."""
+        blocks = [block for container in self.containers.values() for block in container.values()]
+        return {value for block in blocks for value in block}
+
+
+def _title(method: str, wraps: Sequence[str]) -> str:
+    return method + (f" around {', '.join(wraps)}" if wraps else "")
+
+
+def draw(panels: Sequence[Panel], path: Path) -> None:
     """Draw the coefficients of every document into one PNG file, a panel for each.
 
     Raises:
         LinesError: matplotlib is not there, nothing is known to draw, or the file cannot be made.
     """
-    drawable = [inspection for inspection in inspections if _drawable(inspection)]
+    drawable = [panel for panel in panels if panel.inside or panel.outside]
     if not drawable:
         raise LinesError(
             f"--plot {path}: there are no coefficients to draw: see the problems of the recipe."
@@ -32,27 +89,20 @@ def draw(inspections: Sequence[Inspection], path: Path) -> None:
     from matplotlib import rc_context
 
     with rc_context({"text.parse_math": False}):  # a name with $ in it is no formula
-        panels = figure.subplots(len(drawable), squeeze=False)[:, 0]
-        for axes, inspection in zip(panels, drawable, strict=True):
-            _panel(axes, inspection)
+        grid = figure.subplots(len(drawable), squeeze=False)[:, 0]
+        for axes, panel in zip(grid, drawable, strict=True):
+            _panel(axes, panel)
     save(figure, path)
 
 
-def _drawable(inspection: Inspection) -> bool:
-    return any(container.blocks[0].coefficients for container in inspection.containers) or any(
-        tensor.coefficient for tensor in inspection.outside
-    )
-
-
-def _panel(axes: Any, inspection: Inspection) -> None:
+def _panel(axes: Any, panel: Panel) -> None:
     """Draw one document: x is the block's index, y its λ, or λ − α where α is not known yet."""
-    inside = {v for c in inspection.containers for b in c.blocks for v in b.coefficients}
-    outside = Counter(tensor.coefficient for tensor in inspection.outside if tensor.coefficient)
-    relative = any(value.plus_alpha for value in inside or outside)
+    outside = Counter(panel.outside)
+    relative = any(value.plus_alpha for value in panel.inside or outside)
     drawn: Counter[tuple[Any, ...]] = Counter()
-    for number, container in enumerate(inspection.containers):
-        _draw_container(axes, number, container, drawn, relative=relative)
-    longest = max((len(container.blocks) for container in inspection.containers), default=0)
+    for number, (name, blocks) in enumerate(panel.containers.items()):
+        _draw_container(axes, number, name, blocks, drawn, relative=relative)
+    longest = max(map(len, panel.containers.values()), default=0)
     side = 1 - max(1.0, 0.09 * longest)  # room for the word below it
     marked = _mark_outside(axes, outside, side, relative=relative)
     left, right = side if marked else 1, longest if longest else side
@@ -68,10 +118,7 @@ def _panel(axes: Any, inspection: Inspection) -> None:
         axes.axvline((side + 1) / 2, color="#999999", linewidth=0.8, linestyle=":")
     axes.set_xlabel("residual block, first to last" if longest else "no residual blocks were found")
     axes.set_ylabel("λ − α   (α: once the weights are read)" if relative else "coefficient λ")
-    wraps = f" around {', '.join(inspection.wraps)}" if inspection.wraps else ""
-    name = f"{inspection.name}: " if inspection.name else ""
-    title = textwrap.fill(f"{name}{inspection.merge_method}{wraps}", TITLE)
-    axes.set_title(title, fontsize=11)
+    axes.set_title(textwrap.fill(panel.title, TITLE), fontsize=11)
     plain_axes(axes, "y")
     axes.legend(frameon=False, fontsize=9)
 
@@ -79,18 +126,19 @@ def _panel(axes: Any, inspection: Inspection) -> None:
 def _draw_container(
     axes: Any,
     number: int,
-    container: Container,
+    name: str,
+    blocks: Blocks,
     drawn: Counter[tuple[Any, ...]],
     *,
     relative: bool,
 ) -> None:
     """Draw a container's line; ``drawn`` counts those that lie on each other."""
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-    values = [(block.index, value) for block in container.blocks for value in block.coefficients]
+    values = [(index, value) for index, block in blocks.items() for value in block]
     points = [(index, value.value) for index, value in values if value.plus_alpha == relative]
     # matplotlib leaves names that begin with an underscore out of the legend.
-    name = f" {container.name}" if container.name.startswith("_") else container.name
-    alone = len(values) == len(container.blocks)  # several per block have no one order
+    name = f" {name}" if name.startswith("_") else name
+    alone = len(values) == len(blocks)  # several per block have no one order
     beneath = drawn[tuple(points)]  # towers of one length: the one below shows around
     drawn[tuple(points)] += 1
     if points:

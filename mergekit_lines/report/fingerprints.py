@@ -12,7 +12,7 @@ from mergekit.common import ModelReference
 from mergekit.io import ShardedTensorIndex
 from mergekit.io.tasks import LoaderCache
 
-from mergekit_lines.checkpoint.headers import header_digest
+from mergekit_lines.checkpoint.headers import header_digest, is_file_name
 from mergekit_lines.checkpoint.opened import adapter_folder
 from mergekit_lines.checkpoint.writer import ShardLayout
 from mergekit_lines.files import COMMIT, INDEX, file_digest
@@ -126,7 +126,7 @@ def changed_files(
     problems = []
     for name, facts in files.items():
         path = folder / name
-        if path.name != name or "\\" in name:
+        if not is_file_name(name):
             problems.append(f"{name!r} is no plain name of a file in it")
             continue
         if not path.is_file():

@@ -72,7 +72,6 @@ class Origins:
     def __init__(self, config: MergeConfiguration, inputs: Mapping[str, Any], out: Path) -> None:
         self.parts: dict[tuple[str, str | None], Origin] = {}
         self.models = models_in_order(config)
-        self._shown = {str(model): model for model in self.models}
         for model in self.models:
             entry = inputs.get(str(model), {})
             self._add(model.model, entry.get("revision"), reported=bool(entry))
@@ -230,11 +229,16 @@ def is_local(path: str) -> bool:
     """Tell whether a recipe's path is a folder, there or not, and no model on the Hub."""
     if path[:1] in ("/", ".", "~", "") or "\\" in path or Path(path).exists():
         return True
+    return not is_repo_id(path)
+
+
+def is_repo_id(name: str) -> bool:
+    """Tell whether a name is one that the Hub could have given to a model."""
     try:
-        validate_repo_id(path)
+        validate_repo_id(name)
     except HFValidationError:
-        return True
-    return False
+        return False
+    return True
 
 
 def _rewritten(text: str, change: Callable[[str], str]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import PurePosixPath
 from typing import Any
+
+from mergekit_lines.checkpoint.headers import is_file_name
 
 Check = Callable[[Any], bool]
 
@@ -27,11 +28,6 @@ def _number(value: Any) -> bool:
 
 def _digest(value: Any) -> bool:
     return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
-
-
-def _file(name: str) -> bool:
-    """Tell whether a name is that of a file in the folder itself, wherever it is read."""
-    return name not in ("", "..") and PurePosixPath(name).name == name and "\\" not in name
 
 
 def _or_none(check: Check) -> Check:
@@ -77,7 +73,9 @@ def _alpha(value: Any) -> bool:
     )(value) and (by_eq2 <= value.keys() or not by_eq2 & value.keys())
 
 
-_FILES = _mapped(_with({"bytes": _whole}, {"header_sha256": _digest, "sha256": _digest}), _file)
+_FILES = _mapped(
+    _with({"bytes": _whole}, {"header_sha256": _digest, "sha256": _digest}), is_file_name
+)
 
 REQUIRED: dict[str, Check] = {
     "merge_method": _text,

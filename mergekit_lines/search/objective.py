@@ -6,6 +6,8 @@ import ast
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import NamedTuple
 
 from mergekit_lines.errors import LinesError, nearest
 from mergekit_lines.evaluate.metric import FUNCTIONS, Metric
@@ -147,7 +149,7 @@ class Objective:
 
     def _named(self) -> Iterator[tuple[str, str]]:
         """Yield the metrics of an expression, each behind ``tuned``, ``base`` or nothing."""
-        yield from dict.fromkeys(_names(_parse(self.text)))
+        yield from dict.fromkeys(_parse(self.text).names)
 
     def _evaluate(self, values: Mapping[str, _Metrics]) -> float:
         numbers = {
@@ -155,7 +157,7 @@ class Objective:
         }
         said = ", ".join(f"{f'{p}.' if p else ''}{name} = {v}" for (p, name), v in numbers.items())
         try:
-            result = _value(_parse(self.text), numbers)
+            result = _parse(self.text).value(numbers)
         except (ArithmeticError, ValueError) as error:
             raise LinesError(
                 f"objective {self.text!r} has no value ({error}) with {said}. Mend the expression."
@@ -194,10 +196,8 @@ def parse_objective(
             f"objective {text!r}: targets, controls and a target weight are of the objective "
             f"{RETENTION}. Choose that, or leave them out."
         )
-    if text not in {MEAN, RETENTION}:
-        tree = _parse(text)
-        if not list(_names(tree)):
-            raise LinesError(f"objective {text!r}: found no metric in it. {_FORM}")
+    if text not in {MEAN, RETENTION} and not _parse(text).names:
+        raise LinesError(f"objective {text!r}: found no metric in it. {_FORM}")
     return Objective(text, tuple(targets), tuple(controls), float(target_weight))
 
 
@@ -228,44 +228,66 @@ def _example(point: Metric, name: str, baseline: str) -> str:
 # --- expressions: Python's grammar, and of it only what is named here ------------------------
 
 
-def _parse(text: str) -> ast.expr:
+class _Term(NamedTuple):
+    """A checked part of an expression: the metrics in it, and its value by theirs."""
+
+    names: tuple[tuple[str, str], ...]
+    value: Callable[[Mapping[tuple[str, str], float]], float]
+
+
+def _parse(text: str) -> _Term:
     try:
-        tree = ast.parse(text, mode="eval").body
-        _check_node(tree, text)
+        return _term(ast.parse(text, mode="eval").body, text)
     except SyntaxError as error:
         raise LinesError(f"objective {text!r}: {error.msg}. {_FORM}") from error
     except (ValueError, OverflowError, RecursionError, MemoryError) as error:
         raise LinesError(
             f"objective {text[:60]!r}: it cannot be read ({type(error).__name__}). {_FORM}"
         ) from error
-    return tree
 
 
-def _check_node(node: ast.expr, text: str) -> None:
-    """Refuse every part that is not on the list."""
+def _term(node: ast.expr, text: str) -> _Term:
+    """Take an expression in, of floats throughout, so that powers stay small.
+
+    Raises:
+        LinesError: a part is not on the list.
+    """
     match node:
-        case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATORS:
-            _check_node(left, text)
-            _check_node(right, text)
-        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
-            _check_node(operand, text)
+        case ast.BinOp(left=one, op=operator, right=other) if type(operator) in _OPERATORS:
+            left, right, combine = _term(one, text), _term(other, text), _OPERATORS[type(operator)]
+            return _Term(
+                left.names + right.names, lambda by: combine(left.value(by), right.value(by))
+            )
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
+            term = _term(operand, text)
+            return (
+                _Term(term.names, lambda by: -term.value(by))
+                if isinstance(sign, ast.USub)
+                else term
+            )
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
             if not arguments or (name in _ONE_ARGUMENT and len(arguments) != 1):
                 arity = "one argument" if name in _ONE_ARGUMENT else "at least one argument"
                 raise LinesError(
                     f"objective {text!r}: {name} has {len(arguments)} arguments, wanted {arity}."
                 )
-            for argument in arguments:
-                _check_node(argument, text)
-        case ast.Attribute(value=ast.Name(id=baseline)) if baseline in BASELINES:
-            pass
+            terms = [_term(argument, text) for argument in arguments]
+            names = tuple(name for term in terms for name in term.names)
+            return _Term(names, lambda by: _call(name, [term.value(by) for term in terms]))
+        case ast.Attribute(value=ast.Name(id=baseline), attr=name) if baseline in BASELINES:
+            return _Term(((baseline, name),), itemgetter((baseline, name)))
         case ast.Name(id=name) if name not in {*FUNCTIONS, *BASELINES, RETENTION}:
-            pass
-        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            float(value)
-        case _:
-            part = ast.get_source_segment(text, node) or ast.unparse(node)
-            raise LinesError(f"objective {text!r}: found {part!r} in it. {_hint(node)}{_FORM}")
+            return _Term((("", name),), itemgetter(("", name)))
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+            constant = float(number)
+            return _Term((), lambda _: constant)
+    part = ast.get_source_segment(text, node) or ast.unparse(node)
+    raise LinesError(f"objective {text!r}: found {part!r} in it. {_hint(node)}{_FORM}")
+
+
+def _call(name: str, operands: list[float]) -> float:
+    one = _ONE_ARGUMENT.get(name)
+    return one(operands[0]) if one else _SEVERAL[name](operands)
 
 
 def _hint(node: ast.expr) -> str:
@@ -278,40 +300,3 @@ def _hint(node: ast.expr) -> str:
         case ast.BinOp(op=ast.BitXor()):
             return "A power is written **. "
     return ""
-
-
-def _names(node: ast.expr) -> Iterator[tuple[str, str]]:
-    match node:
-        case ast.BinOp(left=left, right=right):
-            yield from _names(left)
-            yield from _names(right)
-        case ast.UnaryOp(operand=operand):
-            yield from _names(operand)
-        case ast.Call(args=arguments):
-            for argument in arguments:
-                yield from _names(argument)
-        case ast.Attribute(value=ast.Name(id=baseline), attr=name):
-            yield baseline, name
-        case ast.Name(id=name):
-            yield "", name
-
-
-def _value(node: ast.expr, values: Mapping[tuple[str, str], float]) -> float:
-    """Return a checked expression's value; floats throughout, so that powers stay small."""
-    match node:
-        case ast.BinOp(left=left, op=operator, right=right):
-            return _OPERATORS[type(operator)](_value(left, values), _value(right, values))
-        case ast.UnaryOp(op=operator, operand=operand):
-            value = _value(operand, values)
-            return -value if isinstance(operator, ast.USub) else value
-        case ast.Call(func=ast.Name(id=name), args=arguments):
-            operands = [_value(argument, values) for argument in arguments]
-            one = _ONE_ARGUMENT.get(name)
-            return one(operands[0]) if one else _SEVERAL[name](operands)
-        case ast.Attribute(value=ast.Name(id=baseline), attr=name):
-            return values[baseline, name]
-        case ast.Name(id=name):
-            return values["", name]
-        case ast.Constant(value=int() | float() as number):
-            return float(number)
-    raise TypeError(f"{ast.dump(node)} was not checked")

@@ -97,8 +97,7 @@ class Checker:
     def _read(self, task: LinesTask) -> dict[ModelReference, Exact]:
         gather: Any = task.gather_tensors
         if isinstance(gather, GatherTensors):
-            tensors = {m: self._inputs.read(m, weight) for m, weight in gather.weight_info.items()}
-            return {model: one for model, one in tensors.items() if one is not None}
+            return self._gathered(gather)
         # The same for aligned vocabularies: mergekit's own task, on tensors that we read.
         self._aligned = True
         own = EngineGather(weight_info=gather.gather_tensors.weight_info, engine=self)
@@ -108,12 +107,14 @@ class Checker:
 
     def gather(self, task: GatherTensors) -> dict[ModelReference, torch.Tensor]:
         """Return a tensor of every model, as the merge's engine does for the alignment."""
-        tensors = {m: self._inputs.read(m, weight) for m, weight in task.weight_info.items()}
         return {
             model: one.tensor if one.error is None or one.doubled else one.tensor.float()
-            for model, one in tensors.items()
-            if one is not None
+            for model, one in self._gathered(task).items()
         }
+
+    def _gathered(self, task: GatherTensors) -> dict[ModelReference, Exact]:
+        tensors = {m: self._inputs.read(m, weight) for m, weight in task.weight_info.items()}
+        return {model: one for model, one in tensors.items() if one is not None}
 
     def _compare(
         self,

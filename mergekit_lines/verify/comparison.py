@@ -131,12 +131,19 @@ def compare_whole(
 def compare_equal(expected: torch.Tensor, stored: torch.Tensor) -> Comparison:
     """Compare integers, which are copied and not merged."""
     wrong = (expected != stored).reshape(-1)
-    count, example = int(wrong.sum()), None
-    if count:
-        place = int(wrong.nonzero()[0])
-        pair = stored.reshape(-1)[place], expected.reshape(-1)[place]
-        example = (place, float(pair[0]), float(pair[1]))
+    count = int(wrong.sum())
+    example = _example(wrong, stored.reshape(-1), expected.reshape(-1))
     return Comparison(stored.numel(), float(count > 0), wrong=count, example=example)
+
+
+def _example(
+    wrong: torch.Tensor, stored: torch.Tensor, expected: torch.Tensor, start: int = 0
+) -> tuple[int, float, float] | None:
+    """Return the first wrong entry: its flat index, what is stored, and what was computed."""
+    if not bool(wrong.any()):
+        return None
+    place = int(wrong.nonzero()[0])
+    return start + place, float(stored[place]), float(expected[place])
 
 
 def _kept(merged: Restated, number: int, shape: Sequence[int]) -> Kept:
@@ -166,15 +173,7 @@ def _piece(merged: Restated, kept: Sequence[Kept], start: int, stop: int) -> Pie
         delta = values - base
         deltas.append(delta)
         errors.append(rounding(merged.arithmetic) * delta.abs() + own + base_error)
-    cut = [
-        Kept(
-            None if one.stays is None else one.stays[start:stop],
-            None if one.doubtful is None else one.doubtful[start:stop],
-            one.factor,
-        )
-        for one in kept
-    ]
-    return Piece(base, base_error, deltas, errors, cut)
+    return Piece(base, base_error, deltas, errors, [one.at(slice(start, stop)) for one in kept])
 
 
 class _Judged:
@@ -195,10 +194,6 @@ class _Judged:
         self, wrong: torch.Tensor, start: int, thresholds: int = 0, signs: int = 0
     ) -> Comparison:
         """Return the comparison, where ``wrong`` are those that remained so."""
-        count, example = int(wrong.sum()), None
-        if count:
-            place = int(wrong.nonzero()[0])
-            example = (start + place, float(self.stored[place]), float(self.expected[place]))
         counted = self.error[~self.wrong | wrong]
         return Comparison(
             entries=len(self.stored),
@@ -206,8 +201,8 @@ class _Judged:
             off=int(self.off.sum()),
             threshold_flips=thresholds,
             sign_flips=signs,
-            wrong=count,
-            example=example,
+            wrong=int(wrong.sum()),
+            example=_example(wrong, self.stored, self.expected, start),
         )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 
@@ -37,6 +38,14 @@ class Kept:
     stays: torch.Tensor | None = None
     doubtful: torch.Tensor | None = None
     factor: float = 1.0
+
+    def at(self, places: torch.Tensor | slice) -> Kept:
+        """Return the same of the entries at these places alone."""
+        return Kept(
+            None if self.stays is None else self.stays[places],
+            None if self.doubtful is None else self.doubtful[places],
+            self.factor,
+        )
 
 
 def keep(
@@ -116,9 +125,7 @@ def _largest(magnitude: torch.Tensor, error: torch.Tensor | None, rank: int, uni
 def _without(kept: Kept, dropped: Kept) -> Kept:
     assert kept.stays is not None and dropped.stays is not None  # noqa: S101, PT018 - both are cuts
     doubts = [one for one in (kept.doubtful, dropped.doubtful) if one is not None]
-    doubtful = None
-    if doubts:
-        doubtful = doubts[0] if len(doubts) == 1 else doubts[0] | doubts[1]
+    doubtful = reduce(torch.logical_or, doubts) if doubts else None
     return Kept(kept.stays & ~dropped.stays, doubtful)
 
 

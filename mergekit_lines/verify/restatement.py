@@ -44,14 +44,7 @@ class Piece:
             self.base_error[places],
             [delta[places] for delta in self.deltas],
             [error[places] for error in self.errors],
-            [
-                Kept(
-                    None if one.stays is None else one.stays[places],
-                    None if one.doubtful is None else one.doubtful[places],
-                    one.factor,
-                )
-                for one in self.kept
-            ],
+            [one.at(places) for one in self.kept],
         )
 
     def shares(self) -> list[torch.Tensor]:

@@ -51,13 +51,7 @@ def verify(out: Path, choice: Choice) -> Verdict:
     report = read_report(out)
     _check_output(out, report, strict=choice.strict)
     config, names = _recipe(report, choice.moved)
-    # Architectures were compared before the merge; the digests tell whether these are they.
-    options = MergeOptions(
-        quiet=True,
-        allow_crimes=True,
-        trust_remote_code=choice.trust_remote_code,
-        lora_merge_dtype=report.get("lora_merge_dtype"),
-    )
+    options = _options(report, choice)
     problems = check_recipe(config, None, options, report["recipe"]) + check_models(config, options)
     if problems:
         raise LinesError(problems)
@@ -72,12 +66,8 @@ def verify(out: Path, choice: Choice) -> Verdict:
         planned = prepared.planned
         stack.enter_context(fresh_caches())
         stack.enter_context(files_from_hub(hub_models(prepared.headers)))
-        _check_inputs(
-            report,
-            {model: name for model, name in names.items() if model not in here},
-            options,
-            strict=choice.strict,
-        )
+        others = {model: name for model, name in names.items() if model not in here}
+        _check_inputs(report, others, options, strict=choice.strict)
         copies = stack.enter_context(tempfile.TemporaryDirectory(prefix="mergekit-lines-"))
         models = open_models(config, options, Path(copies), stack)
         stored = Stored(out, stack)
@@ -95,42 +85,40 @@ def verify(out: Path, choice: Choice) -> Verdict:
     return verdict
 
 
+def _options(report: Mapping[str, Any], choice: Choice) -> MergeOptions:
+    # Architectures were compared before the merge; the digests tell whether these are they.
+    return MergeOptions(
+        quiet=True,
+        allow_crimes=True,
+        trust_remote_code=choice.trust_remote_code,
+        lora_merge_dtype=report.get("lora_merge_dtype"),
+    )
+
+
 def _check_output(out: Path, report: Mapping[str, Any], *, strict: bool) -> None:
     """Refuse a folder whose shards are not those of the report.
 
     Raises:
         LinesError: names the shards.
     """
-    if not isinstance(report.get("output"), dict) or not isinstance(report.get("inputs"), dict):
+    if "output" not in report or "inputs" not in report:
         raise LinesError(
             f"{out / REPORT}: says nothing of files and inputs, wanted a report of mergekit-yaml "
             f"or of `mergekit-lines edit` on folders, of this version. Merge again to have one."
         )
-    try:
-        shards = report["output"]["shards"]
-        changed = changed_files(out, shards, contents=strict)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _edited(out, error) from error
-    if changed:
+    shards = report["output"]["shards"]
+    if changed := changed_files(out, shards, contents=strict):
         raise LinesError(
             f"{out}: not the files that the merge wrote: {'; '.join(changed)}. Copy or download "
             f"the model again."
         )
-    more = {path.name for path in out.glob("*.safetensors")} - set(shards)
-    if more:
+    if more := {path.name for path in out.glob("*.safetensors")} - set(shards):
         raise LinesError(
             f"{out}: holds {some(more)} beside the shards of the merge, and a loader may take "
             f"them for part of the model. Remove what is not of this merge."
         )
     if problems := read_headers(out).problems:
         raise LinesError(problems)
-
-
-def _edited(out: Path, error: BaseException) -> LinesError:
-    return LinesError(
-        f"{out / REPORT}: not as the merge wrote it ({reason(error)}). The report was edited; "
-        f"restore it."
-    )
 
 
 def _recipe(
@@ -209,9 +197,7 @@ def _check_inputs(
         open_model(ModelReference(model=model.model))
         if name not in report["inputs"]:
             problems.append(f"{REPORT}: its inputs lack {name}. The report was edited; restore it.")
-            continue
-        changed = changed_input(model, report["inputs"][name], contents=strict)
-        if changed:
+        elif changed := changed_input(model, report["inputs"][name], contents=strict):
             problems.append(
                 f"model {name}: not what was merged: {'; '.join(changed)}. Verify with the files "
                 f"of the merge, or merge again."
@@ -236,30 +222,31 @@ def _coefficients(
             f"the merged model's tensors are not those of its recipe: {some(strange + lost, 3)} "
             f"should {'not ' if strange else ''}be there. Restore the report and the shards."
         )
-    said = []
+    unlike = []
     if seed != report["seed"]:
-        said.append("seed")
+        unlike.append("seed")
     if sorted({item.wrap for item in planned if item.wrap}) != report["wrap"]:
-        said.append("wrap")
+        unlike.append("wrap")
     try:
         alpha = report["alpha"]["value"]
         coefficients = {name: item.placed.coefficient(alpha) for name, item in items.items()}
         blocks = {one["name"]: one["coefficients"] for one in report["containers"]}
         for name, item in items.items():
             place = item.placed.depth
-            reported = report["outside"][name] if place is None else None
-            if place is not None:
+            if place is None:
+                reported = report["outside"][name]
+            else:
                 reported = blocks[place.container][place.index]
             if coefficients[name] not in (reported if isinstance(reported, list) else [reported]):
-                said.append(f"the coefficient of {name}")
+                unlike.append(f"the coefficient of {name}")
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise LinesError(
             f"{REPORT}: its coefficients are not those of its recipe ({reason(error)}). The report "
             f"was edited; restore it."
         ) from error
-    if said:
+    if unlike:
         raise LinesError(
-            f"{REPORT}: its recipe does not give {some(said, 3)} that it says. The report was "
+            f"{REPORT}: its recipe does not give {some(unlike, 3)} that it says. The report was "
             f"edited; restore it."
         )
     return coefficients

@@ -40,7 +40,9 @@ def test_plot_draws_every_coefficient() -> None:
         container("encoder.block", Coefficient(0.3), Coefficient(0.4)),
         container("decoder.block", Coefficient(0.3), Coefficient(0.5), Coefficient(0.7)),
     )
-    plot._panel(axes, Inspection(None, "lines", containers=containers, outside=outside))
+    plot._panel(
+        axes, plot.Panel.of(Inspection(None, "lines", containers=containers, outside=outside))
+    )
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
     assert lines["encoder.block"] == [0.3, 0.4]
     assert lines["decoder.block"] == [0.3, 0.5, 0.7]
@@ -55,7 +57,7 @@ def test_plot_of_what_lies_on_itself() -> None:
 
     axes = Figure().subplots()
     towers = [container(name, *[Coefficient(0.5)] * 30) for name in ("text", "vision")]
-    plot._panel(axes, Inspection(None, "lines", containers=tuple(towers)))
+    plot._panel(axes, plot.Panel.of(Inspection(None, "lines", containers=tuple(towers))))
     above, below = (line for line in axes.get_lines() if line.get_label() in ("text", "vision"))
     assert below.get_zorder() < above.get_zorder()
     assert below.get_linewidth() > above.get_linewidth() + 1
@@ -85,7 +87,7 @@ def test_plot_mixes_no_axes(
     axes = Figure().subplots()
     containers = (Container("layers", (Block(1, inside, 1, 1, 1),)),)
     told = Inspection(None, "lines", containers=containers, outside=(Outside("o", outside, 1, 1),))
-    plot._panel(axes, told)
+    plot._panel(axes, plot.Panel.of(told))
     assert [y for line in axes.get_lines() for y in line.get_ydata()] == drawn
     labels = {line.get_label().partition(": ")[2] for line in axes.get_lines()}
     assert labels == {"", *named}
@@ -98,7 +100,7 @@ def test_plot_of_odd_models(tmp_path: Path) -> None:
 
     axes = Figure().subplots()
     outside = tuple(Outside(f"t{n}", Coefficient(n / 10), 1, 1) for n in range(12))
-    plot._panel(axes, Inspection(None, "lines", outside=outside))
+    plot._panel(axes, plot.Panel.of(Inspection(None, "lines", outside=outside)))
     assert axes.get_xlabel() == "no residual blocks were found"
     (marks,) = axes.get_lines()
     assert list(marks.get_ydata()) == [tensor.coefficient.value for tensor in outside]
@@ -106,10 +108,10 @@ def test_plot_of_odd_models(tmp_path: Path) -> None:
     names = ("_orig_mod.layers", "$\\frac$.blocks")
     towers = tuple(container(name, *[Coefficient(0.5)] * 1300) for name in names)
     told = Inspection("$a", "lines", wraps=("$b",), containers=towers)
-    plot.draw([told], tmp_path / "odd.png")
+    plot.draw([plot.Panel.of(told)], tmp_path / "odd.png")
     assert (tmp_path / "odd.png").read_bytes().startswith(b"\x89PNG")
     axes = Figure().subplots()
-    plot._panel(axes, told)
+    plot._panel(axes, plot.Panel.of(told))
     assert [text.get_text().strip() for text in axes.get_legend().get_texts()] == list(names)
 
 

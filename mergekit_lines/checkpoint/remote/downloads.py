@@ -101,14 +101,11 @@ class _Client:
                 allow_patterns=list(allow_patterns or []) or None,
             )
         if key not in self._folders:
-            self._folders[key] = _download(model, cache_dir)
+            # Without a network it is the snapshot as it is.
+            online = model.commit is not None
+            folder = snapshot(f"model {repo_id}", model, cache_dir) if online else model.folder
+            self._folders[key] = str(folder)
         return self._folders[key]
-
-
-def _download(model: HubHeaders, cache_dir: str | None) -> str:
-    if model.commit is None:  # no network: the snapshot as it is
-        return str(model.folder)
-    return str(snapshot(f"model {model.repo}", model, cache_dir))
 
 
 def snapshot(where: str, files: HubFiles, cache_dir: str | None = None) -> Path:
@@ -141,15 +138,12 @@ def snapshot(where: str, files: HubFiles, cache_dir: str | None = None) -> Path:
             raise  # a full disk, for one
         raise LinesError(reading(where, error)) from error
     large = unchecked.names()
-    check_digests(
-        where,
-        folder,
-        {
-            name: digest
-            for name, digest in files.digests.items()
-            if name in large or files.files.get(name, 0) <= SMALL
-        },
-    )
+    digests = {
+        name: digest
+        for name, digest in files.digests.items()
+        if name in large or files.files.get(name, 0) <= SMALL
+    }
+    check_digests(where, folder, digests)
     unchecked.done()
     return folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
@@ -30,10 +31,14 @@ _TOKEN = re.compile(r"\bhf_\w+")
 
 def status_of(error: BaseException) -> int | None:
     """Return the HTTP status that an error stands for, if the server answered."""
-    for cause in _causes(error):
-        if isinstance(cause, HfHubHTTPError) and cause.response is not None:
-            return int(cause.response.status_code)
-    return None
+    response = _response(error)
+    return None if response is None else int(response.status_code)
+
+
+def _response(error: BaseException) -> Any:
+    """Return the answer that an error stands for, None where there was none."""
+    answers = (cause.response for cause in _causes(error) if isinstance(cause, HfHubHTTPError))
+    return next((response for response in answers if response is not None), None)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -63,11 +68,7 @@ def _busy(error: BaseException) -> str | None:
     """Say that the Hub puts everybody off, or this user; None where it does not."""
     status, message = status_of(error), message_of(error)
     if status == 429:
-        seconds = next(
-            asked_wait(cause.response.headers)
-            for cause in _causes(error)
-            if isinstance(cause, HfHubHTTPError) and cause.response is not None
-        )
+        seconds = asked_wait(_response(error).headers)
         later = f"in {seconds:.0f} s" if seconds else "later"
         return (
             f"the Hub answers that there were too many requests ({message}). Run the same command "

@@ -6,19 +6,24 @@ Of each shard huggingface_hub asks for its first 100 KB, which the header nearly
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.constants import (
-    PYTORCH_WEIGHTS_NAME,
-)
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from mergekit_lines.checkpoint.bounded import INDEX_BYTES, TEXT_BYTES, read_json
-from mergekit_lines.checkpoint.headers import Headers, TensorHeader, read_headers
+from mergekit_lines.checkpoint.headers import (
+    Headers,
+    TensorHeader,
+    is_file_name,
+    read_headers,
+    take_indexed,
+    unfit_forms,
+)
 from mergekit_lines.checkpoint.remote.failures import message_of, reading, status_of, unreached
 from mergekit_lines.checkpoint.stand_ins import MOST, is_pointer
 from mergekit_lines.errors import TextError, some
@@ -40,8 +45,8 @@ _LARGE = re.compile(
     r"[^/]+\.(safetensors|bin)|tokenizer\.(json|model)|spiece\.model|vocab\.(json|txt)|merges\.txt"
 )
 SHA256 = 64  # digits
-# Beside the weights, what mergekit, transformers and the output's tokenizer want of a model.
 _CODE = re.compile(r"\w+\.py")
+# Beside the weights, what mergekit, transformers and the output's tokenizer want of a model.
 _TEXTS = re.compile(
     r"[^/]+\.json|tokenizer\.model|spiece\.model|vocab\.txt|merges\.txt|chat_template\.jinja"
 )
@@ -141,10 +146,9 @@ def remote_headers(
             name: digest for name, digest in files.digests.items() if name in headers.files
         }
     except Exception as error:  # noqa: BLE001 - the Hub's clients raise a dozen kinds
-        if not isinstance(error, HfHubHTTPError):  # no answer at all
-            cached = _cached(repo_id, revision, cache_dir)
-            if cached:
-                return cached
+        no_answer = not isinstance(error, HfHubHTTPError)
+        if no_answer and (cached := _cached(repo_id, revision, cache_dir)):
+            return cached
         return Headers(problems=[_unread(where, error)])
     return headers
 
@@ -217,58 +221,40 @@ def _cached(repo_id: str, revision: str | None, cache_dir: str | None) -> HubHea
 
 
 def _from_hub(listing: HubFiles, where: str, cache_dir: str | None) -> Headers:
-    api, repo_id, commit = HfApi(), listing.repo, listing.commit
-    files = set(listing.files)
     if pointed := remote_pointers(where, listing, cache_dir):
         return Headers(problems=pointed)
-    if {WEIGHTS, INDEX} <= files:
-        return Headers(
-            problems=[
-                f"{where}: found both {WEIGHTS} and {INDEX} on "
-                f"the Hub, of which mergekit reads the second and transformers the first. "
-                f"Download the model and remove the stale one."
-            ]
-        )
-    if not {WEIGHTS, INDEX} & files:
-        if {PYTORCH_WEIGHTS_NAME, f"{PYTORCH_WEIGHTS_NAME}.index.json"} & files:
-            return RemoteHeaders()  # pickled: no headers, but no problem
-        return Headers(
-            problems=[
-                f"{where}: found no {WEIGHTS}, no {PYTORCH_WEIGHTS_NAME} and no "
-                f"index of either on the Hub, wanted a checkpoint in one of these forms. Check "
-                f"the name in the recipe."
-            ]
-        )
+    if problem := unfit_forms(where, listing.files, on_hub=True):
+        return Headers(problems=[problem])
+    headers = RemoteHeaders()
+    if not {WEIGHTS, INDEX} & set(listing.files):
+        return headers  # pickled: no headers, but no problem
     weight_map = None
-    if INDEX in files:
-        index = api.hf_hub_download(repo_id, INDEX, revision=commit, cache_dir=cache_dir)
+    if INDEX in listing.files:
+        index = hf_hub_download(listing.repo, INDEX, revision=listing.commit, cache_dir=cache_dir)
         weight_map = read_json(Path(index), INDEX_BYTES)["weight_map"]
     shards = sorted({*weight_map.values()}) if weight_map else [WEIGHTS]
-    outside = [file for file in shards if PurePosixPath(file).name != file or "\\" in file]
-    if outside:
+    if outside := [file for file in shards if not is_file_name(file)]:
         return Headers(
             problems=[
                 f"{where}: {INDEX} names shards outside the model's folder "
                 f"({some(outside, 3)}), wanted files beside the index. Do not use this checkpoint."
             ]
         )
+    tensors = _read_shards(listing, shards)
+    names = weight_map or tensors
+    take_indexed(headers, names, tensors, f"{where}: {INDEX}", "use another revision")
+    return headers
+
+
+def _read_shards(listing: HubFiles, shards: Sequence[str]) -> dict[str, TensorHeader]:
+    """Return the headers of all tensors in some shards, several of which are asked for at once."""
+
+    def metadata_of(file: str) -> Any:
+        return HfApi().parse_safetensors_file_metadata(listing.repo, file, revision=listing.commit)
+
     with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
-        metadata = pool.map(
-            lambda file: api.parse_safetensors_file_metadata(repo_id, file, revision=commit), shards
-        )
-        tensors = {
+        return {
             name: TensorHeader(info.dtype, tuple(info.shape), file)
-            for file, shard in zip(shards, metadata, strict=True)
+            for file, shard in zip(shards, pool.map(metadata_of, shards), strict=True)
             for name, info in shard.tensors.items()
         }
-    headers = RemoteHeaders()
-    weight_map = weight_map or tensors
-    absent = [name for name in weight_map if name not in tensors]
-    if absent:
-        headers.problems.append(
-            f"{where}: {INDEX} names {len(absent)} tensors that no shard holds: "
-            f"{some(absent)}. Index and shards are of different models; use another revision."
-        )
-    # mergekit finds tensors through the index alone.
-    headers.tensors = {name: tensors[name] for name in weight_map if name in tensors}
-    return headers

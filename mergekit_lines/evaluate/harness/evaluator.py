@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_lines.errors import LinesError, nearest, reason
-from mergekit_lines.evaluate.functions import as_number, ends_the_program
+from mergekit_lines.evaluate.functions import as_number, failures
 from mergekit_lines.evaluate.harness.tasks import Tasks
 from mergekit_lines.evaluate.metric import Completions, Metric, metric
 from mergekit_lines.evaluate.models import input_device, still, text_tokenizer
@@ -68,7 +68,7 @@ class Harness:
         )
         self.spec = spec.text
         self.split = split
-        self._given = spec.name
+        self._label = spec.name
         self.name = spec.name or "lm_eval"
         self._asked = [task.strip() for task in spec.args.split(",")]
         if not all(self._asked) or len(set(self._asked)) != len(self._asked):
@@ -161,10 +161,10 @@ class Harness:
         return metrics
 
     def _named(self, task: str, *, alone: bool) -> str:
-        plain = re.sub(r"\W", "_", task)
-        if self._given is not None:
-            plain = self._given if alone else f"{self._given}_{plain}"
-        return check_name(self.spec, plain)
+        name = re.sub(r"\W", "_", task)
+        if self._label is not None:
+            name = self._label if alone else f"{self._label}_{name}"
+        return check_name(self.spec, name)
 
     def _reported(self, results: Mapping[str, Any], tasks: Tasks) -> list[str]:
         """Return the groups that have an aggregate, and the tasks of what has none."""
@@ -239,15 +239,9 @@ class Harness:
 
     @contextmanager
     def _failures(self, what: str) -> Iterator[None]:
-        try:
-            with same_directory():  # a task's own Python files run here
-                yield
-        except LinesError:
-            raise
-        except BaseException as error:
-            if ends_the_program(error):
-                raise
-            raise LinesError(f"{self.spec}: {what} ({reason(error)}).") from error
+        in_words = failures(lambda error: f"{self.spec}: {what} ({reason(error)}).")
+        with in_words, same_directory():  # a task's own Python files run here
+            yield
 
 
 def _language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
