@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mergekit_lines.cli.searching import end, model_of, search_options, settings_of
+from mergekit_lines.cli.searching import asked, end, search_options
 from mergekit_lines.errors import tell
 
 
@@ -35,15 +35,7 @@ def greedy(recipe: Path, out: Path, **options: Any) -> None:
     from mergekit_lines.search.greedy import greedy as search
     from mergekit_lines.search.store import GREEDY
 
-    soups = search(
-        recipe,
-        options["evaluate"],
-        out,
-        test=options["test"],
-        objective=options["objective"],
-        settings=settings_of(options),
-        **model_of(options),
-    )
+    soups = search(recipe, out=out, **asked(options, "evaluate", "test", "objective"))
     telling.show_greedy(soups)
     tell(f"recipe: {out / GREEDY}")
     end(soups.failures, out)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -23,7 +25,9 @@ def pull(repo: str, recipe: Path, pin: bool, force: bool) -> None:
     written to the file RECIPE, and looked at: which models it needs, what would be downloaded,
     and for what a merge would be refused here. No weight is downloaded.
     """
-    if _is_there(recipe) and not force:
+    with _writing(recipe):  # a name too long, for one
+        is_there = recipe.exists()
+    if is_there and not force:
         raise LinesError(f"{recipe}: is there already. Choose another file, or give --force.")
     if not recipe.parent.is_dir():
         raise LinesError(f"{recipe}: there is no folder {recipe.parent}. Make it first.")
@@ -35,7 +39,8 @@ def pull(repo: str, recipe: Path, pin: bool, force: bool) -> None:
 
     with silent():
         pulled = pull_recipe(repo, pin=pin)
-    _write(recipe, pulled.text)
+    with _writing(recipe):
+        write_whole(recipe, pulled.text)
     _say(f"{recipe}: merge_method {pulled.method}, from {repo} at {pulled.commit[:12]}")
     for note in pulled.notes:
         _say(note)
@@ -59,19 +64,11 @@ def _say(line: str) -> None:
     click.echo(visible(line))
 
 
-def _is_there(recipe: Path) -> bool:
+@contextmanager
+def _writing(recipe: Path) -> Iterator[None]:
     try:
-        return recipe.exists()
-    except OSError as error:  # a name too long, for one
-        raise LinesError(_unwritten(recipe, error)) from error
-
-
-def _write(recipe: Path, text: str) -> None:
-    try:
-        write_whole(recipe, text)
+        yield
     except OSError as error:
-        raise LinesError(_unwritten(recipe, error)) from error
-
-
-def _unwritten(recipe: Path, error: OSError) -> str:
-    return f"{recipe}: cannot be written ({error.strerror}). Choose another file."
+        raise LinesError(
+            f"{recipe}: cannot be written ({error.strerror}). Choose another file."
+        ) from error

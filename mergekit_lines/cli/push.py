@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,16 +22,7 @@ if TYPE_CHECKING:
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
 @click.option("--license", "licence", help="Where the inputs' licences differ or are not known.")
 @click.option("--dry-run", is_flag=True, help="Print the card and the files, and send nothing.")
-def push(
-    out: Path,
-    repo: str,
-    private: bool,
-    branch: str | None,
-    message: str | None,
-    create_pr: bool,
-    licence: str | None,
-    dry_run: bool,
-) -> None:
+def push(out: Path, repo: str, dry_run: bool, **words: Any) -> None:
     """Put a merged model on the Hub, with its card, in one commit.
 
     OUT is the folder of a merge by lines or lines_postprocess, whole and as its report says. The
@@ -40,12 +31,12 @@ def push(
 
     Nothing in OUT is changed. In what is sent, models on this machine go by their folder's name.
     """
-    if branch and create_pr:
+    if words["branch"] and words["create_pr"]:
         raise click.UsageError("--branch and --create-pr: a pull request has a branch of its own.")
     from mergekit_lines.hub.parcel import PushOptions, pack
     from mergekit_lines.hub.push import reach, send
 
-    options = PushOptions(repo, private, branch, message, create_pr, licence)
+    options = PushOptions(repo, **words)
     if not dry_run:
         reach(options)
     parcel = pack(out, options)

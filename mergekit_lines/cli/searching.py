@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from mergekit_lines.errors import LinesError, tell
-
-if TYPE_CHECKING:
-    from mergekit_lines.evaluate import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 SETTINGS = ("prompts", "batch_size", "limit", "seed", "max_new_tokens", "include_path")
@@ -103,19 +100,13 @@ def search_options(command: F) -> F:
     return command
 
 
-def settings_of(options: dict[str, Any]) -> Settings:
-    """Return the evaluators' settings among a command's options."""
+def asked(options: dict[str, Any], *words: str) -> dict[str, Any]:
+    """Return what a search takes of a command's options: these words, and what all searches do."""
     from mergekit_lines.evaluate import Settings
 
-    return Settings(**{name: options[name] for name in SETTINGS})
-
-
-def model_of(options: dict[str, Any]) -> dict[str, Any]:
-    """Return what a live model is opened with, among a command's options."""
-    values = {name: options[name] for name in MODEL}
-    return {
-        name: value for name, value in values.items() if value is not None and value is not False
-    }
+    model = {name: options[name] for name in MODEL if options[name] not in (None, False)}
+    settings = Settings(**{name: options[name] for name in SETTINGS})
+    return {**{word: options[word] for word in words}, "settings": settings, **model}
 
 
 def end(failures: Sequence[str], out: Path) -> None:

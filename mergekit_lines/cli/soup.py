@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mergekit_lines.cli.searching import draw, end, model_of, search_options, settings_of
+from mergekit_lines.cli.searching import asked, draw, end, search_options
 
 # What a merge of one point takes of the options; the others are of measuring a front.
 MERGING = ("device", "num_threads", "trust_remote_code", "copy_tokenizer", "quiet")
@@ -65,14 +65,7 @@ def soup(
     from mergekit_lines.search import telling
     from mergekit_lines.search.store import FIGURE
 
-    front = search.soup(
-        recipe,
-        rewards,
-        out,
-        points=points,
-        settings=settings_of(options),
-        **model_of(options),
-    )
+    front = search.soup(recipe, rewards, out, points=points, **asked(options))
     telling.show_soup(front)
     draw(telling.draw_soup, front, out / FIGURE)
     end(front.failures, out)

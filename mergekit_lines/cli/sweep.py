@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mergekit_lines.cli.searching import draw, end, model_of, search_options, settings_of
+from mergekit_lines.cli.searching import asked, draw, end, search_options
 from mergekit_lines.errors import tell
 
 
@@ -61,14 +61,7 @@ def sweep(recipe: Path, axes: tuple[str, ...], out: Path, **options: Any) -> Non
     from mergekit_lines.search.sweep import sweep as search
 
     words = ("evaluate", "test", "objective", "targets", "controls", "target_weight")
-    swept = search(
-        recipe,
-        axes,
-        out=out,
-        settings=settings_of(options),
-        **{word: options[word] for word in words},
-        **model_of(options),
-    )
+    swept = search(recipe, axes, out=out, **asked(options, *words))
     telling.show_sweep(swept)
     draw(telling.draw_sweep, swept, out / FIGURE)
     if swept.tested:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_lines.errors import LinesError, nearest, reason
+from mergekit_lines.evaluate.code import code_files, same_directory
 from mergekit_lines.evaluate.metric import Completions, Metric, metric
 from mergekit_lines.evaluate.models import still
-from mergekit_lines.evaluate.sources import code_files, same_directory
 from mergekit_lines.evaluate.spec import Settings, Spec, check_name, one_of, read_options
 
 
@@ -55,7 +55,7 @@ class PythonFunction:
     def identity(self) -> dict[str, Any]:
         """Return what the numbers hang on, as far as it can be known.
 
-        That is the function's file and the modules that it imports, as :mod:`.sources` says.
+        That is the function's file and the modules that it imports, as :mod:`.code` says.
         Files that it reads are not known.
         """
         return {

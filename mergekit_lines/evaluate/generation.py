@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergekit_lines.errors import LinesError, reason
-from mergekit_lines.evaluate.models import check_ids, input_device, padded, positions
+from mergekit_lines.evaluate.models import (
+    can_generate,
+    check_ids,
+    input_device,
+    padded,
+    positions,
+    token_ids,
+)
 
 
 @dataclass(frozen=True)
@@ -51,8 +58,7 @@ def generate(
         LinesError: the model cannot generate, the tokenizer has no chat template where one is
             asked for, or a prompt is too long or has no token.
     """
-    can_generate = getattr(model, "can_generate", None)
-    if can_generate is None or not can_generate():
+    if not can_generate(model):
         raise LinesError(
             f"{spec}: {type(model).__name__} cannot generate text. Use another evaluator for it."
         )
@@ -78,18 +84,15 @@ def _encode(
     rows = []
     for number, prompt in enumerate(prompts, 1):
         text = _in_template(spec, tokenizer, prompt) if options.chat else prompt
-        ids = tokenizer(text, add_special_tokens=not options.chat, verbose=False)["input_ids"]
-        if not ids:
-            raise LinesError(
-                f"{spec}: prompt {number} ({prompt[:40]!r}) has no token. Take it out of the file."
-            )
+        name = f"prompt {number} ({prompt[:40]!r})"
+        ids = token_ids(spec, tokenizer, text, name, special=not options.chat)
         if most is not None and len(ids) + options.max_new_tokens > most:
             raise LinesError(
-                f"{spec}: prompt {number} ({prompt[:40]!r}) has {len(ids)} tokens, and with "
+                f"{spec}: {name} has {len(ids)} tokens, and with "
                 f"max_new_tokens {options.max_new_tokens} that is more than the model's {most} "
                 f"positions. Shorten the prompt, or ask for fewer new tokens."
             )
-        rows.append(list(ids))
+        rows.append(ids)
     return rows
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_RUN = 1 << 16  # words of eight bytes that are summed at a time: they fit the cache
+_WORDS = 1 << 16  # words of eight bytes that are summed at a time: they fit the cache
 # What stands in a module under names; its other dictionaries that are called so hold hooks.
 _PARTS = {"_parameters": "parameter", "_buffers": "buffer", "_modules": "module"}
 _HOOKS = "hook"
@@ -246,8 +246,8 @@ def content(tensor: Any) -> int:
         words = words.clone()
     factors, products = _factors(tensor.device)
     sums = [
-        torch.mul(run, factors[: len(run)], out=products[: len(run)]).sum()
-        for run in (*words.view(torch.int64).split(_RUN), flat[whole:].long())
+        torch.mul(part, factors[: len(part)], out=products[: len(part)]).sum()
+        for part in (*words.view(torch.int64).split(_WORDS), flat[whole:].long())
     ]
     return int((torch.stack(sums) * factors[: len(sums)]).sum())
 
@@ -258,7 +258,7 @@ def _factors(device: Any) -> tuple[Any, Any]:
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    numbers = torch.randint(-(2**63), 2**63 - 1, (_RUN,), generator=generator)
+    numbers = torch.randint(-(2**63), 2**63 - 1, (_WORDS,), generator=generator)
     factors = (numbers | 1).to(device)
     return factors, torch.empty_like(factors)
 

@@ -85,6 +85,24 @@ def positions(model: Any) -> int | None:
     return count if isinstance(count, int) and count > 0 else None
 
 
+def can_generate(model: Any) -> bool | None:
+    """Return whether a model says that it can generate text, None where it says nothing."""
+    says = getattr(model, "can_generate", None)
+    return None if says is None else bool(says())
+
+
+def token_ids(spec: str, tokenizer: Any, text: str, name: str, *, special: bool) -> list[int]:
+    """Return the token ids of a text, with or without special tokens.
+
+    Raises:
+        LinesError: there are none; ``name`` is what the text is called.
+    """
+    ids = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+    if not ids:
+        raise LinesError(f"{spec}: {name} has no token. Take it out of the file.")
+    return list(ids)
+
+
 def check_ids(spec: str, model: Any, rows: Sequence[Sequence[int]]) -> None:
     """Check that the model has an embedding for every token.
 

@@ -10,12 +10,14 @@ from typing import Any
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate.metric import Completions, Metric, metric
 from mergekit_lines.evaluate.models import (
+    can_generate,
     check_ids,
     input_device,
     padded,
     positions,
     still,
     text_tokenizer,
+    token_ids,
 )
 from mergekit_lines.evaluate.spec import Settings, Spec, check_name, count, read_options
 from mergekit_lines.evaluate.texts import read_texts, text_digest
@@ -119,9 +121,8 @@ class Perplexity:
         }
 
     def _length(self, model: Any) -> int:
-        can_generate = getattr(model, "can_generate", None)
         encoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-        if encoder or (can_generate is not None and not can_generate()):
+        if encoder or can_generate(model) is False:
             raise LinesError(
                 f"{self.spec}: {type(model).__name__} is no causal language model, and has no "
                 f"perplexity. Use another evaluator for it."
@@ -146,14 +147,9 @@ class Perplexity:
                 f"begin with one. Set one in the model's tokenizer_config.json."
             )
         rows = []
-        for number, document in enumerate(self._documents, 1):
-            ids = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
-            if not ids:
-                raise LinesError(
-                    f"{self.spec}: document {number} ({document[:40]!r}) has no token. Take it "
-                    f"out of {self._file.path}."
-                )
-            rows.append([first, *ids])
+        for number, text in enumerate(self._documents, 1):
+            name = f"{self._file.path}, document {number} ({text[:40]!r})"
+            rows.append([first, *token_ids(self.spec, tokenizer, text, name, special=False)])
         return rows
 
     def _losses(self, model: Any, rows: Sequence[Sequence[int]]) -> list[float]:

@@ -78,26 +78,8 @@ def send(parcel: Parcel, options: PushOptions, say: Callable[[str], None]) -> st
     with push_failures(options.repo):
         _validate(parcel.card)
         head = _repository(api, options)
-        revision = options.branch
-        operations = []
-        large = [name for name in parcel.files if _is_weights(name)]
-        for number, name in enumerate(large, 1):
-            say(f"{name}, {parcel.size(name):,} bytes ({number} of {len(large)})")
-            operation = CommitOperationAdd(name, parcel.files[name])  # reads it for its digest
-            api.preupload_lfs_files(
-                options.repo,
-                [operation],
-                revision=revision,
-                create_pr=options.create_pr,
-                free_memory=False,
-            )
-            operations.append(operation)
-        operations += [
-            CommitOperationAdd(name, content)
-            for name, content in parcel.files.items()
-            if name not in large
-        ]
-        present = api.list_repo_files(options.repo, revision=revision)
+        operations = _upload(api, parcel, options, say)
+        present = api.list_repo_files(options.repo, revision=options.branch)
         stale = [name for name in present if name not in parcel.files and STALE.fullmatch(name)]
         if stale:
             say(f"of the model that is there now, {', '.join(sorted(stale))} will be deleted")
@@ -105,7 +87,7 @@ def send(parcel: Parcel, options: PushOptions, say: Callable[[str], None]) -> st
             options.repo,
             [*operations, *(CommitOperationDelete(name) for name in stale)],
             commit_message=options.message or "Merge with mergekit-lines",
-            revision=revision,
+            revision=options.branch,
             create_pr=options.create_pr,
             parent_commit=None if options.create_pr else head,
         )
@@ -113,6 +95,27 @@ def send(parcel: Parcel, options: PushOptions, say: Callable[[str], None]) -> st
     if done.oid == head:
         say("the Hub has all of it already: nothing was committed")
     return str(done.pr_url or done.commit_url)
+
+
+def _upload(
+    api: HfApi, parcel: Parcel, options: PushOptions, say: Callable[[str], None]
+) -> list[CommitOperationAdd]:
+    """Send the weights; return all files of a parcel as a commit takes them."""
+    operations = []
+    large = [name for name in parcel.files if name.endswith(".safetensors")]
+    for number, name in enumerate(large, 1):
+        say(f"{name}, {parcel.size(name):,} bytes ({number} of {len(large)})")
+        operation = CommitOperationAdd(name, parcel.files[name])  # reads it for its digest
+        api.preupload_lfs_files(
+            options.repo,
+            [operation],
+            revision=options.branch,
+            create_pr=options.create_pr,
+            free_memory=False,
+        )
+        operations.append(operation)
+    small = [(name, content) for name, content in parcel.files.items() if name not in large]
+    return operations + [CommitOperationAdd(name, content) for name, content in small]
 
 
 def _check_there(
@@ -177,7 +180,3 @@ def _repository(api: HfApi, options: PushOptions) -> str | None:
         info = api.model_info(options.repo, revision=options.branch)
     commit: str | None = info.sha
     return commit
-
-
-def _is_weights(name: str) -> bool:
-    return name.endswith(".safetensors")

@@ -65,17 +65,11 @@ def merged_model(folder: Path) -> MergedModel:
 
 
 def _report(folder: Path) -> dict[str, Any]:
-    path = folder / REPORT
-    if not path.exists():
-        raise LinesError(
-            f"{folder}: found no {REPORT}, wanted the folder of a merge by `merge_method: lines` "
-            f"or `lines_postprocess`. {AGAIN}"
-        )
     content = read_report(folder)
     if not content.get("output", {}).get("shards"):
         raise LinesError(
-            f"{path}: does not tell of the output's shards, wanted a report of this release. "
-            f"{AGAIN}"
+            f"{folder / REPORT}: does not tell of the output's shards, wanted a report of this "
+            f"release. {AGAIN}"
         )
     return content
 

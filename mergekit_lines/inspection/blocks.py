@@ -23,9 +23,7 @@ class _WeightsNeededError(Exception):
 
 
 def with_coefficients(
-    inspection: Inspection,
-    prepared: Prepared,
-    sizes: Sizes,
+    inspection: Inspection, prepared: Prepared, sizes: Sizes
 ) -> tuple[Inspection, set[str]]:
     """Fill in blocks, coefficients and α; return also the names of the tensors Eq. 2 needs.
 
@@ -61,10 +59,7 @@ def with_blocks(
             value = coefficient(sized.item) if coefficient else None
             outside.append(Outside(sized.item.weight.name, value, sized.entries, sized.bytes))
     containers = tuple(
-        Container(
-            name,
-            tuple(_block(index, inside[index], coefficient) for index in sorted(inside)),
-        )
+        Container(name, tuple(_block(n, inside[n], coefficient) for n in sorted(inside)))
         for name, inside in sorted(blocks.items(), key=lambda entry: natural_key(entry[0]))
     )
     return replace(inspection, containers=containers, outside=tuple(outside))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mergekit.config import MergeConfiguration
@@ -55,56 +56,100 @@ def inspect_recipe(
     """
     process = process_bytes()
     inspection = Inspection(name, config.merge_method)
-    problems = check_recipe(config, out.absolute() if out else None, options, source)
-    models = check_models(config, options)
-    if models:
-        return replace(inspection, problems=(*dict.fromkeys(problems + models),))
-    notes: list[str] = []
-    effective = effective_options(config, options, notes.append)
+    remarks = _Remarks(check_recipe(config, out.absolute() if out else None, options, source))
+    if models := check_models(config, options):
+        return replace(inspection, problems=(*dict.fromkeys(remarks.problems + models),))
+    effective = effective_options(config, options, remarks.notes.append)
     run = MergeRun.of(config, options)
     sound = _with_known_dtypes(config)
     if effective.lora_merge_dtype not in DTYPES:
         effective = effective.model_copy(update={"lora_merge_dtype": None})
     with ONE_AT_A_TIME, fresh_caches():
-        prepared, attempt_problems = _attempt(sound, effective, run)
-        problems += _new(attempt_problems, problems)
+        prepared = remarks.attempt(sound, effective, run)
         is_sound = prepared is not None
-        problems += _new(prepared.refusals if prepared else (), problems)
         if prepared is None:  # without its parameters the recipe may still show its blocks
             sound = _without_parameters(sound)
-            prepared, attempt_problems = _attempt(sound, effective, run)
-            problems += _new(attempt_problems, problems)
+            prepared = remarks.attempt(sound, effective, run)
+        else:
+            remarks.add(prepared.refusals)
         if prepared is not None:
-            rows = None
-            try:
-                check_tokenizers(config, effective, prepared.tokenizer)
-                rows = vocabulary(config, prepared.tokenizer)
-                notes += lost_tokens(prepared.tokenizer)
-                if all(Path(model.model.path).is_dir() for model in models_in_order(config)):
-                    notes += left_behind(config, donor_folders(config)[0])
-            except LinesError as error:
-                problems += _new(error.problems, problems)
+            rows = _with_tokenizer(config, effective, prepared, remarks)
             sizes = Sizes(prepared.planned, prepared.headers, sound, effective, rows)
             calibrated: set[str] = set()
-            try:
+            with remarks.refusals():
                 if is_sound:
                     inspection, calibrated = with_coefficients(inspection, prepared, sizes)
-            except LinesError as error:
-                problems += _new(error.problems, problems)
             if not inspection.containers:
                 inspection = with_blocks(inspection, sizes)
             inspection = replace(inspection, seed=prepared.seed)
             inspection = _with_totals(
-                inspection, prepared, sizes, calibrated, effective, process, notes
+                inspection, prepared, sizes, calibrated, effective, process, remarks.notes
             )
             room = _room(prepared, sizes, effective, out)
             if out is None:
-                notes += map(str, room)
+                remarks.notes += map(str, room)
             else:
-                problems += room
-            notes += [*prepared.notes, *sizes.notes]
-    distinct = tuple(dict.fromkeys(problems))
-    return replace(inspection, notes=tuple(dict.fromkeys(notes)), problems=distinct)
+                remarks.problems += room
+            remarks.notes += [*prepared.notes, *sizes.notes]
+    return replace(
+        inspection,
+        notes=tuple(dict.fromkeys(remarks.notes)),
+        problems=tuple(dict.fromkeys(remarks.problems)),
+    )
+
+
+@dataclass
+class _Remarks:
+    """Problems and notes of a recipe, as they come up."""
+
+    problems: list[Problem]
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, later: Sequence[Problem]) -> None:
+        """Add those that are no problems yet, and no mere consequence of them."""
+        about = {name for problem in self.problems for name in problem.about}
+        self.problems += [
+            problem
+            for problem in later
+            if problem not in self.problems
+            and not about.intersection(problem.about[:1])
+            and not (problem.of_mergekit and self.problems)
+        ]
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Add the problems for which the block is refused."""
+        try:
+            yield
+        except LinesError as error:
+            self.add(error.problems)
+
+    def attempt(
+        self, config: MergeConfiguration, options: MergeOptions, run: MergeRun
+    ) -> Prepared | None:
+        """Return what a merge prepares; None where it cannot, and why is added."""
+        with self.refusals():
+            try:
+                return prepare(config, options, run)
+            except LinesError:
+                raise
+            except Exception as error:  # noqa: BLE001 - what a library raises is one like another
+                self.add([Problem("", f"the models cannot be inspected ({reason(error)}).")])
+        return None
+
+
+def _with_tokenizer(
+    config: MergeConfiguration, options: MergeOptions, prepared: Prepared, remarks: _Remarks
+) -> int | None:
+    """Look at the tokenizer; return the rows of the output's embeddings, where it aligns them."""
+    rows = None
+    with remarks.refusals():
+        check_tokenizers(config, options, prepared.tokenizer)
+        rows = vocabulary(config, prepared.tokenizer)
+        remarks.notes += lost_tokens(prepared.tokenizer)
+        if all(Path(model.model.path).is_dir() for model in models_in_order(config)):
+            remarks.notes += left_behind(config, donor_folders(config)[0])
+    return rows
 
 
 def _room(
@@ -128,18 +173,6 @@ def _room(
     return ()
 
 
-def _new(later: Sequence[Problem], problems: Sequence[Problem]) -> list[Problem]:
-    """Return those of ``later`` that are no problems yet, and no mere consequence of them."""
-    about = {name for problem in problems for name in problem.about}
-    return [
-        problem
-        for problem in later
-        if problem not in problems
-        and not about.intersection(problem.about[:1])
-        and not (problem.of_mergekit and problems)
-    ]
-
-
 def _with_known_dtypes(config: MergeConfiguration) -> MergeConfiguration:
     result = config.model_copy(deep=True)
     for key in ("dtype", "out_dtype"):
@@ -160,17 +193,6 @@ def _without_parameters(config: MergeConfiguration) -> MergeConfiguration:
         holder.parameters = None
     result.parameters = {"alpha": 1.0, "beta": 0.0}
     return result
-
-
-def _attempt(
-    config: MergeConfiguration, options: MergeOptions, run: MergeRun
-) -> tuple[Prepared | None, Sequence[Problem]]:
-    try:
-        return prepare(config, options, run), ()
-    except LinesError as error:
-        return None, error.problems
-    except Exception as error:  # noqa: BLE001 - what a library raises is a problem like another
-        return None, [Problem("", f"the models cannot be inspected ({reason(error)}).")]
 
 
 def _with_totals(

@@ -9,7 +9,14 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 
 from mergekit_lines.console import new_table, open_console, print_line, print_table, short
-from mergekit_lines.inspection.findings import Coefficient, Container, Inspection, Outside, Totals
+from mergekit_lines.inspection.findings import (
+    Block,
+    Coefficient,
+    Container,
+    Inspection,
+    Outside,
+    Totals,
+)
 from mergekit_lines.lines.outside import NO_BLOCKS
 from mergekit_lines.plan.memory import Memory
 
@@ -48,17 +55,12 @@ def _facts(inspection: Inspection) -> Iterable[str]:
 
 
 def _blocks(container: Container) -> Table:
-    table = new_table(f"{container.name}", "block", "λ", "tensors", "parameters", "bytes")
+    table = new_table(container.name, "block", "λ", "tensors", "parameters", "bytes")
     for block in container.blocks:
-        table.add_row(
-            "",
-            str(block.index),
-            _lambda(block.coefficients),
-            str(block.tensors),
-            f"{block.parameters:,}",
-            f"{block.bytes:,}",
-        )
-    _sum(table, container.blocks, "all", sum(block.tensors for block in container.blocks))
+        _add(table, "", str(block.index), _lambda(block.coefficients), [block], block.tensors)
+    table.add_section()
+    count = sum(block.tensors for block in container.blocks)
+    _add(table, "", "all", "", container.blocks, count)
     return table
 
 
@@ -68,24 +70,20 @@ def _outside(outside: Sequence[Outside]) -> Table:
     for tensor in outside:
         rows[_NUMBER.sub("*", tensor.name), tensor.coefficient].append(tensor)
     table = new_table("outside the blocks", "", "λ", "tensors", "parameters", "bytes")
-    for (name, coefficient), tensors in rows.items():
-        table.add_row(
-            name if len(tensors) > 1 else tensors[0].name,
-            "",
-            _lambda((coefficient,) if coefficient else ()),
-            str(len(tensors)),
-            f"{sum(tensor.parameters for tensor in tensors):,}",
-            f"{sum(tensor.bytes for tensor in tensors):,}",
-        )
-    _sum(table, outside, "", len(outside))
+    for (pattern, value), tensors in rows.items():
+        name = pattern if len(tensors) > 1 else tensors[0].name
+        _add(table, name, "", _lambda((value,) if value else ()), tensors, len(tensors))
+    table.add_section()
+    _add(table, "", "", "", outside, len(outside))
     return table
 
 
-def _sum(table: Table, parts: Sequence[object], name: str, tensors: int) -> None:
-    table.add_section()
-    parameters = sum(getattr(part, "parameters", 0) for part in parts)
-    size = sum(getattr(part, "bytes", 0) for part in parts)
-    table.add_row("", name, "", str(tensors), f"{parameters:,}", f"{size:,}")
+def _add(
+    table: Table, name: str, block: str, value: str, parts: Sequence[Block | Outside], count: int
+) -> None:
+    """Add a row of the sums of its parts."""
+    parameters, size = sum(part.parameters for part in parts), sum(part.bytes for part in parts)
+    table.add_row(name, block, value, str(count), f"{parameters:,}", f"{size:,}")
 
 
 def _lambda(coefficients: Sequence[Coefficient]) -> str:
@@ -95,13 +93,8 @@ def _lambda(coefficients: Sequence[Coefficient]) -> str:
 def _inputs(inspection: Inspection) -> Table:
     table = new_table("model", "checkpoint", "to download", "for Eq. 2", "for the merge", "read")
     for model in inspection.inputs:
-        table.add_row(
-            model.model,
-            *map(
-                short,
-                (model.checkpoint, model.download, model.calibration, model.merge, model.read),
-            ),
-        )
+        sizes = (model.checkpoint, model.download, model.calibration, model.merge, model.read)
+        table.add_row(model.model, *map(short, sizes))
     return table
 
 

@@ -18,10 +18,7 @@ from mergekit_lines.plan.sizes import Sized, header_bytes
 
 
 def inputs(
-    tensors: Sequence[Sized],
-    calibrated: Set[str],
-    prepared: Prepared,
-    options: MergeOptions,
+    tensors: Sequence[Sized], calibrated: Set[str], prepared: Prepared, options: MergeOptions
 ) -> tuple[Input, ...]:
     """Return what becomes of every model; ``calibrated`` are the tensors that Eq. 2 reads."""
     headers, copied = prepared.headers, prepared.copied
@@ -29,12 +26,8 @@ def inputs(
     bases = {str(model) for model in headers}
     for model, model_headers in headers.items():
         scale = _copy_scale(model_headers, options) if model in copied else 1.0
-        merge = sum(int(tensor.read.get(model, 0) * scale) for tensor in tensors)
-        again = sum(
-            int(tensor.read.get(model, 0) * scale)
-            for tensor in tensors
-            if tensor.item.weight.name in calibrated
-        )
+        sizes = {one.item.weight.name: int(one.read.get(model, 0) * scale) for one in tensors}
+        merge, again = sum(sizes.values()), sum(sizes[name] for name in calibrated & sizes.keys())
         checkpoint = sum(header_bytes(header) for header in (model_headers.tensors or {}).values())
         checkpoint = checkpoint or merge  # a pickle: what the config says of it
         adapter = _adapter_bytes(model)

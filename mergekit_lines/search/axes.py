@@ -30,11 +30,6 @@ class Axis:
         """The key as a person would say it: ``beta`` for ``parameters.beta``."""
         return self.key.removeprefix("parameters.")
 
-    @property
-    def numeric(self) -> bool:
-        """Whether the values are numbers."""
-        return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in self.values)
-
 
 def parse_axis(text: str) -> Axis:
     """Return the axis of ``KEY=START:STOP:STEP`` or ``KEY=VALUE,VALUE,…``.

@@ -86,14 +86,7 @@ def greedy(
             number: score(inputs[name]) for number, name in enumerate(names) if inputs[name].metrics
         }
         ranked = sorted(own, key=lambda number: -own[number])
-        chosen, best = list[int](), float("-inf")
-        for number in ranked:
-            trial = [*chosen, number]
-            record = bench.measure(unscaled(soup_recipe(document, trial)))
-            if record.metrics and score(record) > best:
-                chosen, best = trial, score(record)
-        if not chosen:
-            raise LinesError(f"no checkpoint could be measured: {bench.failures[0]}")
+        chosen = _choose(bench, document, ranked, score)
         selected = soup_recipe(document, chosen)
         recipes = {
             "uniform": unscaled(every),
@@ -112,6 +105,21 @@ def greedy(
         test=tested,
         failures=tuple(bench.failures),
     )
+
+
+def _choose(
+    bench: Bench, document: Recipe, ranked: Sequence[int], score: Callable[[Record], float]
+) -> list[int]:
+    """Return the checkpoints that make the mean of those before them strictly better."""
+    chosen, best = list[int](), float("-inf")
+    for number in ranked:
+        trial = [*chosen, number]
+        record = bench.measure(unscaled(soup_recipe(document, trial)))
+        if record.metrics and score(record) > best:
+            chosen, best = trial, score(record)
+    if not chosen:
+        raise LinesError(f"no checkpoint could be measured: {bench.failures[0]}")
+    return chosen
 
 
 def soup_recipe(document: Recipe, chosen: Sequence[int]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Sweep:
         test: of the chosen point, its uniform and unscaled neighbours, the best uniform
             coefficient of the grid and the inputs, by what they are called; empty where no
             test evaluators were given.
-        task: the model's, as the Hub calls it.
+        pipeline_tag: the model's, as the Hub has it.
         failures: what could not be measured or scored, in sentences.
     """
 
@@ -61,7 +61,7 @@ class Sweep:
     inputs: Mapping[str, Record]
     input_scores: Mapping[str, float]
     test: Mapping[str, Record] = field(default_factory=dict)
-    task: str = "other"
+    pipeline_tag: str = "other"
     failures: tuple[str, ...] = ()
 
     @property
@@ -154,7 +154,7 @@ def sweep(
             result = replace(
                 result,
                 test=dict(_tested(bench, chosen, result)),
-                task="text-generation" if bench.live.generates else "other",
+                pipeline_tag="text-generation" if bench.live.generates else "other",
             )
         if not result.tested:  # what an earlier run reported was of another choice, perhaps
             Path(out, CARD).unlink(missing_ok=True)

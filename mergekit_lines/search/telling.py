@@ -174,7 +174,7 @@ def write_results(swept: Sweep, path: Path) -> None:
     record = swept.test[LINES]
     results = [
         {
-            "task": {"type": swept.task},
+            "task": {"type": swept.pipeline_tag},
             "dataset": {"type": "custom", "name": metric.origin},
             "metrics": [{"type": name, "name": name, "value": metric.value}],
         }

@@ -126,18 +126,13 @@ class Checker:
         base = inputs.get(task.base_model)
         first = (base or next(iter(inputs.values()))).tensor
         if stored.shape != first.shape:
-            raise LinesError(
-                f"tensor {task.output_weight.name}: has the shape {tuple(stored.shape)}, by its "
-                f"inputs {tuple(first.shape)}. Merge again."
-            )
+            shapes = f"{tuple(stored.shape)}, by its inputs {tuple(first.shape)}"
+            raise _refusal(task, f"has the shape {shapes}")
         if not all(one.tensor.is_floating_point() for one in inputs.values()):
             return compare_equal(first, stored)
         dtype = dtype_from_name(task.out_dtype) or dtype_from_name(task.dtype)
         if dtype not in (None, stored.dtype):
-            raise LinesError(
-                f"tensor {task.output_weight.name}: stored in {stored.dtype}, by its recipe "
-                f"{dtype}. Merge again."
-            )
+            raise _refusal(task, f"stored in {stored.dtype}, by its recipe {dtype}")
         method = registered(task.method_name).wrapped.spec.name
         if method not in RESTATED or base is None:
             self._own.add(method)
@@ -173,10 +168,7 @@ class Checker:
                 {model: one.tensor.to(dtype) for model, one in inputs.items()}
             )
             if result is None:
-                raise LinesError(
-                    f"tensor {task.output_weight.name}: {task.method_name} gives none, and one is "
-                    f"stored. Merge again."
-                )
+                raise _refusal(task, f"{task.method_name} gives none, and one is stored")
             return result
 
         return compare_whole(
@@ -186,3 +178,7 @@ class Checker:
             stored,
             coefficient,
         )
+
+
+def _refusal(task: LinesTask, text: str) -> LinesError:
+    return LinesError(f"tensor {task.output_weight.name}: {text}. Merge again.")

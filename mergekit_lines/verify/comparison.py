@@ -114,7 +114,7 @@ def compare_whole(
         stop = min(start + PIECE, size)
         widest = torch.zeros(stop - start, dtype=torch.float64)
         for one in inputs:
-            values, error = one.run(start, stop)
+            values, error = one.piece(start, stop)
             widest = torch.maximum(widest, values.abs() + error)
         bound = UNCOUNTED * rounding(torch.float32) * (1 + abs(coefficient)) * widest
         piece = stored.reshape(-1)[start:stop]
@@ -156,8 +156,8 @@ def _kept(merged: Restated, number: int, shape: Sequence[int]) -> Kept:
     error = None if exact else torch.empty_like(delta)
     for start in range(0, size, PIECE):
         stop = min(start + PIECE, size)
-        base, base_error = merged.base.run(start, stop)
-        values, own = merged.models[number].run(start, stop)
+        base, base_error = merged.base.piece(start, stop)
+        values, own = merged.models[number].piece(start, stop)
         torch.sub(values, base, out=delta[start:stop])
         if error is not None:
             torch.add(own, base_error, out=error[start:stop])
@@ -166,10 +166,10 @@ def _kept(merged: Restated, number: int, shape: Sequence[int]) -> Kept:
 
 
 def _piece(merged: Restated, kept: Sequence[Kept], start: int, stop: int) -> Piece:
-    base, base_error = merged.base.run(start, stop)
+    base, base_error = merged.base.piece(start, stop)
     deltas, errors = [], []
     for model in merged.models:
-        values, own = model.run(start, stop)
+        values, own = model.piece(start, stop)
         delta = values - base
         deltas.append(delta)
         errors.append(rounding(merged.arithmetic) * delta.abs() + own + base_error)

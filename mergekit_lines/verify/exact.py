@@ -55,7 +55,7 @@ class Exact:
             error = torch.maximum(error, self.error)
         return Exact(self.tensor.to(dtype).double(), error)
 
-    def run(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def piece(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the entries [start, stop) and their errors, 1-D, float64."""
         values = self.tensor.reshape(-1)[start:stop].double()
         if self.error is None:

@@ -21,7 +21,7 @@ from mergekit_lines.kernels.draws import Draws
 from mergekit_lines.verify.parameters import RESTATED, Parameters
 
 DRAWN = ("random", "rows")
-_RUN = 1 << 20
+_AT_ONCE = 1 << 20  # entries
 _WORD = 1 << 32
 
 
@@ -83,12 +83,14 @@ def keep(
         kept = _largest(magnitude, error, size - bottom, unit)
         kept = _without(kept, _largest(magnitude, error, size - min(size, bottom + count), unit))
     elif kind == "random":
-        kept = _below(_uniform(key, 0, size), torch.tensor(density, dtype=torch.float64))
+        kept = _where_doubtful(*_below(_uniform(key, 0, size), density))
     else:
         kept = _by_rows(magnitude, error, shape, density, parameters.epsilons[model], key, unit)
     if parameters.rescale and kept.stays is not None:
         before = float(magnitude.sum())
-        parts = zip(torch.split(magnitude, _RUN), torch.split(kept.stays, _RUN), strict=True)
+        parts = zip(
+            torch.split(magnitude, _AT_ONCE), torch.split(kept.stays, _AT_ONCE), strict=True
+        )
         after = sum(float(part[stays].sum()) for part, stays in parts)
         if before >= 1e-7 and after >= 1e-7:  # mergekit matches no norm below
             kept.factor = before / after
@@ -137,17 +139,21 @@ def draws_key(seed: int, name: str, model: int) -> bytes:
 def _uniform(key: bytes, start: int, count: int) -> torch.Tensor:
     """Return the draws of the entries from ``start`` on, in [0, 1)."""
     result = torch.empty(count, dtype=torch.float64)
-    for first in range(0, count, _RUN):
-        run = result[first : first + _RUN]
-        drawn = Draws(start + first, run.numel(), torch.device("cpu")).draw(key)
-        run.copy_(drawn).add_(_WORD / 2).div_(_WORD)
+    for first in range(0, count, _AT_ONCE):
+        piece = result[first : first + _AT_ONCE]
+        drawn = Draws(start + first, piece.numel(), torch.device("cpu")).draw(key)
+        piece.copy_(drawn).add_(_WORD / 2).div_(_WORD)
     return result
 
 
-def _below(draws: torch.Tensor, odds: torch.Tensor) -> Kept:
+def _below(draws: torch.Tensor, odds: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which draws are below, and for which that is doubtful."""
     # Draws are whole multiples of 2⁻³², so that is how exactly probabilities are met.
-    doubtful = (draws - odds).abs_() <= 1 / _WORD
-    return Kept(draws < odds, doubtful if bool(doubtful.any()) else None)
+    return draws < odds, (draws - odds).abs_() <= 1 / _WORD
+
+
+def _where_doubtful(stays: torch.Tensor, doubtful: torch.Tensor) -> Kept:
+    return Kept(stays, doubtful if bool(doubtful.any()) else None)
 
 
 def _by_rows(
@@ -165,14 +171,14 @@ def _by_rows(
     stays = torch.empty(magnitude.numel(), dtype=torch.bool)
     doubtful = torch.empty_like(stays)
     row = length * rest
-    step = max(1, _RUN // row)
+    step = max(1, _AT_ONCE // row)
     for first in range(0, rows, step):
-        run = slice(first * row, min(first + step, rows) * row)
+        piece = slice(first * row, min(first + step, rows) * row)
 
-        def along(values: torch.Tensor, run: slice = run) -> torch.Tensor:
-            return values[run].view(-1, length, rest).transpose(1, 2)
+        def along(values: torch.Tensor, piece: slice = piece) -> torch.Tensor:
+            return values[piece].view(-1, length, rest).transpose(1, 2)
 
-        draws = _uniform(key, run.start, run.stop - run.start).view(-1, length, rest)
+        draws = along(_uniform(key, piece.start, piece.stop - piece.start), slice(None))
         slack = 2 * unit * along(magnitude)
         exact = error is None
         if error is not None:
@@ -184,17 +190,12 @@ def _by_rows(
             else torch.full_like(slack, density)
             for rank in ranks
         ]
-        certain, lower, upper = (_below(draws.transpose(1, 2), probability) for probability in odds)
-        unsure = torch.zeros_like(slack, dtype=torch.bool)
-        for one in (certain, lower, upper):
-            if one.doubtful is not None:
-                unsure |= one.doubtful
-        assert lower.stays is not None and upper.stays is not None  # noqa: S101, PT018 - of _below
-        unsure |= lower.stays != upper.stays
-        assert certain.stays is not None  # noqa: S101 - likewise
-        stays[run] = certain.stays.transpose(1, 2).reshape(-1)
-        doubtful[run] = unsure.transpose(1, 2).reshape(-1)
-    return Kept(stays, doubtful if bool(doubtful.any()) else None)
+        below, vague = zip(*(_below(draws, one) for one in odds), strict=True)
+        certain, lower, upper = below
+        unsure = reduce(torch.logical_or, [*vague, lower != upper])
+        stays[piece] = certain.transpose(1, 2).reshape(-1)
+        doubtful[piece] = unsure.transpose(1, 2).reshape(-1)
+    return _where_doubtful(stays, doubtful)
 
 
 def _ranks(

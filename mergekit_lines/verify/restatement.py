@@ -90,17 +90,9 @@ def outcome(
     if RESTATED[parameters.method][1]:
         # Only where there is anything to elect from.
         doubtful = (total.abs() <= bound) & (sizes > 0)
-        positive = (total >= 0) != turned
-        divisor = torch.zeros(piece.base.shape, dtype=arithmetic)
-        total, sizes, bound = (torch.zeros_like(piece.base) for _ in range(3))
-        for term, own, weight in zip(terms, bounds, weights, strict=True):
-            agrees = ((term > 0) & positive) | ((term < 0) & ~positive)
+        for term, own in zip(terms, bounds, strict=True):
             doubtful |= (term.abs() <= own) & (own > 0)
-            total += term * agrees
-            sizes += term.abs() * agrees
-            bound += own * agrees
-            # The weights are rounded to the arithmetic's dtype first: that is mergekit's method.
-            divisor += weight * agrees
+        total, sizes, bound, divisor = _elected(terms, bounds, weights, (total >= 0) != turned)
         bound += count * unit * sizes
         divisor[divisor == 0] = 1
     else:
@@ -115,6 +107,25 @@ def outcome(
     # Four roundings on the way (division, two products, the last sum), and of the base's part.
     bound = bound * scale.abs() + 4 * unit * scaled.abs() + unit * result.abs() + piece.base_error
     return result, bound, doubtful
+
+
+def _elected(
+    terms: Sequence[torch.Tensor],
+    bounds: Sequence[torch.Tensor],
+    weights: torch.Tensor,
+    positive: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the sums of the terms of the elected sign, of their sizes, bounds and weights."""
+    total, sizes, bound = (torch.zeros(positive.shape, dtype=torch.float64) for _ in range(3))
+    divisor = torch.zeros(positive.shape, dtype=weights.dtype)
+    for term, own, weight in zip(terms, bounds, weights, strict=True):
+        agrees = ((term > 0) & positive) | ((term < 0) & ~positive)
+        total += term * agrees
+        sizes += term.abs() * agrees
+        bound += own * agrees
+        # The weights are rounded to the arithmetic's dtype first: that is mergekit's method.
+        divisor += weight * agrees
+    return total, sizes, bound, divisor
 
 
 def spacing(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

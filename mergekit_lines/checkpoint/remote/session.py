@@ -134,7 +134,8 @@ class _Patient:
         for tries in count(1):
             response = self._answer(request)
             if response.status_code not in BUSY or not _may_repeat(request, response):
-                response.stream = _watched(response.stream, request, self)
+                kind: type = type(response.stream)
+                response.stream = _watched_class(kind)(response.stream, request, self)
                 return response
             wait = asked_wait(response.headers)
             wait = min(2.0 ** (tries - 1), 8.0) if wait is None else wait
@@ -245,15 +246,8 @@ class _Watched:
         self._stream.close()
 
 
-def _watched(stream: Any, request: Any, transport: _Patient) -> Any:
-    return _watched_class(_byte_stream(type(stream)))(stream, request, transport)
-
-
-def _byte_stream(kind: type) -> type:
-    """Return httpx's own class of streams, which its client insists on."""
-    return next(base for base in kind.__mro__ if base.__name__ == "SyncByteStream")
-
-
 @functools.cache
-def _watched_class(base: type) -> type:
+def _watched_class(kind: type) -> type:
+    # Of httpx's own class of streams, which its client insists on.
+    base = next(base for base in kind.__mro__ if base.__name__ == "SyncByteStream")
     return type("Watched", (_Watched, base), {})

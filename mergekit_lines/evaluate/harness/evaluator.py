@@ -12,19 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_lines.errors import LinesError, nearest, reason
+from mergekit_lines.evaluate.code import same_directory
 from mergekit_lines.evaluate.functions import as_number, failures
 from mergekit_lines.evaluate.harness.tasks import Tasks
 from mergekit_lines.evaluate.metric import Completions, Metric, metric
 from mergekit_lines.evaluate.models import input_device, still, text_tokenizer
-from mergekit_lines.evaluate.sources import same_directory
-from mergekit_lines.evaluate.spec import (
-    Settings,
-    Spec,
-    check_name,
-    count,
-    natural,
-    read_options,
-)
+from mergekit_lines.evaluate.spec import Settings, Spec, check_name, count, natural, read_options
 
 BATCH_SIZE = 8
 PREFERRED = ("acc_norm", "acc", "exact_match")

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from mergekit_lines.evaluate.sources import code_files
+from mergekit_lines.evaluate.code import code_files
 from mergekit_lines.files import file_digest
 
 
