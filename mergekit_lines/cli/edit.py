@@ -82,8 +82,11 @@ def edit(model: str, base: str, out: str | None, print_recipe: bool, **flags: An
     mergekit_lines.register()
     if files:
         _edit_file(files, Path(str(out)), recipe, flags)
-    else:
-        _edit_folder(str(out), recipe, flags)
+        return
+    from mergekit import merge  # not `run_merge` by name: register() puts ours in its place
+
+    options = _options(flags)
+    merge.run_merge(_config(recipe), str(out), options=options, config_source=recipe)
 
 
 def _check_usage(
@@ -132,13 +135,6 @@ def recipe_text(model: str, base: str, flags: dict[str, Any]) -> str:
         recipe, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf")
     )
     return str(text)
-
-
-def _edit_folder(out: str, recipe: str, flags: dict[str, Any]) -> None:
-    from mergekit import merge  # not `run_merge` by name: register() puts ours in its place
-
-    options = _options(flags)
-    merge.run_merge(_config(recipe), out, options=options, config_source=recipe)
 
 
 def _edit_file(files: tuple[Path, Path], out: Path, recipe: str, flags: dict[str, Any]) -> None:

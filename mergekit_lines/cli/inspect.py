@@ -130,13 +130,9 @@ def _json(inspections: list[Any], recipe: Path) -> str:
     from mergekit_lines._version import __version__
     from mergekit_lines.inspection.findings import FORMAT
 
-    content = {
-        "format": FORMAT,
-        "mergekit_lines": __version__,
-        "recipe": str(recipe),
-        "documents": [one.to_dict() for one in inspections],
-    }
-    return visible_json(content)
+    documents = [one.to_dict() for one in inspections]
+    head = {"format": FORMAT, "mergekit_lines": __version__, "recipe": str(recipe)}
+    return visible_json({**head, "documents": documents})
 
 
 def _draw(inspections: list[Any], path: Path, refused: bool) -> tuple[Problem, ...]:

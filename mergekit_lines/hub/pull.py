@@ -6,12 +6,11 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from mergekit.common import ModelPath, ModelReference
 from mergekit.config import MergeConfiguration
@@ -37,6 +36,8 @@ from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.reading import one_document
 from mergekit_lines.report.flags import are_safe, safe_flags
 from mergekit_lines.report.origins import Origins, is_local, is_repo_id
+
+_ADAPTER = re.compile(r"adapter_(config\.json|model\..+)")
 
 
 @dataclass(frozen=True)
@@ -240,27 +241,24 @@ def _on_hub(name: str, part: ModelPath) -> tuple[Need, str | None]:
     headers = remote_headers(part.path, part.revision)
     if headers.problems or not isinstance(headers, HubHeaders):
         return Need(name, "not to be had"), headers.problems[0]
-    size = sum(missing(headers).values())
-    return Need(name, "on the Hub" if size else "in the local cache", size), None
+    return _need(name, headers), None
+
+
+def _need(name: str, files: HubFiles, kind: str = "") -> Need:
+    size = sum(missing(files).values())
+    return Need(name, f"{'on the Hub' if size else 'in the local cache'}{kind}", size)
 
 
 def _adapter(name: str, part: ModelPath) -> tuple[Need, str | None]:
     try:
-        info = HfApi().model_info(part.path, revision=part.revision, files_metadata=True)
+        files = files_of(part.path, part.revision)
     except Exception as error:  # noqa: BLE001 - the Hub's clients raise a dozen kinds
         return Need(name, "not to be had"), reading(f"adapter {name}", error)
-    sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or []}
-    files = [file for file in sizes if re.fullmatch(r"adapter_(config\.json|model\..+)", file)]
-    if "adapter_config.json" not in files or len(files) == 1:
+    sizes = {file: size for file, size in files.files.items() if _ADAPTER.fullmatch(file)}
+    if "adapter_config.json" not in sizes or len(sizes) == 1:
         return (
             Need(name, "not to be had"),
             f"adapter {name}: found no adapter_config.json with weights beside it on the Hub, "
             f"wanted a PEFT adapter. Check the name.",
         )
-    size = sum(
-        sizes[file]
-        for file in files
-        if not isinstance(try_to_load_from_cache(part.path, file, revision=info.sha), str)
-    )
-    where = "on the Hub" if size else "in the local cache"
-    return Need(name, f"{where}, an adapter", size), None
+    return _need(name, replace(files, files=sizes), ", an adapter"), None

@@ -117,7 +117,9 @@ class Bench:
         with ExitStack() as stack:
             stack.enter_context(ending_on_sigterm())
             folder = stack.enter_context(search_folder(out))
-            work = _empty(folder / WORK)
+            work = folder / WORK
+            shutil.rmtree(work, ignore_errors=True)  # of a search that was killed
+            work.mkdir()
             stack.callback(shutil.rmtree, work, ignore_errors=True)
             self.live = stack.enter_context(LiveModel(first, **{"offload_folder": work, **model}))
             self.store = Store(folder, {"the recipe": document, **judges, **self._identity(model)})
@@ -248,10 +250,3 @@ def failures_of(record: Record) -> list[str]:
 
 def _place(evaluator: Evaluator) -> str:
     return f"{evaluator.split} {evaluator.spec}"
-
-
-def _empty(folder: Path) -> Path:
-    """Make a folder anew; what a killed search left in it is nobody's."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return folder
