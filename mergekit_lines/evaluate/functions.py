@@ -18,10 +18,10 @@ from mergekit_lines.errors import LinesError, nearest, reason
 from mergekit_lines.evaluate.code import code_files, same_directory
 from mergekit_lines.evaluate.metric import Completions, Metric, metric
 from mergekit_lines.evaluate.models import still
-from mergekit_lines.evaluate.spec import Settings, Spec, check_name, one_of, read_options
+from mergekit_lines.evaluate.spec import FromSpec, Settings, Spec, check_name, one_of, read_options
 
 
-class PythonFunction:
+class PythonFunction(FromSpec):
     """A function of model and tokenizer that returns numbers.
 
     It is called as ``function(model, tokenizer)``, with ``split="validation"`` or ``"test"`` if
@@ -42,12 +42,10 @@ class PythonFunction:
             LinesError: it cannot be found, or an option is wrong.
         """
         options = read_options(spec, {"direction": one_of("higher", "lower")})
-        self.spec = spec.text
-        self.split = split
         self._function, self._code = find_function(spec)
         self._place = spec.args
         self._prefix = "" if spec.name is None else f"{spec.name}_"
-        self.name = check_name(spec.text, spec.name or function_name(spec))
+        super().__init__(spec, split, spec.name or function_name(spec))
         self._higher = options.get("direction", "higher") == "higher"
         self._seed = settings.seed
         self._takes_split = _takes_split(self._function)
@@ -58,16 +56,9 @@ class PythonFunction:
         That is the function's file and the modules that it imports, as :mod:`.code` says.
         Files that it reads are not known.
         """
-        return {
-            "spec": self.spec,
-            "name": self.name,
-            "split": self.split,
-            "options": {"direction": "higher" if self._higher else "lower", "seed": self._seed},
-            "data": {},
-            "code": self._code,
-            "function": self._place,
-            "takes_split": self._takes_split,
-        }
+        options = {"direction": "higher" if self._higher else "lower", "seed": self._seed}
+        function = {"function": self._place, "takes_split": self._takes_split}
+        return {**self.described(options, {}, self._code), **function}
 
     def digests(self) -> None:
         """Return None: the function's examples are its own."""

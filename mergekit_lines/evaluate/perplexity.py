@@ -19,14 +19,14 @@ from mergekit_lines.evaluate.models import (
     text_tokenizer,
     token_ids,
 )
-from mergekit_lines.evaluate.spec import Settings, Spec, check_name, count, read_options
+from mergekit_lines.evaluate.spec import FromSpec, Settings, Spec, count, read_options
 from mergekit_lines.evaluate.texts import read_texts, text_digest
 
 BATCH_SIZE = 8
 MAX_LENGTH = 1024
 
 
-class Perplexity:
+class Perplexity(FromSpec):
     """Token-weighted perplexity: exp(Σ negative log-likelihood / number of tokens).
 
     Of a file of paragraphs, or of JSON lines with a ``text``, each a document. Before a document
@@ -50,9 +50,7 @@ class Perplexity:
             LinesError: it cannot be read, or an option is wrong.
         """
         options = read_options(spec, {"batch_size": count, "max_length": count, "limit": count})
-        self.spec = spec.text
-        self.split = split
-        self.name = check_name(spec.text, spec.name or "perplexity")
+        super().__init__(spec, split, spec.name or "perplexity")
         self._batch_size: int = options.get("batch_size", settings.batch_size or BATCH_SIZE)
         self._max_length: int | None = options.get("max_length")
         self._limit: int | None = options.get("limit", settings.limit)
@@ -61,18 +59,12 @@ class Perplexity:
 
     def identity(self) -> dict[str, Any]:
         """Return what the number hangs on: options and the file's digest."""
-        return {
-            "spec": self.spec,
-            "name": self.name,
-            "split": self.split,
-            "options": {
-                "batch_size": self._batch_size,
-                "max_length": self._max_length,
-                "limit": self._limit,
-            },
-            "data": {str(self._file.path): self._file.sha256},
-            "code": {},
+        options = {
+            "batch_size": self._batch_size,
+            "max_length": self._max_length,
+            "limit": self._limit,
         }
+        return self.described(options, {str(self._file.path): self._file.sha256}, {})
 
     def digests(self) -> frozenset[str]:
         """Return the digest of every document that is used."""

@@ -11,9 +11,9 @@ from mergekit_lines.evaluate.generation import Generation, generate
 from mergekit_lines.evaluate.metric import Completions, Metric, metric
 from mergekit_lines.evaluate.models import still, text_tokenizer
 from mergekit_lines.evaluate.spec import (
+    FromSpec,
     Settings,
     Spec,
-    check_name,
     count,
     natural,
     positive,
@@ -23,7 +23,7 @@ from mergekit_lines.evaluate.spec import (
 from mergekit_lines.evaluate.texts import read_texts, text_digest
 
 
-class Rewards:
+class Rewards(FromSpec):
     """The mean reward of a model's texts, as in reinforcement learning: higher is better.
 
     The function is called as ``function(prompts, completions)`` with two lists of texts, a
@@ -57,11 +57,9 @@ class Rewards:
                 "chat": truth,
             },
         )
-        self.spec = spec.text
-        self.split = split
         self.texts: tuple[list[str], list[str]] | None = None
         self._function, self._code = find_function(spec)
-        self.name = check_name(spec.text, spec.name or function_name(spec))
+        super().__init__(spec, split, spec.name or function_name(spec))
         path: Path | None = options.get("prompts", settings.prompts)
         if path is None:
             raise LinesError(
@@ -86,14 +84,8 @@ class Rewards:
 
     def identity(self) -> dict[str, Any]:
         """Return what the number hangs on: options, the prompts, and the function's file."""
-        return {
-            "spec": self.spec,
-            "name": self.name,
-            "split": self.split,
-            "options": {**self._generation.to_json(), "limit": self._limit},
-            "data": {str(self._file.path): self._file.sha256},
-            "code": self._code,
-        }
+        options = {**self._generation.to_json(), "limit": self._limit}
+        return self.described(options, {str(self._file.path): self._file.sha256}, self._code)
 
     def digests(self) -> frozenset[str]:
         """Return the digest of every prompt that is used."""

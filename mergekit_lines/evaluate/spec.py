@@ -93,6 +93,21 @@ def check_name(spec: str, name: object) -> str:
     return name
 
 
+class FromSpec:
+    """What every evaluator has of its spec: the text, the split and its name."""
+
+    def __init__(self, spec: Spec, split: str, name: str) -> None:
+        self.spec, self.split = spec.text, split
+        self.name = check_name(spec.text, name)
+
+    def described(
+        self, options: Mapping[str, Any], data: Mapping[str, str], code: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """Return these, and what else the numbers hang on, as an identity has them."""
+        described = {"spec": self.spec, "name": self.name, "split": self.split}
+        return {**described, "options": options, "data": data, "code": code}
+
+
 def rename(spec: str) -> str:
     """Return the advice to give an evaluator another name."""
     named = _NAME.fullmatch(spec)

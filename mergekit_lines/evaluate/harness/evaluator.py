@@ -17,13 +17,21 @@ from mergekit_lines.evaluate.functions import as_number, failures
 from mergekit_lines.evaluate.harness.tasks import Tasks
 from mergekit_lines.evaluate.metric import Completions, Metric, metric
 from mergekit_lines.evaluate.models import input_device, still, text_tokenizer
-from mergekit_lines.evaluate.spec import Settings, Spec, check_name, count, natural, read_options
+from mergekit_lines.evaluate.spec import (
+    FromSpec,
+    Settings,
+    Spec,
+    check_name,
+    count,
+    natural,
+    read_options,
+)
 
 BATCH_SIZE = 8
 PREFERRED = ("acc_norm", "acc", "exact_match")
 
 
-class Harness:
+class Harness(FromSpec):
     """Tasks, groups and tags of lm-evaluation-harness, a metric for each.
 
     A group that defines an aggregate is one metric; one that does not, and a tag, is a metric
@@ -59,10 +67,8 @@ class Harness:
                 "metric": str,
             },
         )
-        self.spec = spec.text
-        self.split = split
+        super().__init__(spec, split, spec.name or "lm_eval")
         self._label = spec.name
-        self.name = spec.name or "lm_eval"
         self._asked = [task.strip() for task in spec.args.split(",")]
         if not all(self._asked) or len(set(self._asked)) != len(self._asked):
             raise LinesError(
@@ -94,22 +100,16 @@ class Harness:
             LinesError: the harness is not installed, or a task cannot be loaded.
         """
         tasks = self._load()
-        return {
-            "spec": self.spec,
-            "name": self.name,
-            "split": self.split,
-            "options": {
-                "limit": self._limit,
-                "num_fewshot": self._shots,
-                "batch_size": self._batch_size,
-                "metric": self._metric,
-                "seed": self._seed,
-            },
-            "data": tasks.data,
-            "code": tasks.code,
-            "tasks": sorted(tasks.tasks),
-            "version": importlib.metadata.version("lm_eval"),
+        options = {
+            "limit": self._limit,
+            "num_fewshot": self._shots,
+            "batch_size": self._batch_size,
+            "metric": self._metric,
+            "seed": self._seed,
         }
+        version = importlib.metadata.version("lm_eval")
+        named = {"tasks": sorted(tasks.tasks), "version": version}
+        return {**self.described(options, tasks.data, tasks.code), **named}
 
     def digests(self) -> frozenset[str] | None:
         """Return the harness's SHA-256 of every document, None before the first measurement."""
