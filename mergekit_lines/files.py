@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -98,6 +99,23 @@ def module_folders(modules: Any) -> dict[str, str]:
 def is_module_folder(path: str) -> bool:
     """Tell whether a path that ``modules.json`` names is that of a folder below the model's."""
     return all(travels(part) and "." not in part for part in path.split("/"))
+
+
+def names_no_class(place: Path) -> bool:
+    """Tell whether a model is a file, or a folder whose config.json names no architecture.
+
+    timm's and open_clip's models are such: their tensors' names are all that a merge has.
+    """
+    if place.is_file():
+        return True
+    path = place / "config.json"
+    try:
+        if not path.is_file() or path.stat().st_size > _BLOCK:
+            return False
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # which is told where the model is checked
+        return False
+    return isinstance(config, dict) and config.get("architectures") is None
 
 
 def file_digest(path: Path) -> str:

@@ -74,7 +74,14 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def read_headers(folder: Path) -> Headers:
-    """Read the headers of every shard that mergekit would load from ``folder``."""
+    """Read the headers of every shard that mergekit would load from ``folder``.
+
+    A safetensors file is a checkpoint of itself: timm's and open_clip's come so.
+    """
+    if folder.is_file():
+        headers = Headers()
+        headers.tensors = read_shard(folder.parent, folder.name, headers.problems)
+        return headers
     forms = {name for name in FORMS if (folder / name).exists()}
     if problem := unfit_forms(f"{folder}", forms):
         return Headers(problems=[problem])

@@ -71,8 +71,8 @@ class OpenedModels:
         Raises:
             LinesError: a shard cannot be opened, or is not whole.
         """
-        folder = Path(loader.index.base_path)
-        headers = read_headers(folder)
+        folder, own = Path(loader.index.base_path), Path(model.model.path)
+        headers = read_headers(own if own.is_file() else folder)
         if headers.problems:
             raise LinesError(headers.problems)
         opened = OpenedModel(folder, loader, headers.tensors, adapter, copied_from)

@@ -13,12 +13,13 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mergekit_lines.checkpoint.out import HIDDEN_CONFIG, Out
+from mergekit_lines.checkpoint.out import Out
 from mergekit_lines.checkpoint.state import (
     MARK,
     has_digest,
@@ -116,24 +117,28 @@ class Partial:
     def publish(self, shards: Sequence[ShardLayout]) -> None:
         """Make all files durable and move them to OUT: shards, index, config, then the folder.
 
-        Into a folder that holds other things, files are moved one by one, config.json last:
-        nothing loads a model without it.
+        Into a folder that holds other things, files are moved one by one, config.json last, or
+        the weights where there is none: nothing loads a model without it.
 
         Raises:
             LinesError: a shard is not what was planned.
             ResumableError: a file in OUT would be overwritten.
         """
-        config = self.path / "config.json"
-        if config.exists():
-            config.rename(self.path / HIDDEN_CONFIG)
+        config, hidden = self.path / self.out.last, self.path / self.out.hidden
         index = index_of(shards)
+        if config.exists():
+            config.rename(hidden)
+        else:
+            self.out = replace(self.out, last=INDEX if index else shards[0].file)
         names = {whole_name(shard.file): shard.file for shard in shards}
         self._check_clash({**names, **({"": INDEX} if index else {})})
         for shard in shards:
             check_shard(self.path / whole_name(shard.file), shard)
-            (self.path / whole_name(shard.file)).rename(self.path / shard.file)
+            place = hidden if shard.file == self.out.last else self.path / shard.file
+            (self.path / whole_name(shard.file)).rename(place)
         if index is not None:
-            (self.path / INDEX).write_text(index, encoding="utf-8")
+            place = hidden if self.out.last == INDEX else self.path / INDEX
+            place.write_text(index, encoding="utf-8")
         for path in self.path.rglob("*"):
             sync(path)
         # A rename would leave whoever works in OUT in a folder that is no longer there.
@@ -141,7 +146,7 @@ class Partial:
         if here or (self.out.path.is_dir() and any(self.out.path.iterdir())):
             self._move_files()
         else:
-            (self.path / HIDDEN_CONFIG).rename(config)
+            hidden.rename(self.path / self.out.last)
             sync(self.path)
             self.path.rename(self.out.path)
             (self.out.path / MARK).unlink(missing_ok=True)

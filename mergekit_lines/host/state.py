@@ -16,6 +16,9 @@ from mergekit.common import ModelPath, ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
+from transformers import PretrainedConfig
+
+from mergekit_lines.files import names_no_class
 
 # mergekit's caches and torch's generators are global to the process.
 ONE_AT_A_TIME = threading.RLock()
@@ -31,10 +34,28 @@ def fresh_caches() -> Iterator[None]:
     LoaderCache().loaders.clear()
     infer_architecture_info.cache_clear()
     try:
-        yield
+        with _configs_without_a_class():
+            yield
     finally:
         LoaderCache().flush_all()
         LoaderCache().loaders.clear()
+
+
+@contextmanager
+def _configs_without_a_class() -> Iterator[None]:
+    """Give models that transformers has no class for, by name, an empty config."""
+    original = ModelReference.config
+
+    def config(self: ModelReference, trust_remote_code: bool = False) -> Any:
+        if names_no_class(Path(self.model.path)):
+            return PretrainedConfig()
+        return original(self, trust_remote_code)
+
+    ModelReference.config = config
+    try:
+        yield
+    finally:
+        ModelReference.config = original
 
 
 @contextmanager

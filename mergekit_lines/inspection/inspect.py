@@ -147,7 +147,7 @@ def _with_tokenizer(
         check_tokenizers(config, options, prepared.tokenizer)
         rows = vocabulary(config, prepared.tokenizer)
         remarks.notes += lost_tokens(prepared.tokenizer)
-        if all(Path(model.model.path).is_dir() for model in models_in_order(config)):
+        if all(Path(model.model.path).exists() for model in models_in_order(config)):
             remarks.notes += left_behind(config, donor_folders(config)[0])
     return rows
 

@@ -14,7 +14,7 @@ from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.writer import ShardLayout
-from mergekit_lines.files import holds_tokenizer
+from mergekit_lines.files import holds_tokenizer, names_no_class
 from mergekit_lines.plan.tokenizer import own_folder
 from mergekit_lines.recipe.models import carried, models_in_order
 from mergekit_lines.report.companions import (
@@ -29,7 +29,13 @@ from mergekit_lines.report.companions import (
     carry_code,
     companions,
 )
-from mergekit_lines.report.usage import CONFIG, TOKENIZER_CONFIG, differences, finish_config
+from mergekit_lines.report.usage import (
+    CONFIG,
+    TOKENIZER_CONFIG,
+    differences,
+    finish_config,
+    keep_config,
+)
 
 
 def carried_files(
@@ -97,6 +103,8 @@ def carry(
     """
     donor, base = carried(config), models_in_order(config)[0]
     own, of_base = own_folder(donor), own_folder(base)
+    if names_no_class(Path(base.model.path)):
+        keep_config(partial, of_base)
     finish_config(partial, _dtype(shards), own if donor != base else None)
     for one in files:
         # mergekit has written these already, perhaps with another template.

@@ -20,6 +20,7 @@ from mergekit_lines.checkpoint.remote.failures import reading, status_of, unreac
 from mergekit_lines.checkpoint.remote.headers import files_of
 from mergekit_lines.checkpoint.stand_ins import outward_links, pointers
 from mergekit_lines.errors import LinesError, Problem, TextError, nearest_name, reason
+from mergekit_lines.files import names_no_class
 from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.spelling import spelling_problem
 
@@ -35,6 +36,9 @@ def check_models(config: MergeConfiguration, options: MergeOptions) -> list[Prob
         problems_of_model = list(_check_model(model, options))
         problems += problems_of_model
         if not problems_of_model:
+            if names_no_class(Path(model.model.path)):
+                kinds[model] = "", "of no class of transformers"
+                continue
             own = model.config(trust_remote_code=options.trust_remote_code)
             kinds[model] = own.model_type or "", ", ".join(own.architectures or [])
     # Classes of one type share a trunk, and their heads are told apart by name.
@@ -53,13 +57,32 @@ def _check_model(model: ModelReference, options: MergeOptions) -> Iterator[str]:
     if misspelt := spelling_problem(model):
         yield misspelt
         return
-    if folder.is_dir():
+    if folder.is_file():
+        yield from _check_file(model)
+    elif folder.is_dir():
         problems = list(_check_files(folder)) or list(_check_config(folder))
         yield from problems or [*_check_loading(model, options), *read_headers(folder).problems]
     else:
         yield from _check_hub(model, options)
     if model.lora is not None:
         yield from _check_adapter(model.lora)
+
+
+def _check_file(model: ModelReference) -> Iterator[str]:
+    """Check a model that is one file: nothing says of it what its names do not."""
+    path = Path(model.model.path)
+    if path.suffix != ".safetensors":
+        yield (
+            f"model {path}: found a {path.suffix or 'nameless'} file, wanted a folder or a "
+            f".safetensors file. Save its weights with safetensors."
+        )
+    elif model.lora is not None:
+        yield (
+            f"model {model}: found an adapter over a file, wanted one over a transformers model, "
+            f"by whose config its layers are found. Merge the adapter first."
+        )
+    else:
+        yield from read_headers(path).problems
 
 
 def _check_files(folder: Path) -> Iterator[str]:
@@ -69,6 +92,8 @@ def _check_files(folder: Path) -> Iterator[str]:
 
 
 def _check_loading(model: ModelReference, options: MergeOptions) -> Iterator[str]:
+    if names_no_class(Path(model.model.path)):
+        return
     try:
         model.config(trust_remote_code=options.trust_remote_code)
     except Exception as error:  # noqa: BLE001 - transformers validates with a dozen kinds
@@ -91,12 +116,12 @@ def _check_config(folder: Path) -> Iterator[str]:
     except (OSError, ValueError) as error:
         yield f"{path}: cannot be read ({reason(error)}), wanted a JSON object. Download it again."
         return
-    architectures = config.get("architectures") if isinstance(config, dict) else None
+    architectures = config.get("architectures") if isinstance(config, dict) else ()
     names = architectures if isinstance(architectures, list) else []
-    if len(names) != 1 or not isinstance(names[0], str):
+    if architectures is not None and (len(names) != 1 or not isinstance(names[0], str)):
         yield (
             f"{path}: found {architectures!r} for architectures, wanted a list of one name, by "
-            f"which mergekit knows the layout. Save the model "
+            f"which transformers knows the class. Save the model "
             f'with save_pretrained, or add e.g. "architectures": ["LlamaForCausalLM"].'
         )
     elif config.get("quantization_config") and not plain_dtypes(folder):

@@ -30,7 +30,7 @@ from transformers.core_model_loading import WeightRenaming
 from mergekit_lines.checkpoint.headers import Headers
 from mergekit_lines.checkpoint.loading import tried_loading
 from mergekit_lines.checkpoint.ties import model_class, tied_names
-from mergekit_lines.errors import reason
+from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.host.process import silent
 from mergekit_lines.host.state import names_from_indexes
 from mergekit_lines.lines.depth import block_depths, natural_key
@@ -105,15 +105,33 @@ def headers_layout(
         return None
     names = {model: list(LoaderCache().get(model).index.tensor_paths) for model in headers}
     whole = _is_whole(base, headers, options)
-    if whole is None:  # a class of nobody's: of models with the same names none lacks anything
-        held_by_all = [{n for n in held if not recomputed(n)} for held in names.values()]
-        whole = all(held == held_by_all[0] for held in held_by_all)
-    if not whole:
+    if whole is None:
+        _check_names(base, names)
+    elif not whole:
         return None
     held = held_names(base, names, options)
     if not all(_is_whole(model, headers, options) for model in held.other_heads):
         return None
     return layout_from_names(held, options)
+
+
+def _check_names(base: ModelReference, names: Mapping[ModelReference, Sequence[str]]) -> None:
+    """Refuse models of unlike names where no class says what a model needs.
+
+    Raises:
+        LinesError: names the tensors.
+    """
+    own = {name for name in names[base] if not recomputed(name)}
+    for model, held in names.items():
+        others = {name for name in held if not recomputed(name)}
+        lost, more = sorted(own - others), sorted(others - own)
+        if lost or more:
+            parts = [f"lacks {some(lost, 3)}"] * bool(lost) + [f"has {some(more, 3)}"] * bool(more)
+            raise LinesError(
+                f"model {model}: {' and '.join(parts)}, unlike base_model {base}; transformers "
+                f"has no class that says what is needed, wanted models of the same tensors. Use "
+                f"the base that it was fine-tuned from."
+            )
 
 
 def _is_whole(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
-from mergekit.io import LazyTensorLoader
+from mergekit.io import LazyTensorLoader, ShardedTensorIndex
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
@@ -31,6 +31,9 @@ def open_model(model: ModelReference) -> LazyTensorLoader:
     Raises:
         LinesError: a file is missing or broken, or an adapter does not fit its base.
     """
+    own = Path(model.model.path)
+    if own.is_file() and model not in LoaderCache().loaders:
+        LoaderCache().loaders[model] = loader_of(own, read_headers(own).tensors or {})
     try:
         with warnings.catch_warnings():
             # PEFT starts what an adapter's file lacks with random numbers, and only warns.
@@ -45,6 +48,17 @@ def open_model(model: ModelReference) -> LazyTensorLoader:
             f"model {model}: its files ({files or 'on the Hub'}) cannot be opened "
             f"({reason(error)}). Download or save it again.{made_for}"
         ) from error
+
+
+def loader_of(place: Path, tensors: Mapping[str, TensorHeader]) -> LazyTensorLoader:
+    """Return mergekit's loader of a folder, or of a file that is a checkpoint, by its headers."""
+    folder = place.parent if place.is_file() else place
+    paths = {name: header.file for name, header in tensors.items()}
+    return LazyTensorLoader(
+        ShardedTensorIndex(
+            base_path=str(folder), is_safetensors=True, tensor_paths=paths, shards=[]
+        )
+    )
 
 
 def open_models(

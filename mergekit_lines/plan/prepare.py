@@ -12,7 +12,6 @@ import torch
 from mergekit import merge as mergekit_merge
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
-from mergekit.io import LazyTensorLoader, ShardedTensorIndex
 from mergekit.io.loader import LazyPickleLoader
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
@@ -32,7 +31,7 @@ from mergekit_lines.plan.layout import (
     names_of,
     renamed_tensors,
 )
-from mergekit_lines.plan.opening import adapter_of, open_model
+from mergekit_lines.plan.opening import adapter_of, loader_of, open_model
 from mergekit_lines.plan.planned import MergeRun, PlannedTensor, planning
 from mergekit_lines.plan.planner import LayoutError, LinesPlanner
 from mergekit_lines.plan.tokenizer import OrderedTokenizer
@@ -281,18 +280,14 @@ def _feed(model: ModelReference, options: MergeOptions) -> Headers:
     An adapter changes values and no names: its base's index stands for both.
     """
     folder = Path(model.model.path)
-    if not folder.is_dir():
+    if not folder.exists():
         headers = remote_headers(model.model.path, model.model.revision, options.transformers_cache)
     else:
         headers = read_headers(folder)
     if headers.tensors is None and not headers.problems:
         _feed_pickle(model, options)
     elif headers.tensors is not None:
-        paths = {name: header.file for name, header in headers.tensors.items()}
-        index = ShardedTensorIndex(
-            base_path=str(folder), is_safetensors=True, tensor_paths=paths, shards=[]
-        )
-        LoaderCache().loaders[model] = LazyTensorLoader(index)
+        LoaderCache().loaders[model] = loader_of(folder, headers.tensors)
     return headers
 
 

@@ -122,7 +122,12 @@ def donor_folders(config: MergeConfiguration, adapter: Path | None = None) -> li
 
 
 def own_folder(model: ModelReference) -> Path:
-    """Return a model's own folder, without what an adapter makes of it."""
+    """Return a model's own folder, without what an adapter makes of it.
+
+    A model that is one file has none: what lies beside it is not of it.
+    """
+    if Path(model.model.path).is_file():
+        return Path(model.model.path)
     plain = LoaderCache().loaders.get(ModelReference(model=model.model))
     return Path((plain or LoaderCache().get(model)).index.base_path)
 

@@ -25,7 +25,7 @@ def effective_options(
     places = [donor.model, base.model, *([donor.lora] if donor.lora else [])]
     folders = [Path(place.path) for place in dict.fromkeys(places)]
     wants = options.copy_tokenizer and not (config.tokenizer or config.tokenizer_source)
-    local = all(folder.is_dir() for folder in folders)
+    local = all(folder.exists() for folder in folders)
     if wants and local and not any(map(holds_tokenizer, folders)):
         say(f"{folders[0]} holds no tokenizer: none is copied")
         update["copy_tokenizer"] = False

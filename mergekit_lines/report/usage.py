@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,18 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder
 _TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "additional_special_tokens")
 # Of generation_config.json, what tells of the writer and not of the model.
 _WRITER = ("transformers_version", "_from_model_config")
+
+
+def keep_config(folder: Path, source: Path) -> None:
+    """Give a merged model the config that its base has, or none, in the place of an empty one.
+
+    Args:
+        folder: the merged model.
+        source: the base's folder; or a file, which has no config.
+    """
+    (folder / CONFIG).unlink(missing_ok=True)
+    if (source / CONFIG).is_file():
+        shutil.copy(source / CONFIG, folder / CONFIG)
 
 
 def finish_config(folder: Path, dtype: str | None, tokens: Path | None) -> None:

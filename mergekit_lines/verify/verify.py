@@ -58,7 +58,7 @@ def verify(out: Path, choice: Choice) -> Verdict:
     run = replace(MergeRun.of(config, options), seed=report["seed"])
     with ONE_AT_A_TIME, one_thread(), ExitStack() as stack:
         # Before the plan, which would say of a changed model only that it does not fit.
-        here = {model: name for model, name in names.items() if Path(model.model.path).is_dir()}
+        here = {model: name for model, name in names.items() if Path(model.model.path).exists()}
         with fresh_caches():
             _check_inputs(report, here, options, strict=choice.strict)
         with fresh_caches():
