@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import click
 import torch
+import yaml
 from mergekit.merge_methods.base import ParameterScope, TensorGroup
+from mergekit.options import MergeOptions
+from tqdm import tqdm
 
-from mergekit_lines.errors import LinesError, nearest, tell
+from mergekit_lines.errors import LinesError, nearest, some, tell
+from mergekit_lines.lines.alpha import Contribution, NormCollector, find_alpha
 from mergekit_lines.lines.depth import BlockDepth
 from mergekit_lines.lines.outside import checked_depths, described
-from mergekit_lines.lines.placed import Placed, ScheduleWords
+from mergekit_lines.lines.placed import AUTO, Placed, ScheduleWords
 from mergekit_lines.merges.groups import bind, check_groups
 from mergekit_lines.merges.state_dicts import merge_group
 from mergekit_lines.methods.registry import method_for, postprocess_method
-from mergekit_lines.methods.words import LINES_WORDS
+from mergekit_lines.methods.words import LINES_WORDS, plain_sum_factors
 from mergekit_lines.methods.wrapped import LinesMethod, Scaling
 
 COMMAND = "mergekit.scripts.merge_raw_pytorch"
@@ -45,7 +52,7 @@ def merge_raw(
         out_dtype: dtype of the result.
 
     Raises:
-        LinesError: the command is another one, a word is at fault, or ``alpha`` is ``auto``.
+        LinesError: the command is another one, or a word is at fault.
     """
     names = _names(group.base.id) if group.base else None
     if names is None:
@@ -57,18 +64,86 @@ def merge_raw(
     check_groups(name, [group], dtype, out_dtype)
     method = postprocess_method() if name == "lines_postprocess" else method_for(resolved["wrap"])
     (values,) = bind(method, [group], _given(method, group, resolved))
-    if values["alpha"] == "auto":
-        raise LinesError(
-            "parameters.alpha: found 'auto', wanted a finite number: Eq. 2 compares norms over the "
-            "whole model, and mergekit-pytorch shows one tensor at a time. Give alpha (for "
-            "task_arithmetic of N models with one weight w, Eq. 2 is 1/(N*w)), or merge with "
-            "merge_state_dicts in Python."
-        )
     tensor = str(group.metadata.name)
     depth = _depth(tensor, names, values["blocks"], values["num_blocks"])
     placed = Placed(tensor, depth, ScheduleWords.of(values))
-    scaling = Scaling(placed.coefficient(), _seed(values))
+    measured = MEASURED.get()
+    if measured is not None:
+        models = [entry.id for entry in group.non_base]
+        factors = plain_sum_factors(method.wrapped.spec.name, values, models)
+        measured.contributions.append(Contribution(placed, frozenset(models), factors))
+        measured.wraps.add(method.wrapped.spec.name)
+        norm = values["norm"]
+        collector = measured.collectors.setdefault(norm, NormCollector(1 if norm == "l1" else 2))
+        scaling = Scaling(1.0, _seed(values), collector=collector)
+        return merge_group(method, group, values, scaling, dtype, out_dtype)
+    alpha = None
+    if placed.words.alpha == AUTO:
+        context = click.get_current_context(silent=True)
+        if context is None:
+            raise LinesError(
+                "parameters.alpha: found 'auto', and no command whose recipe says what else is "
+                "merged, wanted a finite number: Eq. 2 compares norms over the whole model."
+            )
+        alpha = _alpha(context)
+    scaling = Scaling(placed.coefficient(alpha), _seed(values))
     return merge_group(method, group, values, scaling, dtype, out_dtype)
+
+
+@dataclass
+class Measured:
+    """What Eq. 2 asks of the whole model, gathered tensor by tensor."""
+
+    contributions: list[Contribution] = field(default_factory=list)
+    collectors: dict[str, NormCollector] = field(default_factory=dict)
+    wraps: set[str] = field(default_factory=set)
+
+
+MEASURED: ContextVar[Measured | None] = ContextVar("mergekit_lines_measured", default=None)
+
+
+@lru_cache(maxsize=1)
+def _alpha(context: click.Context) -> float:
+    """Return α of Eq. 2 of the whole recipe: its tensors are read once more, one at a time.
+
+    Raises:
+        LinesError: the norms give no α, or it would be compared over unlike merges.
+    """
+    script: Any = sys.modules[COMMAND]
+    loaders = script.SimpleLoaderCache()
+    text = Path(context.params["config_path"]).read_text(encoding="utf-8")
+    tasks = script.plan_flat_merge(
+        script.RawPyTorchMergeConfig.model_validate(yaml.safe_load(text)),
+        out_path=context.params["out_path"],
+        tensor_union=context.params["tensor_union"],
+        tensor_intersection=context.params["tensor_intersection"],
+        options=MergeOptions(lazy_unpickle=loaders.lazy_unpickle),
+    )
+    measured = Measured()
+    token = MEASURED.set(measured)
+    try:
+        saves = [task for task in tasks if isinstance(task, script.SaveTensor)]
+        for save in tqdm(saves, desc="Measuring task vectors (alpha: auto)", delay=2):
+            merge = save.tensor_task
+            loads = merge.gather_tensors.tensors
+            tensors = {model: load.execute() for model, load in loads.items()}
+            merge.execute({m: tensor for m, tensor in tensors.items() if tensor is not None})
+    finally:
+        MEASURED.reset(token)
+    if len(measured.wraps) > 1 or len(measured.collectors) > 1:
+        raise LinesError(
+            f"parameters.alpha: found 'auto' over {some(sorted(measured.wraps))} and norms "
+            f"{some(sorted(measured.collectors))}, wanted one wrap and one norm: Eq. 2 compares "
+            f"the norms of one merge over the whole model. Give alpha as a number."
+        )
+    ((norm, collected),) = measured.collectors.items()
+    calibration = find_alpha(
+        measured.contributions, norm, lambda own: own.terms.update(collected.terms)
+    )
+    if calibration is None:
+        raise LinesError("parameters.alpha: found 'auto' for no tensor at all.")
+    tell(f"alpha = {calibration.alpha} (auto: Eq. 2, {calibration.models} models)")
+    return calibration.alpha
 
 
 def _names(base: Hashable) -> tuple[str, ...] | None:

@@ -360,6 +360,27 @@ def test_raw_merge_gives_the_recipes_tensors(
     assert_same(models.read(out), want)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"wrap": "ties", "density": 0.5, "weight": 1.0},
+        {"weight": 0.25},
+        {"wrap": "dare_linear", "density": 0.5, "seed": 3, "norm": "l2"},
+    ],
+    ids=["ties", "closed form", "dare_linear"],
+)
+def test_raw_merge_finds_the_recipes_alpha(
+    words: dict[str, Any], llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: Path
+) -> None:
+    """With an automatic alpha ``mergekit-pytorch`` reads the model twice, and writes the same."""
+    document = recipe("lines", llama_base, llama_a, llama_b, beta=0.5, **words)
+    want = models.read(in_process(document, tmp_path / "yaml"))
+    result, out = pytorch(document, tmp_path)
+    result.succeeded()
+    assert "alpha = " in result.stderr
+    assert_same(models.read(out), want)
+
+
 def test_raw_merge_of_a_model_that_mergekit_does_not_know(tmp_path: Path) -> None:
     """A ViT goes through ``mergekit-pytorch`` whole, each tensor at its depth (in float64)."""
     base = models.vit(tmp_path / "base", layers=3)
@@ -395,7 +416,6 @@ def test_raw_merge_takes_the_random_seed_flag(
 @pytest.mark.parametrize(
     ("words", "texts"),
     [
-        ({"beta": 0.5}, ("parameters.alpha: found 'auto'", "Give alpha", "merge_state_dicts")),
         ({"alpha": 0.5}, ("parameters.beta: found nothing",)),
         ({"alpha": 0.5, "beta": 0.5, "wrap": "tie"}, ("Did you mean 'ties'?",)),
         (
