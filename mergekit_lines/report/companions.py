@@ -85,6 +85,8 @@ def companions(folder: Path) -> tuple[list[Companion], list[str]]:
     Raises:
         LinesError: a file of the modules may not or cannot be copied.
     """
+    if folder.is_file():  # the model is this file alone
+        return [], []
     notes: list[str] = []
     problems: list[str] = []
     sizes = {
