@@ -105,7 +105,8 @@ def carry(
     own, of_base = own_folder(donor), own_folder(base)
     if names_no_class(Path(base.model.path)):
         keep_config(partial, of_base)
-    finish_config(partial, _dtype(shards), own if donor != base else None)
+    else:
+        finish_config(partial, _dtype(shards), own if donor != base else None)
     for one in files:
         # mergekit has written these already, perhaps with another template.
         if one.kind not in (TOKENIZER, TEMPLATES) or not (partial / one.name).exists():
