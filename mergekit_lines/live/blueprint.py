@@ -17,7 +17,7 @@ from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 from transformers import AutoTokenizer, GenerationConfig
 
-from mergekit_lines.checkpoint.opened import OpenedModels
+from mergekit_lines.checkpoint.opened import OpenedModels, adapter_folder
 from mergekit_lines.checkpoint.remote.downloads import files_from_hub, hub_models
 from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.checkpoint.room import check_room
@@ -34,9 +34,15 @@ from mergekit_lines.plan.opening import open_models
 from mergekit_lines.plan.planned import MergeRun
 from mergekit_lines.plan.prepare import prepare
 from mergekit_lines.plan.sizes import Sizes
-from mergekit_lines.plan.tokenizer import check_tokenizers, vocabulary
+from mergekit_lines.plan.tokenizer import (
+    check_tokenizers,
+    donor_folders,
+    own_folder,
+    vocabulary,
+)
 from mergekit_lines.plugin import register
 from mergekit_lines.recipe.checks import check_recipe
+from mergekit_lines.recipe.models import carried, models_in_order
 from mergekit_lines.recipe.options import effective_options
 from mergekit_lines.recipe.reading import merge_options, parsed, read_recipe
 
@@ -194,6 +200,12 @@ class Blueprint:
             LoaderCache().setup(options=self.options)
             models = open_models(self.recipe, self.options, folder, stack)
             models.check_adapters([item.task.gather_tensors for item in self.prepared.planned])
+            donor = carried(self.recipe)
+            adapter = adapter_folder(donor) if donor.lora else None
+            tokenizer = donor_folders(self.recipe, adapter)[0]
+            own = [own_folder(donor), own_folder(models_in_order(self.recipe)[0])]
+            first = [] if tokenizer in own else [tokenizer]
+            self._tokenizer, self.texts_from = tokenizer, list(dict.fromkeys([*first, *own]))
         return models
 
     def _check_devices(self) -> None:
@@ -206,41 +218,34 @@ class Blueprint:
                     f"device {device}: is not there ({reason(error)}). Name one that is."
                 ) from error
 
-    @hub_session()
     def tokenizer(self) -> Any:
-        """Return the output's tokenizer, or None where the base has none.
+        """Return the output's tokenizer, or None where there is none; the inputs were opened.
 
         Raises:
-            LinesError: the base's cannot be loaded.
+            LinesError: it cannot be loaded.
         """
-        base = self.recipe.base_model
         if self.prepared.tokenizer is not None:
             tokenizer = self.prepared.tokenizer.execute().tokenizer
-        elif not self.options.copy_tokenizer or base is None:
+        elif not self.options.copy_tokenizer:
             return None
         else:
             try:
                 tokenizer = AutoTokenizer.from_pretrained(
-                    base.model.path,
-                    revision=base.model.revision,
-                    trust_remote_code=self.options.trust_remote_code,
+                    self._tokenizer, trust_remote_code=self.options.trust_remote_code
                 )
             except Exception as error:
                 raise LinesError(
-                    f"tokenizer: the one of {base} cannot be loaded ({reason(error)}). Save it "
-                    f"again, or give copy_tokenizer=False to go without it."
+                    f"tokenizer: the one in {self._tokenizer} cannot be loaded ({reason(error)}). "
+                    f"Save it again, or give copy_tokenizer=False to go without it."
                 ) from error
         mergekit_merge._set_chat_template(tokenizer, self.recipe)
         return tokenizer
 
     def configure(self, model: Any) -> None:
-        """Give the model the base's settings of generation, as transformers would on loading."""
-        base = self.recipe.base_model
-        if base is None or not hasattr(model, "generation_config"):
+        """Give the opened model the settings of generation that a merge carries."""
+        if not hasattr(model, "generation_config"):
             return
-        try:
-            model.generation_config = GenerationConfig.from_pretrained(
-                base.model.path, revision=base.model.revision
-            )
-        except OSError:  # it has none: what the config says is what there is
-            return
+        for folder in self.texts_from:
+            if (folder / "generation_config.json").is_file():
+                model.generation_config = GenerationConfig.from_pretrained(folder)
+                return

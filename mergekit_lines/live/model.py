@@ -59,6 +59,16 @@ class Calibrations:
         self._found[self.key] = value
 
 
+def _texts(folder: Path) -> dict[str, str]:
+    """Return the digests of the texts in a model's folder."""
+    return {
+        path.name: file_digest(path)
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".json", ".jinja", ".txt", ".model") and path.is_file()
+        if not path.name.endswith(".index.json")
+    }
+
+
 class LiveModel:
     """One model on a device; :meth:`set` makes its weights those of other coefficients.
 
@@ -155,19 +165,16 @@ class LiveModel:
         return bool(can and can())
 
     def describe_inputs(self) -> dict[str, Any]:
-        """Return what tells the inputs from changed ones: of each model, and of the base's texts.
+        """Return what tells the inputs from changed ones: of each model, and of the texts in use.
 
-        Weights by file, size, time and digest of the header; the base's config, tokenizer and
-        settings of generation by their SHA-256.
+        Weights by file, size, time and digest of the header; the base's config, and tokenizer and
+        settings of generation of the model that a merge takes them from, by their SHA-256.
         """
         base = self._models.models[self._blueprint.recipe.base_model].folder
-        texts = {
-            path.name: file_digest(path)
-            for path in sorted(base.iterdir())
-            if path.suffix in (".json", ".jinja", ".txt", ".model") and path.is_file()
-            if not path.name.endswith(".index.json")
-        }
-        return {"models": self._models.describe(), "texts of the base": texts}
+        others = [folder for folder in self._blueprint.texts_from if folder != base]
+        own, *carried = (_texts(folder) for folder in (base, *others))
+        description = {"models": self._models.describe(), "texts of the base": own}
+        return {**description, "texts that are carried": carried} if carried else description
 
     @property
     def recipe(self) -> dict[str, Any]:
