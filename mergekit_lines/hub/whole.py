@@ -65,6 +65,11 @@ def merged_model(folder: Path) -> MergedModel:
 
 
 def _report(folder: Path) -> dict[str, Any]:
+    if not (folder / REPORT).exists():
+        raise LinesError(
+            f"{folder}: found no {REPORT}, wanted the folder of a merge by `merge_method: lines` "
+            f"or `lines_postprocess`. {AGAIN}"
+        )
     content = read_report(folder)
     if not content.get("output", {}).get("shards"):
         raise LinesError(
