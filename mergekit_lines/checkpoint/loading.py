@@ -90,6 +90,41 @@ def meta_model(config: Any, *, trust_remote_code: bool = False) -> Any:
     return model
 
 
+def text_tower(config: Any, other: Any) -> Any:
+    """Return the part of a config that another config's model is a tower of, or None.
+
+    Of a vision-language model that is its language model's.
+
+    Args:
+        config: of the whole model.
+        other: of the model that may be a part of it.
+    """
+    part = config.get_text_config()
+    is_part = part is not config and part.model_type == other.model_type != config.model_type
+    return part if is_part else None
+
+
+def names_in_tower(model: Any, config: Any, names: Iterable[str]) -> dict[str, str]:
+    """Return what a whole model calls the tensors of a checkpoint of its language model.
+
+    Args:
+        model: the whole one, of transformers, on any device.
+        config: of the checkpoint.
+        names: of the checkpoint's tensors.
+
+    Raises:
+        Exception: of any kind, where transformers cannot make the checkpoint's model.
+    """
+    decoder = model.get_decoder()
+    place = next(name for name, module in model.named_modules() if module is decoder)
+    part = meta_model(config)
+    prefix = f"{part.base_model_prefix}." if hasattr(part, part.base_model_prefix) else ""
+    return {
+        stored: f"{place}.{name.removeprefix(prefix)}" if name.startswith(prefix) else name
+        for stored, name in ModelNames(part).of(names).items()
+    }
+
+
 class ModelNames:
     """A model's names for what checkpoints hold under its own names or older ones.
 

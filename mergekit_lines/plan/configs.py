@@ -10,6 +10,7 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
+from mergekit_lines.checkpoint.loading import text_tower
 from mergekit_lines.errors import Problem
 from mergekit_lines.recipe.models import models_in_order
 
@@ -91,10 +92,11 @@ def _by_model(
     models = models_in_order(config)
     base = config.base_model or models[0]
     trust = options.trust_remote_code
+    whole = base.config(trust_remote_code=trust)
     for model in models:
         if model.model != base.model:
             own = model.config(trust_remote_code=trust)
-            yield model, differences(base.config(trust_remote_code=trust), own)
+            yield model, differences(text_tower(whole, own) or whole, own)
 
 
 def _flat(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from mergekit_lines.checkpoint.bounded import check_regular, read_config, read_json, special_files
 from mergekit_lines.checkpoint.headers import plain_dtypes, read_headers
+from mergekit_lines.checkpoint.loading import text_tower
 from mergekit_lines.checkpoint.remote.downloads import fetch
 from mergekit_lines.checkpoint.remote.failures import reading, status_of, unreached
 from mergekit_lines.checkpoint.remote.headers import files_of
@@ -31,25 +33,44 @@ def check_models(config: MergeConfiguration, options: MergeOptions) -> list[Prob
     Models on the Hub are asked for their config only.
     """
     problems: list[str | Problem] = []
-    kinds: dict[ModelReference, tuple[str, str]] = {}
+    kinds: dict[ModelReference, Any] = {}
     for model in models_in_order(config):
         problems_of_model = list(_check_model(model, options))
         problems += problems_of_model
         if not problems_of_model:
-            if names_no_class(Path(model.model.path)):
-                kinds[model] = "", "of no class of transformers"
-                continue
-            own = model.config(trust_remote_code=options.trust_remote_code)
-            kinds[model] = own.model_type or "", ", ".join(own.architectures or [])
-    # Classes of one type share a trunk, and their heads are told apart by name.
-    alike = {kind if config.models is None else kind[:1] for kind in kinds.values()}
-    if len(alike) > 1 and not options.allow_crimes:
-        listed = ", ".join(f"{model} is {name}" for model, (_, name) in kinds.items())
+            own = not names_no_class(Path(model.model.path))
+            kinds[model] = (
+                model.config(trust_remote_code=options.trust_remote_code) if own else None
+            )
+    listed = ", ".join(
+        f"{model} is {', '.join(kind.architectures or []) if kind else 'of no class'}"
+        for model, kind in kinds.items()
+    )
+    if not options.allow_crimes and not _alike(list(kinds.values()), config):
         problems.append(
             f"the architectures differ ({listed}), wanted models fine-tuned from one base_model. "
             f"Change the models, or give --allow-crimes if their tensors fit all the same."
         )
     return list(map(Problem.of, problems))
+
+
+def _alike(kinds: Sequence[Any], config: MergeConfiguration) -> bool:
+    """Tell whether models may be of one trunk, by transformers' configs; None: of no class.
+
+    Classes of one type share it, with heads of their own; a language model may be a
+    vision-language model's, which is the base then.
+    """
+    base = kinds[0] if kinds else None
+    for kind in kinds:
+        if (kind is None) != (base is None):
+            return False
+        if base is None or kind.architectures == base.architectures:
+            continue
+        if config.models is None:
+            return False
+        if kind.model_type != base.model_type and text_tower(base, kind) is None:
+            return False
+    return True
 
 
 def _check_model(model: ModelReference, options: MergeOptions) -> Iterator[str]:

@@ -169,6 +169,7 @@ def layout_from_names(held: HeldNames, options: MergeOptions) -> ModelArchitectu
     config = held.base.config(trust_remote_code=options.trust_remote_code)
     of_base = held.stored[held.base]
     depths = block_depths(of_base)
+    held.check_blocks()
     tied = tied_names(config, of_base.values())
     aliases = held.aliases()
     common = set.intersection(

@@ -13,9 +13,15 @@ from mergekit.architecture.auto import infer_vocabulary_axes
 from mergekit.common import ModelReference
 from mergekit.options import MergeOptions
 
-from mergekit_lines.checkpoint.loading import ModelNames, meta_model
+from mergekit_lines.checkpoint.loading import (
+    ModelNames,
+    meta_model,
+    names_in_tower,
+    text_tower,
+)
 from mergekit_lines.errors import LinesError, some
 from mergekit_lines.host.process import silent
+from mergekit_lines.lines.depth import block_depths, containers
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,23 @@ class HeldNames:
                     aliases[own][name] = None
         self._check(aliases)
         return {name: tuple(sorted(others)) for name, others in aliases.items()}
+
+    def check_blocks(self) -> None:
+        """Refuse models of another number of blocks than the base has in the same place.
+
+        Raises:
+            LinesError: names them, or the names of a model's blocks have gaps.
+        """
+        counts = {
+            model: containers(block_depths(set(n.values()))) for model, n in self.stored.items()
+        }
+        for model, own in counts.items():
+            for place, count in counts[self.base].items():
+                if own.get(place, count) != count:
+                    raise LinesError(
+                        f"model {model}: has {own[place]} blocks where base_model {self.base} has "
+                        f"{count} ({place}), wanted models fine-tuned from base_model."
+                    )
 
     def _check(self, aliases: Mapping[str, Collection[str]]) -> None:
         """Refuse names that stand for one tensor in one model and for another in the next."""
@@ -90,9 +113,13 @@ def held_names(
     except Exception:  # noqa: BLE001 - a class that is not there; then no axis is known
         return HeldNames(base, {m: {n: n for n in names[m]} for m in order}, others, {})
     stored = {one: model_names.of(names[one]) for one in order}
+    configs = {one: one.config(trust_remote_code=trust) for one in others}
+    towers = {one for one in others if text_tower(config, configs[one]) is not None}
+    with silent():
+        stored |= {one: names_in_tower(model, configs[one], names[one]) for one in towers}
     if others and not options.allow_crimes:
         of_base = set(stored[base].values())
-        for one in others:
+        for one in others - towers:
             heads = [
                 name
                 for name in stored[one].values()

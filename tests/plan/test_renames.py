@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import yaml
 from safetensors.torch import load_file, save_file
 
 from mergekit_lines.errors import LinesError
@@ -182,3 +183,80 @@ def test_a_buffer_that_only_the_base_holds_stays(tmp_path: Path) -> None:
     lost = set(models.read(base)) - set(merged)
     assert lost <= set(buffer)
     assert not set(merged) - set(models.read(base))
+
+
+def language_model(path: Path, **options: Any) -> Path:
+    """Make a LLaMA of the sizes that the tiny Llava's language model has."""
+    config = transformers.LlamaConfig(**{**DECODER, **options})
+    return models.save("LlamaForCausalLM", config, path, seed=9)
+
+
+def test_a_language_model_merges_into_a_vision_language_model(tmp_path: Path) -> None:
+    """The ready recipe scales the language tower by its depth, and leaves vision as it was."""
+    row = ROW["LlavaForConditionalGeneration"]
+    base, tuned = row.save(tmp_path / "base"), language_model(tmp_path / "a")
+    file = Path(__file__).parents[2] / "recipes" / "vlm-language-tower.yml"
+    text = yaml.safe_load(file.read_text(encoding="utf-8"))
+    text |= {"base_model": str(base), "models": [{"model": str(tuned)}], "out_dtype": "float32"}
+    in_process(text, tmp_path / "out")
+    origin, merged, language = (models.read(path) for path in (base, tmp_path / "out", tuned))
+    assert set(merged) == set(origin)
+    inside = 0
+    for name, tensor in merged.items():
+        if not name.startswith("language_model."):
+            assert torch.equal(tensor, origin[name]), name
+            continue
+        own = language[name.removeprefix("language_model.")].double()
+        depth = row.depth(name) or 0.0
+        expected = origin[name].double() + (0.2 + 0.6 * depth) * (own - origin[name].double())
+        assert models.max_error_ratio(tensor, expected) <= 1e-6, name
+        inside += 1
+    assert inside == len(language)
+    _, loading = transformers.LlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not loading["missing_keys"]
+
+
+def test_one_coefficient_for_each_tower(tmp_path: Path) -> None:
+    """mergekit's filters give the towers of a CLIP coefficients of their own."""
+    row = ROW["CLIPModel"]
+    base = row.save(tmp_path / "base")
+    tuned = models.finetuned(base, tmp_path / "a", seed=2)
+    text = recipe(base, tuned, weight=1.0)
+    text["parameters"]["alpha"] = [{"filter": "vision_model", "value": 0.0}, {"value": 1.0}]
+    text["parameters"]["beta"] = [{"filter": "vision_model", "value": 0.5}, {"value": 0.0}]
+    in_process(text, tmp_path / "out")
+    origin, changed, merged = (models.read(path) for path in (base, tuned, tmp_path / "out"))
+    for name, tensor in merged.items():
+        coefficient = 0.5 * (row.depth(name) or 0.0) if "vision_model" in name else 1.0
+        start = origin[name].double()
+        expected = start + coefficient * (changed[name].double() - start)
+        assert models.max_error_ratio(tensor, expected) <= 1e-6, name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_attention_heads": 8, "num_key_value_heads": 4}, "num_attention_heads"),
+        ({"num_hidden_layers": 2}, r"has 2 blocks where base_model .* has 3"),
+        ({"num_hidden_layers": 4}, r"has 4 blocks where base_model .* has 3"),
+        ({"vocab_size": 80}, "vocabulary sizes"),
+    ],
+)
+def test_a_language_model_of_another_shape_is_refused(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """It is not what the vision-language model was made from."""
+    base = ROW["LlavaForConditionalGeneration"].save(tmp_path / "base")
+    tuned = language_model(tmp_path / "a", **options)
+    with pytest.raises(LinesError, match=message):
+        in_process(recipe(base, tuned), tmp_path / "out")
+
+
+def test_a_model_of_another_type_is_refused(tmp_path: Path) -> None:
+    """A GPT-NeoX is no tower of a Llava, and no other class of its trunk."""
+    base = ROW["LlavaForConditionalGeneration"].save(tmp_path / "base")
+    tuned = ROW["GPTNeoXForCausalLM"].save(tmp_path / "a")
+    with pytest.raises(LinesError, match="the architectures differ"):
+        in_process(recipe(base, tuned), tmp_path / "out")

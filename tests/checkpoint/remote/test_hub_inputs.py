@@ -43,12 +43,12 @@ def online(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 def test_what_is_needed(online: Hub, tmp_path: Path) -> None:
-    """The weights once, configs and the tokenizer, with the bytes that are missing here."""
+    """The weights once, and every small file beside them, with the bytes that are missing here."""
     found = remote_headers("org/base", None, str(tmp_path))
     assert isinstance(found, RemoteHeaders) and not found.problems
     assert found.commit == online.state()["repos"]["org/base"]["log"][0]["sha"]
     assert set(found.files) == {
-        *("config.json", "generation_config.json", "model.safetensors"),
+        *("config.json", "generation_config.json", "model.safetensors", "notes.md"),
         *("tokenizer.json", "tokenizer_config.json"),
     }
     assert found.files["model.safetensors"] == online.files("org/base")["model.safetensors"][0]
