@@ -56,7 +56,7 @@ class Published:
     dtype: str
     parameters: int  # of the whole model
     per_block: int  # parameters of one of its 32 blocks
-    tensors_per_block: int  # of what mergekit writes
+    tensors_per_block: int  # two norms, four of attention, and the rest
 
     @property
     def shapes(self) -> Shapes:
@@ -92,7 +92,7 @@ LLAMA = Published(LLAMA_7B, "F16", 6_738_415_616, 202_383_360, 9)
 # A block of Mixtral-8x7B: (2 + 2/4)·4096² + 8·3·4096·14336 + 8·4096 + 2·4096. The model:
 # 46,702,792,704 parameters, as on its model card. mergekit writes the experts of a block as
 # transformers 5 holds them: all in gate_up_proj and down_proj.
-MIXTRAL = Published(MIXTRAL_8X7B, "BF16", 46_702_792_704, 1_451_270_144, 9)
+MIXTRAL = Published(MIXTRAL_8X7B, "BF16", 46_702_792_704, 1_451_270_144, 31)
 
 
 def write(

@@ -129,8 +129,8 @@ def _check_names(base: ModelReference, names: Mapping[ModelReference, Sequence[s
             parts = [f"lacks {some(lost, 3)}"] * bool(lost) + [f"has {some(more, 3)}"] * bool(more)
             raise LinesError(
                 f"model {model}: {' and '.join(parts)}, unlike base_model {base}; transformers "
-                f"has no class that says what is needed, wanted models of the same tensors. Use "
-                f"the base that it was fine-tuned from."
+                f"makes no such class, which would say what is needed, wanted models of the same "
+                f"tensors. Use the base that it was fine-tuned from."
             )
 
 

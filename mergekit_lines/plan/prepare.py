@@ -134,13 +134,13 @@ def _fitting(
         layout = mergekits_layout(config, options)
         prepared = _prepared(config, layout, options, run, headers, copied)
     except LayoutError as error:
-        layout = headers_layout(config, options, headers)
-        if layout is None:
-            raise
         try:
-            return _prepared(config, layout, options, run, headers, copied), [FROM_HEADERS]
+            layout = headers_layout(config, options, headers)
+            if layout is not None:
+                return _prepared(config, layout, options, run, headers, copied), [FROM_HEADERS]
         except LinesError as of_headers:
             raise (of_headers if error.models_agree else error) from None
+        raise
     strange = renamed_tensors(prepared.planned, config)
     if not strange or config.models is None:
         return prepared, []

@@ -26,7 +26,6 @@ from tests.e2e import runner
 from tests.inspection.command import inspect, told, write
 from tests.test_recipes import (  # the fixtures are asked for by name
     BLOCKS,
-    FILES,
     RECIPES,
     TABLE,
     Places,
@@ -41,7 +40,7 @@ __all__ = ["folders", "places"]
 # --- every recipe ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", TABLE)
 def test_recipes(file: str, places: Places, tmp_path: Path) -> None:
     """Each ready recipe shows the coefficients of its table and every entry of its base."""
     expected = TABLE[file]
@@ -72,7 +71,7 @@ def test_recipes(file: str, places: Places, tmp_path: Path) -> None:
     assert names == {name for name in base if not name.startswith(f"{expected.container}.")}
 
 
-@pytest.mark.parametrize("file", [name for name in FILES if len(documents(name)) > 1])
+@pytest.mark.parametrize("file", [name for name in TABLE if len(documents(name)) > 1])
 def test_recipes_of_several_documents(file: str, places: Places, tmp_path: Path) -> None:
     """Of a mergekit-multi file each document is told; one that merges another's output waits."""
     steps = documents(file)
@@ -248,7 +247,8 @@ def test_few_names_are_looked_through(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_memory_is_that_of_real_runs(tmp_path: Path) -> None:
     """The peak told is within 20% of the anonymous memory of ``mergekit-yaml`` at its peak.
 
-    Of a wrap that wants whole tensors, of experts that mergekit fuses, and of a pickled model:
+    Of a wrap that wants whole tensors, of experts that mergekit fuses where a recipe has slices,
+    and of a pickled model:
     the merge's own part is large each time.
     """
     small = {"num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 8}
@@ -287,6 +287,10 @@ def test_memory_is_that_of_real_runs(tmp_path: Path) -> None:
         }
         for name, ((base, *others), parameters) in runs.items()
     ]
+    sources = [{"model": entry["model"], "layer_range": [0, 1]} for entry in documents[1]["models"]]
+    sources.insert(0, {"model": documents[1]["base_model"], "layer_range": [0, 1]})
+    documents[1] = {k: v for k, v in documents[1].items() if k != "models"}
+    documents[1]["slices"] = [{"sources": sources}]
     path = write(tmp_path, *documents)
     command = ["mergekit-lines", "inspect", path, "--json"]
     inspected = json.loads(runner.run(command, tmp_path).succeeded().stdout)["documents"]
