@@ -12,9 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from mergekit_lines.errors import LinesError
 from tests import models
-from tests.architectures import DECODER, ENCODER, IMAGE, ROWS, TOKENS, Row
+from tests.architectures import ALPHA, BETA, ENCODER, IMAGE, ROWS, Row
 from tests.e2e.runner import in_process
-from tests.plan.test_layout import ALPHA, BETA, recipe
 
 ROW = {row.name: row for row in ROWS}
 WEIGHT = 0.5
@@ -25,6 +24,16 @@ def rename(path: Path, change: Callable[[str], str]) -> None:
     file = path / "model.safetensors"
     tensors = {change(name): tensor for name, tensor in load_file(file).items()}
     save_file(tensors, file, {"format": "pt"})
+
+
+def recipe(base: Path, *tuned: Path, **parameters: Any) -> dict[str, Any]:
+    """Return a recipe of ``lines`` around task arithmetic with equal weights."""
+    return {
+        "merge_method": "lines",
+        "base_model": str(base),
+        "models": [{"model": str(path)} for path in tuned],
+        "parameters": {"alpha": ALPHA, "beta": BETA, "weight": WEIGHT, **parameters},
+    }
 
 
 def check(
@@ -127,25 +136,13 @@ def test_a_cut_model_of_another_class_is_refused(tmp_path: Path) -> None:
         in_process(recipe(base, tuned), tmp_path / "out")
 
 
-EXPERTS: Mapping[str, Mapping[str, Any]] = {
-    "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "Qwen2Moe": {"num_experts": 4, "moe_intermediate_size": 16},
-    "Qwen3Moe": {"num_experts": 4, "moe_intermediate_size": 16, "head_dim": 8},
-    "Olmoe": {"num_experts": 4},
-}
-
-
-def experts(kind: str) -> Row:
-    """Return a row of a model whose files hold experts one by one."""
-    options = {**DECODER, **TOKENS, **EXPERTS[kind]}
-    config = getattr(transformers, f"{kind}Config")
-    return Row(f"{kind}ForCausalLM", lambda: config(**options), {"model.layers": 3})
+EXPERTS = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe")
 
 
 @pytest.mark.parametrize("kind", EXPERTS)
 def test_experts_stay_one_by_one(kind: str, tmp_path: Path) -> None:
     """The output has every expert under the name that the base's file gives it."""
-    row = experts(kind)
+    row = ROW[f"{kind}ForCausalLM"]
     base = row.save(tmp_path / "base")
     tuned = models.finetuned(base, tmp_path / "a", seed=2)
     assert any(".experts.3." in name for name in models.read(base))
@@ -155,7 +152,7 @@ def test_experts_stay_one_by_one(kind: str, tmp_path: Path) -> None:
 
 def test_what_ties_trims_is_counted_per_expert_of_the_files(tmp_path: Path) -> None:
     """Of each stored tensor by itself the larger half of the task vector is left."""
-    row = experts("Mixtral")
+    row = ROW["MixtralForCausalLM"]
     base = row.save(tmp_path / "base")
     tuned = models.finetuned(base, tmp_path / "a", seed=2)
     text = recipe(base, tuned, wrap="ties", density=0.5, weight=1.0, alpha=1.0, beta=0.0)
