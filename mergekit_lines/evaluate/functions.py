@@ -24,10 +24,11 @@ from mergekit_lines.evaluate.spec import FromSpec, Settings, Spec, check_name, o
 class PythonFunction(FromSpec):
     """A function of model and tokenizer that returns numbers.
 
-    It is called as ``function(model, tokenizer)``, with ``split="validation"`` or ``"test"`` if
-    it has a parameter of that name, without gradients and with seeded generators. It returns a
-    number, a mapping from names to numbers, or a mapping from names to one number per example,
-    whose mean is the value. A number's metric has the evaluator's name: NAME, or the function's.
+    It is called as ``function(model, tokenizer)``, with ``split="validation"`` or ``"test"`` and
+    the model's ``processor`` if it has parameters of these names, without gradients and with
+    seeded generators. It returns a number, a mapping from names to numbers, or a mapping from
+    names to one number per example, whose mean is the value. A number's metric has the
+    evaluator's name: NAME, or the function's.
     A mapping's metrics have the mapping's names, behind ``NAME_`` where the spec has one.
 
     Option: ``direction``: ``higher`` (is better, the default) or ``lower``.
@@ -48,7 +49,7 @@ class PythonFunction(FromSpec):
         super().__init__(spec, split, spec.name or function_name(spec))
         self._higher = options.get("direction", "higher") == "higher"
         self._seed = settings.seed
-        self._takes_split = _takes_split(self._function)
+        self._takes_split = _takes(self._function, "split")
 
     def identity(self) -> dict[str, Any]:
         """Return what the numbers hang on, as far as it can be known.
@@ -65,14 +66,20 @@ class PythonFunction(FromSpec):
         return
 
     def measure(
-        self, model: Any, tokenizer: Any, completions: Completions | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        completions: Completions | None = None,
+        processor: Callable[[], Any] | None = None,
     ) -> dict[str, Metric]:
         """Return the function's metrics.
 
         Raises:
             LinesError: the function raises, or does not return finite numbers.
         """
-        words = {"split": self.split} if self._takes_split else {}
+        words: dict[str, Any] = {"split": self.split} if self._takes_split else {}
+        if _takes(self._function, "processor"):
+            words["processor"] = processor() if processor else None
         with still(model, self._seed):
             # A copy: of a tokenizer, what one point sets would hold for the next.
             own = copy.deepcopy(tokenizer)
@@ -106,12 +113,12 @@ class PythonFunction(FromSpec):
         )
 
 
-def _takes_split(function: Callable[..., Any]) -> bool:
+def _takes(function: Callable[..., Any], name: str) -> bool:
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # some callables of C have none
         return False
-    return "split" in parameters
+    return name in parameters
 
 
 def as_number(value: object) -> float | None:

@@ -45,11 +45,16 @@ class Evaluator(Protocol):
         """Return the SHA-256 of each example's text, None as long as they are not known."""
 
     def measure(
-        self, model: Any, tokenizer: Any, completions: Completions | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        completions: Completions | None = None,
+        processor: Callable[[], Any] | None = None,
     ) -> dict[str, Metric]:
         """Return its metrics by name; ``tokenizer`` is None for a model without one.
 
-        ``completions`` are texts of this very model that another evaluator generated.
+        ``completions`` are texts of this very model that another evaluator generated;
+        ``processor`` loads what makes inputs of images and sounds.
         """
 
 
@@ -58,6 +63,7 @@ def measure_all(
     model: Any,
     tokenizer: Any,
     say: Callable[[str], None] = tell,
+    processor: Callable[[], Any] | None = None,
 ) -> dict[str, Metric]:
     """Measure one model with every evaluator; those that generate alike share the texts.
 
@@ -68,6 +74,7 @@ def measure_all(
         model: a ``torch.nn.Module``, where its weights are now; it is not moved.
         tokenizer: the model's, or None.
         say: tells the user a sentence, here what was put back.
+        processor: loads the model's processor, for evaluators that want it.
 
     Raises:
         LinesError: a measurement fails, a number is not finite, two metrics have one name, or an
@@ -79,7 +86,7 @@ def measure_all(
     imprint = Imprint(model)
     for evaluator in evaluators:
         with _left_as_it_was(evaluator.spec, imprint, say):
-            measured = evaluator.measure(model, tokenizer, completions)
+            measured = evaluator.measure(model, tokenizer, completions, processor)
         for name, metric in measured.items():
             if name in metrics:
                 raise LinesError(name_taken(owners[name], evaluator, name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,11 @@ class Perplexity(FromSpec):
         return frozenset(map(text_digest, self._documents))
 
     def measure(
-        self, model: Any, tokenizer: Any, completions: Completions | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        completions: Completions | None = None,
+        processor: Callable[[], Any] | None = None,
     ) -> dict[str, Metric]:
         """Return the one metric.
 

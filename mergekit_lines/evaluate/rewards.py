@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,11 @@ class Rewards(FromSpec):
         return frozenset(map(text_digest, self._prompts))
 
     def measure(
-        self, model: Any, tokenizer: Any, completions: Completions | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        completions: Completions | None = None,
+        processor: Callable[[], Any] | None = None,
     ) -> dict[str, Metric]:
         """Return the one metric; its examples are the rewards, in the order of the prompts.
 
@@ -101,6 +106,7 @@ class Rewards(FromSpec):
             tokenizer: its tokenizer.
             completions: of this very model, those that are there already; what is generated here
                 is put in.
+            processor: not looked at: prompts are texts.
 
         Raises:
             LinesError: the model cannot generate, the function raises, or it does not return one

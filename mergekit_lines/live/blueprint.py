@@ -15,7 +15,7 @@ from mergekit.common import dtype_from_name
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoProcessor, AutoTokenizer, GenerationConfig
 
 from mergekit_lines.checkpoint.opened import OpenedModels, adapter_folder
 from mergekit_lines.checkpoint.remote.downloads import files_from_hub, hub_models
@@ -240,6 +240,25 @@ class Blueprint:
                 ) from error
         mergekit_merge._set_chat_template(tokenizer, self.recipe)
         return tokenizer
+
+    def processor(self) -> Any:
+        """Return what makes inputs of images, sounds and texts, or None where there is none.
+
+        Raises:
+            LinesError: it cannot be loaded.
+        """
+        for folder in self.texts_from:
+            if any(folder.glob("*processor_config.json")):
+                try:
+                    return AutoProcessor.from_pretrained(
+                        folder, trust_remote_code=self.options.trust_remote_code
+                    )
+                except Exception as error:
+                    raise LinesError(
+                        f"processor: the one in {folder} cannot be loaded ({reason(error)}). Save "
+                        f"it again, or install what it needs."
+                    ) from error
+        return None
 
     def configure(self, model: Any) -> None:
         """Give the opened model the settings of generation that a merge carries."""

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -152,6 +153,15 @@ class LiveModel:
         """Close the inputs and remove the files of this model; it cannot be set any more."""
         self._closed = True
         self._stack.close()
+
+    @cached_property
+    def processor(self) -> Any:
+        """What makes inputs of images, sounds and texts, or None where the models have none.
+
+        Raises:
+            LinesError: it cannot be loaded.
+        """
+        return self._blueprint.processor()
 
     @property
     def device(self) -> torch.device:

@@ -186,7 +186,13 @@ class Bench:
         mean, metrics, problems = None, dict[str, Metric](), tuple[str, ...]()
         try:
             mean = set_weights()
-            metrics = measure_all(chosen, self.live.model, self.live.tokenizer, self.say)
+            metrics = measure_all(
+                chosen,
+                self.live.model,
+                self.live.tokenizer,
+                self.say,
+                lambda: self.live.processor,
+            )
         except FullDiskError:
             raise
         except LinesError as error:

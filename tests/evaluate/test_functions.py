@@ -77,6 +77,29 @@ def test_the_split_is_given_where_it_is_asked_for(here: Any, model: Any) -> None
     assert evaluator.identity()["takes_split"] is True
 
 
+def test_the_processor_is_given_where_it_is_asked_for(here: Any, model: Any) -> None:
+    """As ``processor=``, loaded for functions that have such a parameter, and for no other."""
+    here(
+        "mine.py",
+        """
+        def f(model, tokenizer, processor):
+            return processor["size"]
+        def g(model, tokenizer):
+            return 1
+        """,
+    )
+    loads = []
+
+    def load() -> dict[str, int]:
+        loads.append(1)
+        return {"size": 24}
+
+    assert measure_all([one("python:mine:g")], model, None, processor=load)["g"].value == 1
+    assert loads == []
+    assert measure_all([one("python:mine:f")], model, None, processor=load)["f"].value == 24
+    assert loads == [1]
+
+
 def test_a_model_without_a_tokenizer_comes_with_none(here: Any, model: Any) -> None:
     """The function is given None, and the model itself: in evaluation mode, without gradients."""
     here(

@@ -55,3 +55,23 @@ def test_it_is_used_as_its_merge(
     assert (template, end) == ((None, 2) if method == "lines" else (TEMPLATE, [2, 5]))
     assert ("texts that are carried" in inputs) == (method != "lines")
     assert models.read(out).keys()
+
+
+def test_a_processor_is_that_of_the_output(llama_base: Path, llama_a: Path, tmp_path: Path) -> None:
+    """A vision transformer has its image processor; a language model has none."""
+    base = models.vit(tmp_path / "base")
+    tuned = models.finetuned(base, tmp_path / "tuned", seed=1)
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 12, "width": 12}}
+    for folder in (base, tuned):
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    words = {"alpha": 0.3, "beta": 0.5}
+    for one, other, size in ((base, tuned, 12), (llama_base, llama_a, None)):
+        recipe = {
+            "merge_method": "lines",
+            "base_model": str(one),
+            "models": [{"model": str(other)}],
+            "parameters": words,
+        }
+        with LiveModel(recipe, quiet=True) as live:
+            own = live.processor
+        assert (own and own.size["height"]) == size

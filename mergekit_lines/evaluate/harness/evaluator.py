@@ -6,7 +6,7 @@ import copy
 import importlib.metadata
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,11 @@ class Harness(FromSpec):
         return self._digests
 
     def measure(
-        self, model: Any, tokenizer: Any, completions: Completions | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        completions: Completions | None = None,
+        processor: Callable[[], Any] | None = None,
     ) -> dict[str, Metric]:
         """Return a metric for each task, by name.
 
