@@ -13,8 +13,9 @@ from mergekit.options import MergeOptions
 from mergekit_lines.checkpoint.headers import BUFFERS, FLOATS, Headers, TensorHeader
 from mergekit_lines.checkpoint.ties import is_untied, tied_names
 from mergekit_lines.errors import Problem, some, together
-from mergekit_lines.plan.layout import Convertible, base_of, lost_tensors, names_of, recomputed
+from mergekit_lines.plan.layout import base_of, lost_tensors, names_of, recomputed
 from mergekit_lines.plan.planned import PlannedTensor
+from mergekit_lines.plan.renames import Convertible
 from mergekit_lines.recipe.models import models_in_order
 
 

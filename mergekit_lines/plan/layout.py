@@ -19,7 +19,6 @@ from mergekit.architecture import (
     WeightInfo,
     get_architecture_info,
 )
-from mergekit.architecture.conversion import can_convert_checkpoint_keys
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
@@ -36,7 +35,7 @@ from mergekit_lines.host.state import names_from_indexes
 from mergekit_lines.lines.depth import block_depths, natural_key
 from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.plan.planner import LayoutError
-from mergekit_lines.plan.renames import HeldNames, held_names
+from mergekit_lines.plan.renames import Convertible, HeldNames, held_names
 
 # Buffers that old checkpoints hold and every architecture recomputes.
 RECOMPUTED = (r"rotary_emb\.inv_freq$", r"\.position_ids$", r"\.masked_bias$", r"\.attn\.bias$")
@@ -254,37 +253,6 @@ def models_hold(names: Sequence[str], headers: Mapping[ModelReference, Headers])
 def names_of(weight: WeightInfo) -> list[str]:
     """Return every name under which a checkpoint may have the tensor."""
     return [weight.name, *(weight.aliases or ()), *(weight.tied_names or ())]
-
-
-class Convertible:
-    """What mergekit can make of the tensors of a checkpoint in an older layout (fused experts).
-
-    mergekit looks through all names that it is given for every tensor it is asked for. Those
-    with the tensor's own number, which is its block's, most often are enough.
-    """
-
-    def __init__(self, options: MergeOptions) -> None:
-        self._options = options
-        self._known: dict[ModelReference, tuple[str, dict[str, set[str]]]] = {}
-
-    def __call__(self, model: ModelReference, name: str) -> bool:
-        """Tell whether the model's tensors give the one that it has not under this name."""
-        if model not in self._known:
-            kind = model.config(trust_remote_code=self._options.trust_remote_code).model_type
-            numbered: dict[str, set[str]] = defaultdict(set)
-            for held in LoaderCache().get(model).index.tensor_paths:
-                numbered[_number(held)].add(held)
-            self._known[model] = (kind, numbered)
-        kind, numbered = self._known[model]
-        few = numbered.get(_number(name), set())
-        return can_convert_checkpoint_keys(kind, few, name) or can_convert_checkpoint_keys(
-            kind, set().union(*numbered.values()), name
-        )
-
-
-def _number(name: str) -> str:
-    """Return the first number of a name, or nothing."""
-    return next((part for part in name.split(".") if part.isdecimal()), "")
 
 
 def lost_tensors(

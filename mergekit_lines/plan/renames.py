@@ -6,12 +6,16 @@ prefix. A merge takes the base's; what the other models call a tensor is an alia
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mergekit.architecture.auto import infer_vocabulary_axes
+from mergekit.architecture.conversion import can_convert_checkpoint_keys
 from mergekit.common import ModelReference
+from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from mergekit_lines.checkpoint.loading import (
     ModelNames,
@@ -132,3 +136,52 @@ def held_names(
                     f"two things. Use models of one class, or give --allow-crimes to merge them."
                 )
     return HeldNames(base, stored, others, axes)
+
+
+class Convertible:
+    """What mergekit can make of the tensors of a checkpoint in an older layout (fused experts).
+
+    mergekit looks through all names that it is given for every tensor it is asked for. Those
+    with the tensor's own number, which is its block's, most often are enough; and a name that no
+    conversion makes of any is not asked for at all.
+    """
+
+    def __init__(self, options: MergeOptions) -> None:
+        self._options = options
+        self._known: dict[ModelReference, tuple[str, dict[str, set[str]], set[str]]] = {}
+
+    def __call__(self, model: ModelReference, name: str) -> bool:
+        """Tell whether the model's tensors give the one that it has not under this name."""
+        if model not in self._known:
+            kind = model.config(trust_remote_code=self._options.trust_remote_code).model_type
+            numbered: dict[str, set[str]] = defaultdict(set)
+            index = LoaderCache().get(model).index
+            for held in index.tensor_paths:
+                numbered[_number(held)].add(held)
+            self._known[model] = (kind, numbered, _conversions(kind, index.tensor_paths))
+        kind, numbered, conversions = self._known[model]
+        if name not in conversions:
+            return False
+        few = numbered.get(_number(name), set())
+        return can_convert_checkpoint_keys(kind, few, name) or can_convert_checkpoint_keys(
+            kind, set().union(*numbered.values()), name
+        )
+
+
+def _conversions(kind: str, names: Iterable[str]) -> set[str]:
+    """Return these names, and all that transformers' conversions may make of single ones."""
+    results = set(names)
+    for transform in get_checkpoint_conversion_mapping(kind) or []:
+        for name in tuple(results):
+            renamed, pattern = transform.rename_source_key(name)
+            if pattern is None:
+                continue
+            results.add(renamed)
+            first, *others = transform.target_patterns
+            results.update(renamed.replace(first, other, 1) for other in others)
+    return results
+
+
+def _number(name: str) -> str:
+    """Return the first number of a name, or nothing."""
+    return next((part for part in name.split(".") if part.isdecimal()), "")

@@ -8,11 +8,13 @@ import pytest
 import torch
 import transformers
 import yaml
+from mergekit.architecture.conversion import can_convert_checkpoint_keys
 from safetensors.torch import load_file, save_file
 
 from mergekit_lines.errors import LinesError
+from mergekit_lines.plan import renames
 from tests import models
-from tests.architectures import ALPHA, BETA, ENCODER, IMAGE, ROWS, Row
+from tests.architectures import ALPHA, BETA, DECODER, ENCODER, IMAGE, ROWS, Row
 from tests.e2e.runner import in_process
 
 ROW = {row.name: row for row in ROWS}
@@ -257,3 +259,21 @@ def test_a_model_of_another_type_is_refused(tmp_path: Path) -> None:
     tuned = ROW["GPTNeoXForCausalLM"].save(tmp_path / "a")
     with pytest.raises(LinesError, match="the architectures differ"):
         in_process(recipe(base, tuned), tmp_path / "out")
+
+
+def test_only_what_a_conversion_makes_is_searched_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mergekit, which looks through all names each time, is asked for no name in vain."""
+    row = ROW["Gemma3ForConditionalGeneration"]
+    base = row.save(tmp_path / "base")
+    tuned = models.finetuned(base, tmp_path / "a", seed=2)
+    answers = {}
+
+    def asked(kind: str, names: set[str], name: str) -> bool:
+        answers[name] = answers.get(name, False) or can_convert_checkpoint_keys(kind, names, name)
+        return answers[name]
+
+    monkeypatch.setattr(renames, "can_convert_checkpoint_keys", asked)
+    in_process(recipe(base, tuned), tmp_path / "out")
+    assert all(answers.values())
