@@ -25,7 +25,7 @@ Path = tuple[str, ...]
 Items = dict[int, list[Path]]  # index -> tensor names below that item
 
 # A block has at least two weights and two norms; a conv layer, an expert or a projector has fewer.
-_BLOCK_MODULES = 4
+BLOCK_MODULES = 4
 # No leading zero, else layers.1 and layers.01 were one block; no list has 10**9 items.
 _INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
 # Lists beside one another through which the residual stream goes in this order: one without a
@@ -168,7 +168,7 @@ def _series(paths: Collection[Path], lists: Mapping[Path, Items]) -> Iterator[li
                 continue
             parts = [(*first[:-1], word) for word in words]
             ends = [lists[part] for part in (parts[0], parts[-1]) if part in lists]
-            if len(ends) == 2 and all(_modules(end.values()) >= _BLOCK_MODULES for end in ends):
+            if len(ends) == 2 and all(_modules(end.values()) >= BLOCK_MODULES for end in ends):
                 held = {path[: len(first)] for path in paths}
                 yield [part for part in parts if part in held]
 
@@ -210,7 +210,7 @@ def _find(
     outer = [path for path in lists if not any(map(_INDEX.fullmatch, path))]
     outer = [path for path in outer if not below_member(path)]
     outer = [path for path in outer if any(len(t) > 1 for ts in lists[path].values() for t in ts)]
-    whole = [path for path in outer if _modules(lists[path].values()) >= _BLOCK_MODULES]
+    whole = [path for path in outer if _modules(lists[path].values()) >= BLOCK_MODULES]
     # Without whole blocks the names are of a toy or of a part of a model.
     if not whole and not members:
         outer = [path for path in outer if not complete or _alike(lists[path].values()) == 1]
@@ -249,7 +249,7 @@ def _inner(items: Items) -> Path | None:
     inner = max(shared, key=lambda r: (sum(len(t) for s in stages for t in s[r].values()), r))
     size = _modules([tensors for stage in stages for tensors in stage[inner].values()])
     beside = [len({t[:-1] for t in tensors if not _below(t, inner)}) for tensors in items.values()]
-    if size < _BLOCK_MODULES or max(beside) >= size:
+    if size < BLOCK_MODULES or max(beside) >= size:
         return None
     # Self- and cross-attention of a T5-like block may be alike: two of its three sublayers.
     return inner if all(3 * _alike(stage[inner].values()) > 2 for stage in stages) else None

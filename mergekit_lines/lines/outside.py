@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from mergekit_lines.errors import LinesError, Problem, some
-from mergekit_lines.lines.depth import BlockDepth, block_depths, natural_key
+from mergekit_lines.lines.depth import BLOCK_MODULES, BlockDepth, block_depths, natural_key
 
 NO_BLOCKS = (
     "no residual blocks found in the tensor names: every tensor gets the coefficient for outside, "
@@ -15,7 +15,7 @@ NO_BLOCKS = (
 
 
 def lists_outside(
-    depths: Mapping[str, BlockDepth | None], sizes: Mapping[str, int]
+    depths: Mapping[str, BlockDepth | None], sizes: Mapping[str, int], modules: int = 0
 ) -> dict[str, int]:
     """Return the sizes of the numbered lists whose tensors are outside the blocks, by name.
 
@@ -24,14 +24,20 @@ def lists_outside(
     Args:
         depths: of all output tensors.
         sizes: entries of each.
+        modules: that an item of a list has at least, on average: fewer make no block.
     """
-    items: dict[str, set[str]] = defaultdict(set)
+    items: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name in depths:
         for place, item in _numbers(name):
-            items[place].add(item)
+            items[place][item].add(name.rpartition(".")[0])
     lists: dict[str, int] = defaultdict(int)
     for name, depth in depths.items():
-        places = [place for place, _ in _numbers(name) if len(items[place]) > 1]
+        places = [
+            place
+            for place, _ in _numbers(name)
+            if len(items[place]) > 1
+            and sum(map(len, items[place].values())) >= modules * len(items[place])
+        ]
         if depth is None and places:
             lists[places[0]] += sizes[name]
     return dict(lists)
@@ -42,19 +48,20 @@ def mostly_outside(
 ) -> Problem | None:
     """Return that most of what stands in numbered lists is no block, or None.
 
-    Embeddings and heads, which may be larger than all blocks, stand in no list.
+    Embeddings and heads, which may be larger than all blocks, stand in no list; of a model that
+    has blocks, lists of projectors and convolutions are none.
 
     Args:
         depths: of all output tensors, where the recipe does not say which blocks count.
         sizes: entries of each.
     """
-    lists = lists_outside(depths, sizes)
+    containers = {depth.container for depth in depths.values() if depth}
+    lists = lists_outside(depths, sizes, BLOCK_MODULES if containers else 0)
     inside = sum(sizes[name] for name, depth in depths.items() if depth)
     outside = sum(lists.values())
     if outside <= inside:
         return None
     share = round(100 * outside / (inside + outside))
-    containers = {depth.container for depth in depths.values() if depth}
     largest = sorted(lists, key=lambda place: (-lists[place], natural_key(place)))
     return Problem(
         "parameters.blocks",
