@@ -16,8 +16,9 @@ from mergekit_lines.checkpoint.loading import tried_loading
 from mergekit_lines.checkpoint.stand_ins import outward_links
 from mergekit_lines.checkpoint.writer import WRITING
 from mergekit_lines.errors import LinesError, reason, some
-from mergekit_lines.files import INDEX, REPORT
+from mergekit_lines.files import INDEX, REPORT, names_no_class
 from mergekit_lines.host.process import silent
+from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.reading import one_document
 from mergekit_lines.report.card import TOKENIZERS
 from mergekit_lines.report.file import read_report
@@ -56,7 +57,8 @@ def merged_model(folder: Path) -> MergedModel:
     report = _report(folder)
     config = _recipe(folder, report)
     notes: list[str] = []
-    problems = list(_problems(folder, report, notes))
+    files = all(model.model.path.endswith(".safetensors") for model in models_in_order(config))
+    problems = list(_problems(folder, report, notes, no_config=files))
     if problems:
         raise LinesError(problems)
     if not any((folder / name).exists() for name in TOKENIZERS):
@@ -88,7 +90,9 @@ def _recipe(folder: Path, report: dict[str, Any]) -> MergeConfiguration:
         ) from error
 
 
-def _problems(folder: Path, report: dict[str, Any], notes: list[str]) -> Iterator[str]:
+def _problems(
+    folder: Path, report: dict[str, Any], notes: list[str], *, no_config: bool
+) -> Iterator[str]:
     shards = report["output"]["shards"]
     yield from outward_links(folder, below=True)
     for problem in changed_files(folder, shards):
@@ -110,7 +114,12 @@ def _problems(folder: Path, report: dict[str, Any], notes: list[str]) -> Iterato
             f"{count}. {AGAIN}"
         )
     if headers.tensors is not None and not headers.problems:
-        yield from _misfits(folder, headers.tensors, notes)
+        if no_config and not (folder / "config.json").exists():
+            notes.append("it has no config.json: whoever loads it has to know its architecture")
+        elif names_no_class(folder):
+            notes.append("its config.json names no class of transformers to try the weights with")
+        else:
+            yield from _misfits(folder, headers.tensors, notes)
 
 
 def _misfits(folder: Path, tensors: Mapping[str, TensorHeader], notes: list[str]) -> Iterator[str]:

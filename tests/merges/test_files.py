@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mergekit_lines.errors import LinesError
+from mergekit_lines.hub.whole import merged_model
 from tests import models
 from tests.e2e.runner import in_process, recipe_text, run
 from tests.e2e.torture import STEPS, Torturer, partial_of
@@ -319,6 +320,7 @@ def test_an_edit_by_recipe_and_its_verdict(tmp_path: Path) -> None:
         for name in origin
     }
     check(tmp_path / "out", values)
+    assert any("no config.json" in note for note in merged_model(tmp_path / "out").notes)
     run(["mergekit-lines", "verify", tmp_path / "out"], tmp_path).succeeded()
     (tmp_path / "recipe.yml").write_text(recipe_text(text), encoding="utf-8")
     told = run(["mergekit-lines", "inspect", "recipe.yml"], tmp_path).succeeded().stdout
@@ -338,6 +340,10 @@ def test_a_folder_that_names_no_architecture(tmp_path: Path) -> None:
     in_process(recipe(*folders), tmp_path / "out")
     check(tmp_path / "out", expected(FILES["timm ViT"], paths))
     assert (tmp_path / "out" / "config.json").read_text(encoding="utf-8") == config
+    assert any("names no class" in note for note in merged_model(tmp_path / "out").notes)
+    (tmp_path / "out" / "config.json").unlink()
+    with pytest.raises(LinesError, match=r"config\.json"):
+        merged_model(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
