@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ def fresh_caches() -> Iterator[None]:
     LoaderCache().loaders.clear()
     infer_architecture_info.cache_clear()
     try:
-        with _configs_without_a_class():
+        with _configs_read_once():
             yield
     finally:
         LoaderCache().flush_all()
@@ -42,14 +43,21 @@ def fresh_caches() -> Iterator[None]:
 
 
 @contextmanager
-def _configs_without_a_class() -> Iterator[None]:
-    """Give models that transformers has no class for, by name, an empty config."""
+def _configs_read_once() -> Iterator[None]:
+    """Read each model's config once; one that names no class of transformers is an empty one.
+
+    mergekit and we ask for it hundreds of times in one plan. Whoever asks may change what it
+    gets, as mergekit does for the output's.
+    """
     original = ModelReference.config
+    kept: dict[tuple[ModelReference, bool], Any] = {}
 
     def config(self: ModelReference, trust_remote_code: bool = False) -> Any:
-        if names_no_class(Path(self.model.path)):
-            return PretrainedConfig()
-        return original(self, trust_remote_code)
+        key = self, trust_remote_code
+        if key not in kept:
+            no_class = names_no_class(Path(self.model.path))
+            kept[key] = PretrainedConfig() if no_class else original(self, trust_remote_code)
+        return copy.deepcopy(kept[key])
 
     ModelReference.config = config
     try:
