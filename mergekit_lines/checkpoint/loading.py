@@ -143,6 +143,7 @@ class ModelNames:
         self._prefix = getattr(model, "base_model_prefix", "") or ""
         self._state = dict(model.state_dict())
         self._has_trunk = bool(self._prefix) and hasattr(model, self._prefix)
+        self.trunk = type(getattr(model, self._prefix)).__name__ if self._has_trunk else None
 
     def of(self, names: Iterable[str]) -> dict[str, str]:
         """Return the model's name of each stored one; unknown ones keep theirs.
@@ -185,6 +186,10 @@ class ModelNames:
             (one for one in self._converters if pattern and pattern in one.source_patterns), None
         )
         return fused, converter, pattern
+
+    def heads(self, names: Iterable[str]) -> set[str]:
+        """Return those of the model's names whose parameters are in no trunk."""
+        return {name for name in names if name in self._state and not self.in_trunk(name)}
 
     def in_trunk(self, name: str) -> bool:
         """Tell whether a tensor, by the model's name, is of the part that heads stand on."""

@@ -27,7 +27,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
 from mergekit_lines.checkpoint.headers import Headers
-from mergekit_lines.checkpoint.loading import tried_loading
+from mergekit_lines.checkpoint.loading import ModelNames, meta_model, tried_loading
 from mergekit_lines.checkpoint.ties import model_class, tied_names
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.host.process import silent
@@ -104,6 +104,8 @@ def headers_layout(
         return None
     names = {model: list(LoaderCache().get(model).index.tensor_paths) for model in headers}
     whole = _is_whole(base, headers, options)
+    if whole is False:
+        whole = _is_trunk(base, headers, options)
     if whole is None:
         _check_names(base, names)
     elif not whole:
@@ -150,6 +152,28 @@ def _is_whole(
     except Exception:  # noqa: BLE001 - a class that transformers cannot make, of many kinds
         return None
     return not loading.missing and not loading.mismatched
+
+
+def _is_trunk(
+    model: ModelReference, headers: Mapping[ModelReference, Headers], options: MergeOptions
+) -> bool:
+    """Tell whether a checkpoint is the trunk of its class, which another model's class is.
+
+    Sentence encoders are stored so: without the head that they were trained with first, and
+    under its class.
+    """
+    tensors = headers[model].tensors
+    trust = options.trust_remote_code
+    kinds = {(one.config(trust_remote_code=trust).architectures or [""])[0] for one in headers}
+    try:
+        with silent():
+            config = model.config(trust_remote_code=trust)
+            names = ModelNames(meta_model(config, trust_remote_code=trust))
+            loading = tried_loading(config, tensors or {})
+    except Exception:  # noqa: BLE001 - a class that transformers cannot make, of many kinds
+        return False
+    heads = names.heads(names.of(tensors or {}).values()) | names.heads(loading.mismatched)
+    return not heads and names.heads(loading.missing) == {*loading.missing} and names.trunk in kinds
 
 
 def layout_from_names(held: HeldNames, options: MergeOptions) -> ModelArchitecture:

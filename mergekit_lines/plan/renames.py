@@ -124,6 +124,8 @@ def held_names(
     if others and not options.allow_crimes:
         of_base = set(stored[base].values())
         for one in others - towers:
+            if kinds[one] == [model_names.trunk]:
+                continue  # it has no heads; what it holds beside blocks is the trunk's
             heads = [
                 name
                 for name in stored[one].values()

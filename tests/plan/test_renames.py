@@ -114,6 +114,16 @@ def test_a_model_without_a_head_merges_into_a_base_with_one(tmp_path: Path) -> N
     check(tmp_path / "out", base, trunk, row.depth)
 
 
+def test_a_trunk_under_the_class_of_its_first_training(tmp_path: Path) -> None:
+    """A sentence encoder has no head, and says the class that has one: its fine-tune merges."""
+    row = ROW["MPNetModel"]
+    base, tuned = row.save(tmp_path / "base"), tmp_path / "a"
+    models.finetuned(base, tuned, seed=2)
+    models.edit_config(base, architectures=["MPNetForMaskedLM"])
+    in_process(recipe(base, tuned), tmp_path / "out")
+    check(tmp_path / "out", base, models.read(tuned), row.depth)
+
+
 def test_heads_of_two_classes_are_not_mixed(tmp_path: Path) -> None:
     """Two classes' `classifier` is refused: of one name and shape, it means two things."""
     for name, kind in (("base", "Sequence"), ("a", "Token")):
