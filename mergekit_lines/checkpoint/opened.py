@@ -97,7 +97,9 @@ class OpenedModels:
         taken: dict[ModelReference, set[str | None]] = {}
         for gather in gathers:
             for model, weight in getattr(gather, "gather_tensors", gather).weight_info.items():
-                taken.setdefault(model, set()).add(self.models[model].resolve(weight))
+                name = self.models[model].resolve(weight)
+                if name is not None or not weight.optional:
+                    taken.setdefault(model, set()).add(name)
         for model, opened in self.models.items():
             names = taken.get(model, set())
             lost = [

@@ -13,7 +13,7 @@ from mergekit.options import MergeOptions
 from mergekit_lines.checkpoint.headers import BUFFERS, FLOATS, Headers, TensorHeader
 from mergekit_lines.checkpoint.ties import is_untied, tied_names
 from mergekit_lines.errors import Problem, some, together
-from mergekit_lines.plan.layout import base_of, lost_tensors, names_of, recomputed
+from mergekit_lines.plan.layout import base_of, converted, lost_tensors, names_of, recomputed
 from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.plan.renames import Convertible
 from mergekit_lines.recipe.models import models_in_order
@@ -95,7 +95,7 @@ def check_plan(
 
 
 def dropped_tensors(
-    planned: Sequence[PlannedTensor], config: MergeConfiguration
+    planned: Sequence[PlannedTensor], config: MergeConfiguration, options: MergeOptions
 ) -> dict[ModelReference, list[str]]:
     """Return, per fine-tuned model, its tensors that the base has not and the merge drops."""
     bases = {item.task.base_model for item in planned} | {config.base_model}
@@ -105,10 +105,63 @@ def dropped_tensors(
     result = {}
     for model in models_in_order(config):
         index = LoaderCache().get(model).index.tensor_paths
-        extra = [name for name in index if name not in kept and not recomputed(name)]
-        if model not in bases and extra:
+        if model in bases:
+            continue
+        kind = model.config(trust_remote_code=options.trust_remote_code).model_type
+        extra = [
+            name
+            for name in index
+            if name not in kept and not recomputed(name) and not converted(kind, name, kept)
+        ]
+        if extra:
             result[model] = extra
     return result
+
+
+def half_tied(
+    planned: Sequence[PlannedTensor], config: MergeConfiguration, options: MergeOptions
+) -> list[str]:
+    """Return tied tensors of the output that some models store twice, and others once.
+
+    A layout that does not know of the tie would merge such a copy of some models alone, and
+    what loads the output would take it for untied.
+    """
+    base = base_of(planned, config)
+    if base is None:
+        return []
+    outputs = [item.weight.name for item in planned]
+    tied = tied_names(base.config(trust_remote_code=options.trust_remote_code), outputs)
+    half = []
+    for item in planned:
+        if item.weight.name in tied:
+            indexes = {m: LoaderCache().get(m).index.tensor_paths for m in item.task.inputs}
+            held = {
+                any(name in index for name in names_of(item.weight)) for index in indexes.values()
+            }
+            if held == {True, False}:
+                half.append(item.weight.name)
+    return half
+
+
+def renamed_tensors(planned: Sequence[PlannedTensor], config: MergeConfiguration) -> list[str]:
+    """Return the tensors of the output that have another name than in the base's files.
+
+    mergekit's layouts name some after transformers' classes: experts that a class fuses stand
+    one by one in files, and old files have old names.
+    """
+    base = base_of(planned, config)
+    if base is None:
+        return []
+    index = LoaderCache().get(base).index.tensor_paths
+    strange = []
+    for item in planned:
+        weight = item.weight
+        # A tied tensor that the base does not store is no other name of it.
+        is_alias = any(name in index for name in weight.aliases or ())
+        is_held = weight.optional or any(name in index for name in names_of(weight))
+        if weight.name not in index and (is_alias or not is_held):
+            strange.append(weight.name)
+    return strange
 
 
 def _check_tensor(

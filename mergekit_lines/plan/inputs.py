@@ -43,15 +43,29 @@ def check_models(config: MergeConfiguration, options: MergeOptions) -> list[Prob
                 model.config(trust_remote_code=options.trust_remote_code) if own else None
             )
     listed = ", ".join(
-        f"{model} is {', '.join(kind.architectures or []) if kind else 'of no class'}"
-        for model, kind in kinds.items()
+        f"{model} is {', '.join(kind.architectures or [])}" for model, kind in kinds.items() if kind
     )
-    if not options.allow_crimes and not _alike(list(kinds.values()), config):
+    if any(kinds.values()) and None in kinds.values():
+        problems += [_without_class(model) for model, kind in kinds.items() if kind is None]
+    elif not options.allow_crimes and not _alike(list(kinds.values()), config):
         problems.append(
             f"the architectures differ ({listed}), wanted models fine-tuned from one base_model. "
             f"Change the models, or give --allow-crimes if their tensors fit all the same."
         )
     return list(map(Problem.of, problems))
+
+
+def _without_class(model: ModelReference) -> str:
+    place = Path(model.model.path)
+    if place.is_file():
+        return (
+            f"model {place}: found one weight file beside models of a class of transformers, wanted "
+            f"its folder. Check the path."
+        )
+    return (
+        f"{place / 'config.json'}: found no architectures, wanted the class that the recipe's other "
+        f"models name. Save the model with save_pretrained."
+    )
 
 
 def _alike(kinds: Sequence[Any], config: MergeConfiguration) -> bool:
@@ -62,8 +76,6 @@ def _alike(kinds: Sequence[Any], config: MergeConfiguration) -> bool:
     """
     base = kinds[0] if kinds else None
     for kind in kinds:
-        if (kind is None) != (base is None):
-            return False
         if base is None or kind.architectures == base.architectures:
             continue
         if config.models is None:

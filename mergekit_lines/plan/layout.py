@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mergekit.architecture import (
@@ -39,6 +39,9 @@ from mergekit_lines.plan.renames import Convertible, HeldNames, held_names
 
 # Buffers that old checkpoints hold and every architecture recomputes.
 RECOMPUTED = (r"rotary_emb\.inv_freq$", r"\.position_ids$", r"\.masked_bias$", r"\.attn\.bias$")
+
+# Those of them that no class has learnt under this name.
+UNLEARNT = re.compile(r"rotary_emb\.inv_freq$|\.position_ids$")
 
 OUTSIDE = "outside"
 
@@ -83,7 +86,12 @@ def mergekits_layout(config: MergeConfiguration, options: MergeOptions) -> Any:
     """
     try:
         with names_from_indexes():
-            return get_architecture_info(config, options)
+            layout = get_architecture_info(config, options)
+            first = next(iter(config.referenced_models()))
+            key = vocabulary_key(first.config(trust_remote_code=options.trust_remote_code))
+            if key and layout.vocab_size_config_key is None:  # an inferred one's
+                layout = layout.model_copy(update={"vocab_size_config_key": key})
+            return layout
     except Exception as error:
         raise LayoutError(
             f"mergekit cannot tell the models' architecture ({reason(error)}). Is it one that "
@@ -122,9 +130,9 @@ def _check_names(base: ModelReference, names: Mapping[ModelReference, Sequence[s
     Raises:
         LinesError: names the tensors.
     """
-    own = {name for name in names[base] if not recomputed(name)}
+    own = {name for name in names[base] if not UNLEARNT.search(name)}
     for model, held in names.items():
-        others = {name for name in held if not recomputed(name)}
+        others = {name for name in held if not UNLEARNT.search(name)}
         lost, more = sorted(own - others), sorted(others - own)
         if lost or more:
             parts = [f"lacks {some(lost, 3)}"] * bool(lost) + [f"has {some(more, 3)}"] * bool(more)
@@ -193,7 +201,6 @@ def layout_from_names(held: HeldNames, options: MergeOptions) -> ModelArchitectu
     of_base = held.stored[held.base]
     depths = block_depths(of_base)
     held.check_blocks()
-    tied = tied_names(config, of_base.values())
     aliases = held.aliases()
     common = set.intersection(
         *(set(names.values()) for model, names in held.stored.items() if model != held.base),
@@ -207,14 +214,16 @@ def layout_from_names(held: HeldNames, options: MergeOptions) -> ModelArchitectu
         )
     )
     declared = getattr(model_class(config), "_keys_to_ignore_on_load_unexpected", None) or []
+    twins = held.twins()
     loose: list[WeightInfo] = []
     blocks: dict[str, dict[int, list[WeightInfo]]] = defaultdict(lambda: defaultdict(list))
     for name in sorted(of_base, key=natural_key):
         own = of_base[name]
-        spare = own in tied or own in of_one_class or recomputed(name, declared)
+        spare = own in held.ties or own in of_one_class or recomputed(name, declared)
         weight = WeightInfo(
             name=name,
             aliases=aliases[name] or None,
+            tied_names=twins.get(name),
             optional=spare and own not in common,
             vocabulary_axis=held.axes.get(own),
         )
@@ -227,28 +236,15 @@ def layout_from_names(held: HeldNames, options: MergeOptions) -> ModelArchitectu
         modules={name: ModuleDefinition(architecture=module) for name, module in modules.items()},
         architectures=list(config.architectures or []),
         model_type=config.model_type or "",
+        vocab_size_config_key=vocabulary_key(config),
     )
 
 
-def renamed_tensors(planned: Sequence[PlannedTensor], config: MergeConfiguration) -> list[str]:
-    """Return the tensors of the output that have another name than in the base's files.
-
-    mergekit's layouts name some after transformers' classes: experts that a class fuses stand
-    one by one in files, and old files have old names.
-    """
-    base = base_of(planned, config)
-    if base is None:
-        return []
-    index = LoaderCache().get(base).index.tensor_paths
-    strange = []
-    for item in planned:
-        weight = item.weight
-        # A tied tensor that the base does not store is no other name of it.
-        is_alias = any(name in index for name in weight.aliases or ())
-        is_held = weight.optional or any(name in index for name in names_of(weight))
-        if weight.name not in index and (is_alias or not is_held):
-            strange.append(weight.name)
-    return strange
+def vocabulary_key(config: Any) -> str | None:
+    """Return where a config counts its tokens, if not at its top."""
+    text = config.get_text_config()
+    places = (key for key, value in vars(config).items() if value is text)
+    return next((f"{key}.vocab_size" for key in places), None)
 
 
 def layout_fits(
@@ -305,7 +301,7 @@ def lost_tensors(
         if name not in taken
         and not recomputed(name, declared)
         and name not in tied
-        and not _converted(model_config.model_type, name, taken)
+        and not converted(model_config.model_type, name, taken)
     ]
 
 
@@ -319,7 +315,7 @@ def recomputed(name: str, declared: Sequence[str] = ()) -> bool:
     return any(re.search(pattern, name) for pattern in (*RECOMPUTED, *declared))
 
 
-def _converted(model_type: str, name: str, taken: set[str]) -> bool:
+def converted(model_type: str, name: str, taken: Collection[str]) -> bool:
     """Tell whether transformers converts ``name`` on loading into a tensor that is taken."""
     for transform in get_checkpoint_conversion_mapping(model_type) or []:
         renamed, pattern = transform.rename_source_key(name)
@@ -330,6 +326,6 @@ def _converted(model_type: str, name: str, taken: set[str]) -> bool:
             continue
         first, *others = transform.target_patterns
         targets = {renamed, *(renamed.replace(first, other) for other in others)}
-        if targets & taken:
+        if not targets.isdisjoint(taken):
             return True
     return name in taken

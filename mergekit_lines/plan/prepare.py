@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ from mergekit_lines.checkpoint.remote.headers import remote_headers
 from mergekit_lines.errors import LinesError, Problem, reason, some
 from mergekit_lines.lines.outside import mostly_outside
 from mergekit_lines.plan.configs import config_notes, refused_configs
-from mergekit_lines.plan.fit import check_layers, check_plan, dropped_tensors
+from mergekit_lines.plan.fit import (
+    check_layers,
+    check_plan,
+    dropped_tensors,
+    half_tied,
+    renamed_tensors,
+)
 from mergekit_lines.plan.layout import (
     headers_layout,
     layout_fits,
@@ -29,7 +36,6 @@ from mergekit_lines.plan.layout import (
     mergekits_layout,
     models_hold,
     names_of,
-    renamed_tensors,
 )
 from mergekit_lines.plan.opening import adapter_of, loader_of, open_model
 from mergekit_lines.plan.planned import MergeRun, PlannedTensor, planning
@@ -41,6 +47,7 @@ FROM_HEADERS = (
     "the layout is made of the tensors' own names: mergekit's description of this architecture "
     "does not fit the models"
 )
+NO_CLASS = "the layout is made of the tensors' own names: the models name no class"
 SEVERAL_CLASSES = (
     "the models are of several classes: what they share is merged by the tensors' own names, and "
     "what only the base has, its head for one, stays the base's"
@@ -51,7 +58,8 @@ OWN_NAMES = (
 )
 OTHER_NAMES = (
     "the output has mergekit's names for {example} and others, which the base's files call "
-    "otherwise: the models' own names cannot be kept ({reason})"
+    "otherwise: not all models hold them one by one. What a merge trims or drops is counted per "
+    "tensor of the output"
 )
 
 
@@ -94,7 +102,7 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     if problems := list(refused_configs(config, options)):
         raise LinesError(problems)
     notes += config_notes(config, options)
-    dropped = dropped_tensors(prepared.planned, config)
+    dropped = dropped_tensors(prepared.planned, config, options)
     for model, names in dropped.items():
         notes.append(
             f"{model}: {len(names)} tensors that the base lacks are dropped: {some(names, 3)}"
@@ -137,22 +145,29 @@ def _fitting(
         try:
             layout = headers_layout(config, options, headers)
             if layout is not None:
-                return _prepared(config, layout, options, run, headers, copied), [FROM_HEADERS]
+                plan = _prepared(config, layout, options, run, headers, copied)
+                return plan, [FROM_HEADERS if kinds != {()} else NO_CLASS]
         except LinesError as of_headers:
             raise (of_headers if error.models_agree else error) from None
         raise
     strange = renamed_tensors(prepared.planned, config)
+    if half := half_tied(prepared.planned, config, options):
+        layout = headers_layout(config, options, headers)
+        if layout is None:
+            raise LinesError(
+                f"tensors {some(half, 3)}: are tied, and some models store them twice, others "
+                f"once, wanted one of both in all. Save the models again with transformers."
+            )
+        return _prepared(config, layout, options, run, headers, copied), [FROM_HEADERS]
     if not strange or config.models is None:
         return prepared, []
-    try:
+    # By mergekit's layout they fit all the same, where a model holds experts fused.
+    with suppress(LinesError):
         layout = headers_layout(config, options, headers)
         if layout is not None:
             own = _prepared(config, layout, options, run, headers, copied)
             return own, [OWN_NAMES.format(example=some(strange, 1))]
-        why = "the base is pickled, or not whole"
-    except LinesError as error:
-        why = str(error.problems[0])
-    return prepared, [OTHER_NAMES.format(example=strange[0], reason=why)]
+    return prepared, [OTHER_NAMES.format(example=strange[0])]
 
 
 def _depth_problems(prepared: Prepared) -> Iterator[Problem]:
@@ -233,7 +248,8 @@ def _prepared(
     problems = check_plan(planned, headers, config, arch_info, options)
     problems += refused_values(planned)[:1]
     if problems:
-        if layout_fits(planned, config, arch_info, options):
+        fits = layout_fits(planned, config, arch_info, options)
+        if fits and not half_tied(planned, config, options):
             raise LinesError(problems)
         lost = lost_tensors(planned, config, arch_info, options)
         raise LayoutError(problems, models_agree=models_hold(lost, headers))

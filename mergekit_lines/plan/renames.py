@@ -36,11 +36,13 @@ class HeldNames:
         base: what the others were fine-tuned from.
         stored: per model, the base's model's name of every tensor by its name in the files; the
             base stands first.
+        ties: per tied tensor what it is tied to, by the base's model's names.
         other_heads: models of another class over the same trunk.
         axes: of tokens, by the base's model's name of a tensor.
     """
 
     base: ModelReference
+    ties: Mapping[str, str]
     stored: Mapping[ModelReference, Mapping[str, str]]
     other_heads: frozenset[ModelReference]
     axes: Mapping[str, int]
@@ -57,6 +59,24 @@ class HeldNames:
                     aliases[own][name] = None
         self._check(aliases)
         return {name: tuple(sorted(others)) for name, others in aliases.items()}
+
+    def twins(self) -> dict[str, tuple[str, ...]]:
+        """Return the names under which a model may store what the base stores, as it is tied.
+
+        By the base's name of a tensor; those that are not tied are left out.
+        """
+        sources = self.ties
+        groups: dict[str, set[str]] = {}
+        for names in self.stored.values():
+            for stored, name in names.items():
+                if name in sources or name in sources.values():
+                    groups.setdefault(sources.get(name, name), set()).add(stored)
+        twins = {}
+        for stored, name in self.stored[self.base].items():
+            others = groups.get(sources.get(name, name), set()) - {stored}
+            if others:
+                twins[stored] = tuple(sorted(others))
+        return twins
 
     def check_blocks(self) -> None:
         """Refuse models of another number of blocks than the base has in the same place.
@@ -114,8 +134,9 @@ def held_names(
             model = meta_model(config, trust_remote_code=trust)
             model_names = ModelNames(model)
             axes = dict(infer_vocabulary_axes(model))
+            ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
     except Exception:  # noqa: BLE001 - a class that is not there; then no axis is known
-        return HeldNames(base, {m: {n: n for n in names[m]} for m in order}, others, {})
+        return HeldNames(base, {}, {m: {n: n for n in names[m]} for m in order}, others, {})
     stored = {one: model_names.of(names[one]) for one in order}
     configs = {one: one.config(trust_remote_code=trust) for one in others}
     towers = {one for one in others if text_tower(config, configs[one]) is not None}
@@ -137,7 +158,7 @@ def held_names(
                     f"{', '.join(kinds[base] or [])}; both have {some(heads, 3)}, which may mean "
                     f"two things. Use models of one class, or give --allow-crimes to merge them."
                 )
-    return HeldNames(base, stored, others, axes)
+    return HeldNames(base, ties, stored, others, axes)
 
 
 class Convertible:

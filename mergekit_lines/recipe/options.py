@@ -27,6 +27,7 @@ def effective_options(
     wants = options.copy_tokenizer and not (config.tokenizer or config.tokenizer_source)
     local = all(folder.exists() for folder in folders)
     if wants and local and not any(map(holds_tokenizer, folders)):
-        say(f"{folders[0]} holds no tokenizer: none is copied")
+        if not folders[0].is_file():
+            say(f"{folders[0]} holds no tokenizer: none is copied")
         update["copy_tokenizer"] = False
     return options.model_copy(update=update)

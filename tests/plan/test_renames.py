@@ -1,5 +1,6 @@
 """One tensor under other names: old releases, prefixes of heads, experts one by one."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -287,3 +288,100 @@ def test_only_what_a_conversion_makes_is_searched_for(
     monkeypatch.setattr(renames, "can_convert_checkpoint_keys", asked)
     in_process(recipe(base, tuned), tmp_path / "out")
     assert all(answers.values())
+
+
+def stored_twice(path: Path, pairs: Mapping[str, str]) -> None:
+    """Let a checkpoint store tied tensors under their other names too."""
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    tensors |= {copy: tensors[source].clone() for copy, source in pairs.items()}
+    save_file(tensors, file, {"format": "pt"})
+
+
+TIED: Mapping[str, tuple[Callable[[], Any], Mapping[str, str]]] = {
+    "GPTNeoXForCausalLM": (
+        lambda: transformers.GPTNeoXConfig(**DECODER, tie_word_embeddings=True),
+        {"embed_out.weight": "gpt_neox.embed_in.weight"},
+    ),
+    "T5ForConditionalGeneration": (
+        lambda: transformers.T5Config(
+            vocab_size=96, d_model=32, d_kv=8, d_ff=48, num_layers=3, num_heads=4
+        ),
+        {
+            "encoder.embed_tokens.weight": "shared.weight",
+            "decoder.embed_tokens.weight": "shared.weight",
+            "lm_head.weight": "shared.weight",
+        },
+    ),
+    "BartForConditionalGeneration": (
+        lambda: transformers.BartConfig(
+            vocab_size=96,
+            d_model=32,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=48,
+            decoder_ffn_dim=48,
+        ),
+        {
+            "model.encoder.embed_tokens.weight": "model.shared.weight",
+            "model.decoder.embed_tokens.weight": "model.shared.weight",
+            "lm_head.weight": "model.shared.weight",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("twice", ["base", "a", "base b"])
+@pytest.mark.parametrize("kind", TIED)
+def test_tied_tensors_that_some_models_store_twice_stay_tied(
+    kind: str, twice: str, tmp_path: Path
+) -> None:
+    """Every copy in the output is the merged embedding, and it loads as one."""
+    config, pairs = TIED[kind]
+    base = models.save(kind, config(), tmp_path / "base", seed=3)
+    for seed, name in enumerate("ab", 1):
+        models.finetuned(base, tmp_path / name, seed=seed)
+    for name in twice.split():
+        stored_twice(tmp_path / name, pairs)
+    in_process(recipe(base, tmp_path / "a", tmp_path / "b", outside=1.0), tmp_path / "out")
+    merged = models.read(tmp_path / "out")
+    assert set(merged) <= set(models.read(base))
+    first, *tuned = (models.read(tmp_path / name) for name in ("base", "a", "b"))
+    source = next(iter(pairs.values()))
+    expected = first[source].double()
+    expected = expected + sum(
+        WEIGHT * (one[source].double() - first[source].double()) for one in tuned
+    )
+    assert models.max_error_ratio(merged[source], expected) <= 1e-6
+    for copy in pairs.keys() & merged.keys():
+        assert torch.equal(merged[copy], merged[source]), copy
+    loaded = getattr(transformers, kind).from_pretrained(tmp_path / "out").state_dict()
+    for copy in pairs.keys() & loaded.keys():
+        assert torch.equal(loaded[copy], merged[source]), copy
+
+
+def test_a_new_vocabulary_is_counted_where_the_config_counts_it(tmp_path: Path) -> None:
+    """With `tokenizer: union` a Llava has the rows, the text part's count, and loads."""
+    base = ROW["LlavaForConditionalGeneration"].save(tmp_path / "base")
+    tuned = models.finetuned(base, tmp_path / "a", seed=2)
+    models.save_tokenizer(base, vocab=96)
+    models.save_tokenizer(tuned, vocab=96, tokens=("first", "second"))
+
+    def grow(tensors: models.Tensors) -> None:
+        for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
+            tensors[name] = torch.cat([tensors[name], torch.ones(2, tensors[name].shape[1])])
+
+    models.rewrite(tuned, grow)
+    config = json.loads((tuned / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["vocab_size"] = 98
+    models.edit_config(tuned, text_config=config["text_config"])
+    text = recipe(base, tuned) | {"tokenizer": {"source": "union"}}
+    in_process(text, tmp_path / "out")
+    model, loading = transformers.LlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not loading["missing_keys"] and not loading["mismatched_keys"]
+    assert model.config.text_config.vocab_size == 98
+    assert model.get_input_embeddings().weight.shape[0] == 98
