@@ -59,12 +59,12 @@ def _without_class(model: ModelReference) -> str:
     place = Path(model.model.path)
     if place.is_file():
         return (
-            f"model {place}: found one weight file beside models of a class of transformers, wanted "
-            f"its folder. Check the path."
+            f"model {place}: found one weight file beside models of a class of transformers, "
+            f"wanted its folder. Check the path."
         )
     return (
-        f"{place / 'config.json'}: found no architectures, wanted the class that the recipe's other "
-        f"models name. Save the model with save_pretrained."
+        f"{place / 'config.json'}: found no architectures, wanted the class that the recipe's "
+        f"other models name. Save the model with save_pretrained."
     )
 
 
