@@ -20,7 +20,7 @@ from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
 from mergekit_lines.inspection.blocks import with_blocks, with_coefficients
 from mergekit_lines.inspection.findings import Inspection, Totals
 from mergekit_lines.inspection.traffic import adapted_bytes, inputs
-from mergekit_lines.merges.carrying import left_behind
+from mergekit_lines.merges.carrying import carried_files, left_behind
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.memory import estimate, process_bytes
 from mergekit_lines.plan.planned import MergeRun
@@ -148,7 +148,9 @@ def _with_tokenizer(
         rows = vocabulary(config, prepared.tokenizer)
         remarks.notes += lost_tokens(prepared.tokenizer)
         if all(Path(model.model.path).exists() for model in models_in_order(config)):
-            remarks.notes += left_behind(config, donor_folders(config)[0])
+            donor = donor_folders(config)[0]
+            remarks.notes += left_behind(config, donor)
+            carried_files(config, options, donor, remarks.notes.append)
     return rows
 
 

@@ -247,6 +247,10 @@ def test_what_a_module_may_not_be(encoders: tuple[Path, Path, Path], tmp_path: P
     with pytest.raises(Exception, match="key is a link that leads out"):
         in_process(recipe(base, *encoders[1:]), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "secret"]
+    (tmp_path / "recipe.yml").write_text(runner.recipe_text(recipe(base, *encoders[1:])))
+    inspected = runner.run(["mergekit-lines", "inspect", "recipe.yml"], tmp_path)
+    assert inspected.returncode == 1
+    assert "key is a link that leads out" in inspected.stderr
 
 
 def test_a_full_disk_under_the_last_file(

@@ -16,7 +16,7 @@ import pytest
 import torch
 from mergekit.architecture.conversion import can_convert_checkpoint_keys
 
-from mergekit_lines.plan import layout
+from mergekit_lines.plan import renames
 from tests import models as make
 from tests import shaped
 from tests.cases.case import Models
@@ -219,7 +219,7 @@ def test_few_names_are_looked_through(tmp_path: Path, monkeypatch: pytest.Monkey
         asked.append(len(names))
         return bool(can_convert_checkpoint_keys(kind, names, name))
 
-    monkeypatch.setattr(layout, "can_convert_checkpoint_keys", counting)
+    monkeypatch.setattr(renames, "can_convert_checkpoint_keys", counting)
     config = shaped.MIXTRAL_8X7B | {"hidden_size": 8, "intermediate_size": 16, "vocab_size": 32}
     shapes = shaped.Published(config, "BF16", 0, 0, 0).shapes
     base = shaped.write(tmp_path / "base", config, shapes)
