@@ -18,6 +18,7 @@ from mergekit_lines.checkpoint.ties import model_class
 from mergekit_lines.checkpoint.writer import Slot
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.lines.depth import natural_key
+from mergekit_lines.plan.layout import recomputed
 
 
 def maker(config: Any, dtype: torch.dtype, *, trust_remote_code: bool) -> Callable[[], nn.Module]:
@@ -102,7 +103,7 @@ def parameter_parts(model: nn.Module, outputs: Sequence[Slot]) -> Parts:
     for slot in sorted(outputs, key=lambda slot: slot.name):  # as transformers sorts them
         name, converter, pattern = names.loaded(slot.name)
         if name not in held:
-            if not any(re.search(expression, slot.name) for expression in ignored):
+            if not recomputed(slot.name) and not any(re.search(one, slot.name) for one in ignored):
                 strange.append(slot.name)
         elif converter is not None:
             fused.setdefault(name, []).append((slot, str(pattern), converter))

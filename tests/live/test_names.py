@@ -107,3 +107,17 @@ def test_experts_of_two_dtypes_are_refused(tmp_path: Path) -> None:
         models.rewrite(folder, halve)
     with pytest.raises(LinesError, match=r"MixtralForCausalLM: .* names that are one-to-one"):
         LiveModel(recipe, quiet=True)
+
+
+def test_a_buffer_that_old_files_hold_is_passed_over(tmp_path: Path) -> None:
+    """BERT's stored position ids, which its class computes, stop no live model."""
+    recipe = made(ROW["BertModel"], tmp_path)
+
+    def hold(tensors: models.Tensors) -> None:
+        tensors["embeddings.position_ids"] = torch.arange(512)[None]
+
+    for folder in (recipe["base_model"], *(entry["model"] for entry in recipe["models"])):
+        models.rewrite(folder, hold)
+    with LiveModel(recipe, quiet=True) as live:
+        live.set(alpha=0.9, beta=-0.3)
+        assert_as_loaded(live, "BertModel", tmp_path / "out")
