@@ -1,4 +1,4 @@
-"""``run_merge`` for our methods: preflight, partial folder, mergekit's merge, report, card."""
+"""``run_merge`` for our methods: checks, partial folder, mergekit's merge, report, card."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def edit_file(
 
 
 def _values(config: MergeConfiguration) -> dict[str, Any]:
-    """Return every word's value; the recipe's preflight has passed."""
+    """Return every word's value; the recipe's checks have passed."""
     parameters = config.parameters or {}
     return {w.name: w.validate(parameters.get(w.name, w.default)) for w in POSTPROCESS_WORDS}
 

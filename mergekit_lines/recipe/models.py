@@ -65,7 +65,7 @@ def base_listed(config: MergeConfiguration) -> dict[str | None, bool]:
     base = config.base_model
     if config.models is not None:
         return {None: any(entry.model == base for entry in config.models)}
-    # In slices the base has to be listed to be measured from; see preflight for those wraps.
+    # In slices the base has to be listed to be measured from; see recipe/checks for those wraps.
     result: dict[str | None, bool] = {None: False}
     for name, module in (config.modules or {}).items():
         if module.models is not None:
