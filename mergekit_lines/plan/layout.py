@@ -36,6 +36,7 @@ from mergekit_lines.lines.depth import block_depths, natural_key
 from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.plan.planner import LayoutError
 from mergekit_lines.plan.renames import Convertible, HeldNames, held_names
+from mergekit_lines.recipe.models import models_in_order
 
 # Buffers that old checkpoints hold and every architecture recomputes.
 RECOMPUTED = (r"rotary_emb\.inv_freq$", r"\.position_ids$", r"\.masked_bias$", r"\.attn\.bias$")
@@ -87,7 +88,7 @@ def mergekits_layout(config: MergeConfiguration, options: MergeOptions) -> Any:
     try:
         with names_from_indexes():
             layout = get_architecture_info(config, options)
-            first = next(iter(config.referenced_models()))
+            first = models_in_order(config)[0]
             key = vocabulary_key(first.config(trust_remote_code=options.trust_remote_code))
             if key and layout.vocab_size_config_key is None:  # an inferred one's
                 layout = layout.model_copy(update={"vocab_size_config_key": key})
