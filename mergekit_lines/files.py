@@ -102,9 +102,10 @@ def is_module_folder(path: str) -> bool:
 
 
 def names_no_class(place: Path) -> bool:
-    """Tell whether a model is a file, or a folder whose config.json names no architecture.
+    """Tell whether a model is a file, or a folder whose config.json names nothing known.
 
-    timm's and open_clip's models are such: their tensors' names are all that a merge has.
+    timm's and open_clip's models are such, which name no architecture, and those of a type that
+    came out after the installed transformers: their tensors' names are all that a merge has.
     """
     if place.is_file():
         return True
@@ -115,7 +116,16 @@ def names_no_class(place: Path) -> bool:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):  # which is told where the model is checked
         return False
-    return isinstance(config, dict) and config.get("architectures") is None
+    if not isinstance(config, dict) or config.get("architectures") is None:
+        return isinstance(config, dict)
+    kind = config.get("model_type")
+    return isinstance(kind, str) and "auto_map" not in config and not _is_known(kind)
+
+
+def _is_known(model_type: str) -> bool:
+    from transformers import CONFIG_MAPPING  # not before a model is looked at
+
+    return model_type in CONFIG_MAPPING
 
 
 def file_digest(path: Path) -> str:

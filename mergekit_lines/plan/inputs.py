@@ -62,9 +62,16 @@ def _without_class(model: ModelReference) -> str:
             f"model {place}: found one weight file beside models of a class of transformers, "
             f"wanted its folder. Check the path."
         )
+    config = read_config(place / "config.json")
+    which = "none"
+    if config.get("architectures"):
+        which = (
+            f"{config['architectures']!r} of model_type {config.get('model_type')!r}, which "
+            f"transformers does not know"
+        )
     return (
-        f"{place / 'config.json'}: found no architectures, wanted the class that the recipe's "
-        f"other models name. Save the model with save_pretrained."
+        f"{place / 'config.json'}: for architectures found {which}, wanted the class that the "
+        f"recipe's other models name. Save the model with save_pretrained, or upgrade transformers."
     )
 
 

@@ -47,7 +47,9 @@ FROM_HEADERS = (
     "the layout is made of the tensors' own names: mergekit's description of this architecture "
     "does not fit the models"
 )
-NO_CLASS = "the layout is made of the tensors' own names: the models name no class"
+NO_CLASS = (
+    "the layout is made of the tensors' own names: the models name no class that transformers knows"
+)
 SEVERAL_CLASSES = (
     "the models are of several classes: what they share is merged by the tensors' own names, and "
     "what only the base has, its head for one, stays the base's"

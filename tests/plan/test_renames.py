@@ -385,3 +385,29 @@ def test_a_new_vocabulary_is_counted_where_the_config_counts_it(tmp_path: Path) 
     assert not loading["missing_keys"] and not loading["mismatched_keys"]
     assert model.config.text_config.vocab_size == 98
     assert model.get_input_embeddings().weight.shape[0] == 98
+
+
+def test_a_tie_that_the_base_stores_under_the_heads_name(tmp_path: Path) -> None:
+    """The models' embeddings, which the tie makes their heads, are merged into it."""
+    config = transformers.GPTNeoXConfig(**DECODER, tie_word_embeddings=True)
+    base = models.save("GPTNeoXForCausalLM", config, tmp_path / "base", seed=1)
+    tuned = models.finetuned(base, tmp_path / "a", seed=2)
+    head, embeddings = "embed_out.weight", "gpt_neox.embed_in.weight"
+    rename(base, lambda name: head if name == embeddings else name)
+    in_process(recipe(base, tuned, outside=1.0), tmp_path / "out")
+    first, changed, merged = (models.read(path) for path in (base, tuned, tmp_path / "out"))
+    assert set(merged) == set(first)
+    start = first[head].double()
+    expected = start + WEIGHT * (changed[embeddings].double() - start)
+    assert models.max_error_ratio(merged[head], expected) <= 1e-6
+
+
+def test_a_model_of_a_type_that_came_out_last_week(tmp_path: Path) -> None:
+    """What the installed transformers does not know merges by its names, and keeps its config."""
+    row = ROW["LlamaForCausalLM"]
+    base = row.save(tmp_path / "base")
+    models.edit_config(base, model_type="llama_next", architectures=["LlamaNextForCausalLM"])
+    tuned = models.finetuned(base, tmp_path / "a", seed=2)
+    in_process(recipe(base, tuned), tmp_path / "out")
+    check(tmp_path / "out", base, models.read(tuned), row.depth)
+    assert (tmp_path / "out/config.json").read_bytes() == (base / "config.json").read_bytes()
