@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mergekit_lines.checkpoint.partial import HIDDEN_CONFIG, MARK
+from mergekit_lines.checkpoint.out import HIDDEN_CONFIG
+from mergekit_lines.checkpoint.partial import MARK
 from tests import models
 from tests.e2e import hostile
 from tests.e2e.hostile import RAW, RECIPE, Write
