@@ -199,6 +199,16 @@ SEAMS = (
         fields=("base_path", "is_safetensors", "tensor_paths"),
     ),
     Seam("mergekit.io.lazy_tensor_loader", "LazyTensorLoader.get_tensor", ("key",)),
+    # mergekit-pytorch, whose recipe is planned once more for alpha: auto.
+    Seam(
+        "mergekit.scripts.merge_raw_pytorch",
+        "plan_flat_merge",
+        ("config", "out_path", "tensor_union", "tensor_intersection", "options"),
+    ),
+    Seam("mergekit.scripts.merge_raw_pytorch", "RawPyTorchMergeConfig"),
+    Seam("mergekit.scripts.merge_raw_pytorch", "SimpleLoaderCache"),
+    Seam("mergekit.scripts.merge_raw_pytorch", "SaveTensor", fields=("tensor_task",)),
+    Seam("mergekit.scripts.merge_raw_pytorch", "TensorDictWrapper", fields=("tensors",)),
     Seam(
         "mergekit.tokenizer.embed",
         "PermutedVocabulary",
