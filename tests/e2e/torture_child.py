@@ -94,8 +94,8 @@ def fail(number: int, *names: str) -> None:
     wrap(names, around)
 
 
-def change(number: int, how: str, path: str, source: str = "") -> None:
-    """Change an input before the read of this number, from 0, as another process would."""
+def change(number: int, how: str, path: str, source: str = "", before: str = "preadv") -> None:
+    """Change an input before the read (or other call) of this number, as another process would."""
     left = [number]
 
     def around(name: str, call: Callable[[], Any], arguments: tuple[Any, ...]) -> Any:
@@ -104,7 +104,7 @@ def change(number: int, how: str, path: str, source: str = "") -> None:
             _change(how, Path(path), source)
         return call()
 
-    wrap(("preadv",), around)
+    wrap((before,), around)
 
 
 def _change(how: str, path: Path, source: str) -> None:
