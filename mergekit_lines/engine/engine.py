@@ -27,6 +27,7 @@ from mergekit_lines.engine.vectors import TaskVectors
 from mergekit_lines.engine.workers import Workers
 from mergekit_lines.errors import LinesError
 from mergekit_lines.kernels.merge import Merge
+from mergekit_lines.kernels.pieces import Kernel
 from mergekit_lines.kernels.sparsity import Sparsity
 from mergekit_lines.methods.registry import registered
 
@@ -250,7 +251,7 @@ class Engine:
         return self._in_pieces(task, sources, ANY)
 
     def _in_pieces(
-        self, task: LinesTask, sources: dict[ModelReference, Source], merge: Merge
+        self, task: LinesTask, sources: dict[ModelReference, Source], merge: Kernel
     ) -> Streamed | None:
         base = task.base_model
         first = sources.get(base)

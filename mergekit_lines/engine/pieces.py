@@ -12,7 +12,7 @@ import torch
 
 from mergekit_lines.checkpoint.sources import Source
 from mergekit_lines.engine.workers import Workers
-from mergekit_lines.kernels.merge import Merge
+from mergekit_lines.kernels.pieces import Kernel
 from mergekit_lines.kernels.scale import add_scaled, power_sum, sum_norm, work_dtype
 from mergekit_lines.methods.finite import refuse_input, refuse_result
 
@@ -65,7 +65,7 @@ class TensorPieces:
         cast: torch.dtype | None,
         device: torch.device,
         workers: Workers,
-        merge: Merge,
+        merge: Kernel,
     ) -> None:
         self.shape = base.shape
         self.models = len(models)
@@ -137,7 +137,7 @@ def held_at_once(
     return held, max(1, memory // held)
 
 
-def cut(shape: tuple[int, ...], merge: Merge, device: torch.device) -> list[tuple[int, int]]:
+def cut(shape: tuple[int, ...], merge: Kernel, device: torch.device) -> list[tuple[int, int]]:
     """Return the bounds of a tensor's pieces; they depend on nothing but what is given here.
 
     They fall between rows wherever a row fits into a piece.
@@ -169,7 +169,7 @@ class Job:
     name: str
     models: Sequence[Any]
     wrap: str
-    merge: Merge
+    merge: Kernel
     coefficient: float
     seed: int
     allow_nonfinite: bool

@@ -16,7 +16,7 @@ from mergekit.tokenizer import PermutedVocabulary
 from safetensors import SafetensorError
 
 from mergekit_lines.errors import LinesError, ResumableError, reason
-from mergekit_lines.kernels.merge import Merge
+from mergekit_lines.kernels.pieces import Kernel
 from mergekit_lines.methods import registry
 from mergekit_lines.methods.wrapped import SCALING, Scaling
 
@@ -64,7 +64,7 @@ class LinesTask(ExecuteMergeMethodTask):
                 result.setdefault(name, {})[model] = value
         return result
 
-    def kernel(self, inputs: Mapping[ModelReference, torch.dtype]) -> Merge | None:
+    def kernel(self, inputs: Mapping[ModelReference, torch.dtype]) -> Kernel | None:
         """Return the kernel that merges the tensor in pieces, or None where it has to be whole.
 
         Args:

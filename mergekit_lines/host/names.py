@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-METHODS = ("lines", "lines_postprocess")
+LINES = ("lines", "lines_postprocess")
+# Merges of this package that a recipe names alone, or as the `wrap` of `lines`; each is an
+# OwnMerge in methods/.
+OWN = ("consensus_ta",)
+METHODS = (*LINES, *OWN)
 
 REMEDY = (
     "call `mergekit_lines.register()` before `from mergekit.merge import run_merge` "

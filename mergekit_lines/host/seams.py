@@ -73,6 +73,7 @@ SEAMS = (
         "MergeMethod._bind_group_parameters",
         ("self", "group", "supplied", "group_index", "group_count"),
     ),
+    Seam("mergekit.merge_methods.base", "GroupMergeMethod.merge_group", ("self", "group")),
     Seam("mergekit.merge_methods.base", "PerGroupValues", ("values",)),
     Seam("mergekit.merge_methods.base", "TensorGroup.validate_tensors", ("self",)),
     Seam(

@@ -20,6 +20,10 @@ __all__ = ["Merge", "Sparsity", "State"]
 
 
 REMEMBERED = 128 << 20  # bytes of masks that are kept from one pass over a tensor to the next
+# Of a tensor's magnitudes, those that a selection gathers near its threshold. At the end of one
+# they are put together, and `kthvalue` takes a copy and 8-byte indexes: four times as much.
+CANDIDATES = 0.05
+SETTLING = 4
 
 
 def remembered(entries: int, models: int) -> int:
@@ -99,6 +103,14 @@ class Merge:
         DELLA ranks a 1-D tensor as a whole: it has to come as a single piece.
         """
         return not self.row_aligned or len(shape) > 1
+
+    def beside(self, shape: tuple[int, ...], width: int) -> int:
+        """Return the bytes of the magnitudes near a threshold, and of the draws' masks."""
+        entries = math.prod(shape)
+        selected = sum(sparsity.ranks(entries) is not None for sparsity in self.sparsities)
+        candidates = int(CANDIDATES * entries) * (selected + SETTLING if selected else 0)
+        drawn = sum(sparsity.drawn and sparsity.rescale for sparsity in self.sparsities)
+        return width * candidates + remembered(entries, drawn)
 
     def prepare(self, pieces: Pieces, keys: Sequence[bytes]) -> State:
         """Read the pieces as often as the method needs, and return what it has to know.

@@ -1,9 +1,10 @@
-"""One tensor of base and models as a run of pieces: what the streaming kernels read."""
+"""One tensor of base and models as a run of pieces, and the kernels that read it so."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -48,3 +49,89 @@ class Pieces(Protocol):
 
         The calls may run on several threads.
         """
+
+
+class Kernel(Protocol):
+    """What a merge computes of one tensor, piece by piece: M − θ_0."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether the result is a weighted sum of whole task vectors, had as fast as read."""
+
+    @property
+    def row_aligned(self) -> bool:
+        """Whether the pieces have to be whole slices along the first dimension."""
+
+    def supports(self, shape: tuple[int, ...]) -> bool:
+        """Return whether a tensor of this shape can be in several pieces; else it comes as one."""
+
+    def beside(self, shape: tuple[int, ...], width: int) -> int:
+        """Return the bytes that it holds of a tensor beside the pieces of every thread.
+
+        Args:
+            shape: of the tensor.
+            width: bytes of an entry, in the dtype of the arithmetic.
+        """
+
+    def prepare(self, pieces: Pieces, keys: Sequence[bytes]) -> Any:
+        """Read what has to be known of the whole tensor before one piece can be merged.
+
+        Args:
+            pieces: the tensor.
+            keys: per model, 16 or more bytes that the model's draws for this tensor depend on.
+        """
+
+    def task_vector(
+        self,
+        pieces: Pieces,
+        state: Any,
+        index: int,
+        base: torch.Tensor,
+        models: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """Return M − θ_0 of one piece, 1-D, in the dtype of the arithmetic.
+
+        Args:
+            pieces: the tensor.
+            state: what :meth:`prepare` returned for it.
+            index: number of the piece.
+            base: θ_0's piece, 1-D.
+            models: the models' pieces, 1-D; overwritten, and one may become the result.
+        """
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor in memory as one piece: see :class:`Pieces`."""
+
+    base: torch.Tensor
+    tuned: Sequence[torch.Tensor]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See :class:`Pieces`."""
+        return tuple(self.base.shape)
+
+    @property
+    def bounds(self) -> Sequence[tuple[int, int]]:
+        """See :class:`Pieces`."""
+        return [(0, self.base.numel())]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See :class:`Pieces`."""
+        return self.base.dtype
+
+    @property
+    def models(self) -> int:
+        """See :class:`Pieces`."""
+        return len(self.tuned)
+
+    def load(self, index: int, model: int | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """See :class:`Pieces`."""
+        chosen = self.tuned if model is None else [self.tuned[model]]
+        return self.base.reshape(-1), [one.clone().reshape(-1) for one in chosen]
+
+    def map(self, function: Callable[[int], T]) -> list[T]:
+        """See :class:`Pieces`."""
+        return [function(0)]

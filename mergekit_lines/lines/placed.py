@@ -33,8 +33,11 @@ class ScheduleWords:
         """Return the words of one tensor from its resolved parameters, which are complete.
 
         Only ``lines`` has ``wrap``; under it a ``gamma`` is the wrapped method's own. Under
-        ``lines_postprocess`` γ stands for α = γ, β = 1 − γ (arXiv 2410.17146, C.1).
+        ``lines_postprocess`` γ stands for α = γ, β = 1 − γ (arXiv 2410.17146, C.1). A merge
+        alone has no schedule: λ = 1.
         """
+        if "alpha" not in values:
+            return cls(1.0, 0.0, 1.0, "alpha")
         alpha, beta = values["alpha"], values["beta"]
         gamma = None if "wrap" in values else values["gamma"]
         if gamma is not None:

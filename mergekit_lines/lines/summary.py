@@ -20,6 +20,7 @@ class Summary:
     alpha: Any  # a Calibration, a number, or None where it differs between tensors
     containers: dict[str, list[list[float]]]  # container -> per block, its distinct coefficients
     outside: dict[str, float]
+    by_depth: bool = True  # False: a merge alone, of which nothing is scaled
 
 
 def summarise(
@@ -29,6 +30,7 @@ def summarise(
     *,
     wraps: Iterable[str] = (),
     seed: int = 0,
+    by_depth: bool = True,
 ) -> Summary:
     """Return the summary of a plan.
 
@@ -38,6 +40,7 @@ def summarise(
         alpha: the calibration of Eq. 2; None where α is the recipe's.
         wraps: names of the wrapped methods.
         seed: of the draws.
+        by_depth: whether λ hangs on depth at all.
     """
     containers: dict[str, dict[int, set[float]]] = defaultdict(lambda: defaultdict(set))
     outside, alphas = {}, set()
@@ -56,4 +59,5 @@ def summarise(
             for name, blocks in sorted(containers.items(), key=lambda item: natural_key(item[0]))
         },
         outside=outside,
+        by_depth=by_depth,
     )

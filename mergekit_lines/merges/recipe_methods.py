@@ -1,4 +1,4 @@
-"""The two names that a recipe uses; see :mod:`mergekit_lines.methods.registry` for what runs."""
+"""The names that a recipe uses; see :mod:`mergekit_lines.methods.registry` for what runs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from mergekit.merge_methods.base import (
     TensorGroup,
 )
 
+from mergekit_lines.methods.consensus import CONSENSUS
 from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS
 from mergekit_lines.methods.wrapped import REFERENCE, OurMethod
 
@@ -135,4 +136,5 @@ class RecipeMethod(OurMethod):
 RECIPE_METHODS = (
     RecipeMethod("lines", "LiNeS", LINES_WORDS, wraps=True),
     RecipeMethod("lines_postprocess", "LiNeS post-processing", POSTPROCESS_WORDS, wraps=False),
+    *CONSENSUS,
 )

@@ -19,7 +19,7 @@ from mergekit_lines.engine.pieces import HeldResult, Job, TensorPieces, merge_te
 from mergekit_lines.engine.workers import Workers
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.host.process import one_thread
-from mergekit_lines.kernels.merge import Merge
+from mergekit_lines.kernels.pieces import Kernel
 from mergekit_lines.lines.alpha import Contribution, NormCollector, find_alpha
 from mergekit_lines.lines.outside import NO_BLOCKS, checked_depths, described
 from mergekit_lines.lines.placed import Placed, ScheduleWords
@@ -141,7 +141,7 @@ def _in_pieces(
     group: TensorGroup,
     values: dict[str, Any],
     scaling: Scaling,
-    kernel: Merge,
+    kernel: Kernel,
     dtype: torch.dtype | None,
     out_dtype: torch.dtype | None,
 ) -> torch.Tensor:

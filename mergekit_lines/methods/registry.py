@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mergekit.merge_methods import registry
-from mergekit.merge_methods.base import BasePolicy, MergeMethod
+from mergekit.merge_methods.base import BasePolicy, MergeMethod, ParameterSpec
 
 from mergekit_lines.errors import LinesError, Problem, nearest
-from mergekit_lines.host.names import METHODS
-from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS, of_parameter
+from mergekit_lines.host.names import LINES
+from mergekit_lines.methods.words import (
+    ALONE_WORDS,
+    LINES_WORDS,
+    POSTPROCESS_WORDS,
+    of_parameter,
+)
 from mergekit_lines.methods.wrapped import LinesMethod, OurMethod
 
 
@@ -20,7 +27,7 @@ def check_wrap(name: str) -> Problem | None:
     }
     if name == "dare":
         reason = ", wanted `dare_linear` or `dare_ties`."
-    elif name in METHODS:
+    elif name in LINES:
         reason = ", which cannot wrap itself. Name the merge inside, e.g. `ties`."
     elif "/" in name and name.rsplit("/", 1)[1] in methods:
         reason = (
@@ -53,26 +60,30 @@ def method_for(wrap: str) -> LinesMethod:
     problem = check_wrap(wrap)
     if problem:
         raise LinesError(problem)
-    return _registered(f"lines[{wrap}]", registry.get(wrap))
+    return _registered(f"lines[{wrap}]", registry.get(wrap), LINES_WORDS)
 
 
 def postprocess_method() -> LinesMethod:
     """Return the method that edits one model: M is that model itself."""
-    return _registered("lines_postprocess[model]", registry.passthrough_merge_method)
+    model = registry.passthrough_merge_method
+    return _registered("lines_postprocess[model]", model, POSTPROCESS_WORDS)
+
+
+def alone(name: str) -> LinesMethod:
+    """Return what runs a merge of this package that no recipe's ``lines`` scales: λ is 1."""
+    return _registered(f"{name}[alone]", registry.get(name), ALONE_WORDS)
 
 
 def registered(name: str) -> LinesMethod:
-    """Return a method that :func:`method_for` or :func:`postprocess_method` registered."""
+    """Return a method that one of the functions above registered."""
     method: LinesMethod = registry.get(name)
     return method
 
 
-def _registered(name: str, wrapped: MergeMethod) -> LinesMethod:
+def _registered(name: str, wrapped: MergeMethod, words: Sequence[ParameterSpec]) -> LinesMethod:
     methods = {method.spec.name: method for method in registry.registered_methods()}
     if name not in methods:
-        postprocess = name.startswith("lines_postprocess")
-        words = POSTPROCESS_WORDS if postprocess else LINES_WORDS
-        method = LinesMethod(name, wrapped, words, pass_parameters=not postprocess)
+        method = LinesMethod(name, wrapped, words, pass_parameters=words is not POSTPROCESS_WORDS)
         registry.register(method)
         return method
     method = methods[name]

@@ -62,9 +62,11 @@ def incomplete(values: Mapping[str, Any], wrap: str) -> Problem | None:
 
     Args:
         values: the resolved words of one tensor; only ``lines`` has ``wrap``, and only in
-            ``lines_postprocess`` is ``gamma`` ours.
+            ``lines_postprocess`` is ``gamma`` ours; a merge alone has none of them.
         wrap: the wrapped method, whose paper values the error names.
     """
+    if "alpha" not in values:
+        return None
     if "wrap" in values:
         return missing_beta(wrap) if values["beta"] is None else None
     pair = [values["alpha"], values["beta"]]
@@ -73,7 +75,23 @@ def incomplete(values: Mapping[str, Any], wrap: str) -> Problem | None:
     return None if pair == [None, None] else GAMMA_TWICE
 
 
-def _word(name: str, check: Callable[[Any], Any], default: Any, meaning: str) -> ParameterSpec:
+def word(
+    name: str,
+    check: Callable[[Any], Any],
+    default: Any,
+    meaning: str,
+    scope: ParameterScope = ParameterScope.SHARED,
+) -> ParameterSpec:
+    """Return a word of a recipe.
+
+    Args:
+        name: of it.
+        check: returns a value as it is meant, or raises LinesError.
+        default: None for none.
+        meaning: of it, in some words.
+        scope: whether each model has its own value.
+    """
+
     def validate(value: Any) -> Any:
         # mergekit validates the default too; None stands for "not given".
         return value if value is None else check(value)
@@ -81,13 +99,14 @@ def _word(name: str, check: Callable[[Any], Any], default: Any, meaning: str) ->
     return ParameterSpec(
         name,
         Annotated[Any, PlainValidator(validate)],
-        ParameterScope.SHARED,
+        scope,
         default=default,
         description=meaning,
     )
 
 
-def _wrong(name: str, value: object, meaning: str, choices: Iterable[str] = ()) -> LinesError:
+def wrong(name: str, value: object, meaning: str, choices: Iterable[str] = ()) -> LinesError:
+    """Return the error for a value that a word cannot have."""
     kind = " (a boolean)" if isinstance(value, bool) else ""
     hint = nearest(value, choices) if isinstance(value, str) else ""
     return LinesError(of_parameter(name, f"found {value!r}{kind}, wanted {meaning}.{hint}"))
@@ -102,22 +121,27 @@ def number(name: str, value: Any, meaning: str = "a finite number") -> float:
         LinesError: it is not a finite number.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise _wrong(name, value, meaning)
+        raise wrong(name, value, meaning)
     try:
         result = float(value)
     except (ValueError, OverflowError):
-        raise _wrong(name, value, meaning) from None
+        raise wrong(name, value, meaning) from None
     # The arithmetic is in fp32.
     if not math.isfinite(result) or abs(result) > FP32_MAX:
-        raise _wrong(name, value, meaning)
+        raise wrong(name, value, meaning)
     return result
 
 
-def _whole(name: str, value: Any, least: int) -> int:
+def whole(name: str, value: Any, least: int) -> int:
+    """Return ``value`` as a whole number of at least ``least``.
+
+    Raises:
+        LinesError: it is none.
+    """
     meaning = f"a whole number of at least {least}"
     result = number(name, value, meaning)
     if result != int(result) or result < least:
-        raise _wrong(name, value, meaning)
+        raise wrong(name, value, meaning)
     return value if isinstance(value, int) else int(result)  # a float has 53 bits
 
 
@@ -127,7 +151,7 @@ def _alpha(value: Any) -> float | str:
     try:
         return number("alpha", value)
     except LinesError:
-        raise _wrong("alpha", value, "a finite number or `auto`", ["auto"]) from None
+        raise wrong("alpha", value, "a finite number or `auto`", ["auto"]) from None
 
 
 def _alpha_postprocess(value: Any) -> float:
@@ -149,9 +173,9 @@ def _schedule(value: Any) -> float:
     try:
         exponent = number("schedule", value)
     except LinesError:
-        raise _wrong("schedule", value, meaning, EXPONENTS) from None
+        raise wrong("schedule", value, meaning, EXPONENTS) from None
     if exponent <= 0:
-        raise _wrong("schedule", value, meaning)
+        raise wrong("schedule", value, meaning)
     return exponent
 
 
@@ -161,13 +185,13 @@ def _outside(value: Any) -> float | str:
     try:
         return number("outside", value)
     except LinesError:
-        raise _wrong("outside", value, "`alpha` or a finite number") from None
+        raise wrong("outside", value, "`alpha` or a finite number") from None
 
 
 def _blocks(value: Any) -> str:
     entries = [entry.strip() for entry in value.split(",")] if isinstance(value, str) else []
     if not entries or not all(entries):
-        raise _wrong(
+        raise wrong(
             "blocks",
             value,
             "ONE text of container names separated by commas, e.g. `decoder.block` "
@@ -178,29 +202,29 @@ def _blocks(value: Any) -> str:
 
 def _norm(value: Any) -> str:
     if value not in ("l1", "l2"):
-        raise _wrong("norm", value, "`l1` (the authors' code) or `l2`")
+        raise wrong("norm", value, "`l1` (the authors' code) or `l2`")
     return str(value)
 
 
 def _switch(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise _wrong("allow_nonfinite", value, "true or false")
+        raise wrong("allow_nonfinite", value, "true or false")
     return value
 
 
 def _wrap_name(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise _wrong("wrap", value, "the name of a mergekit merge method, e.g. `ties`")
+        raise wrong("wrap", value, "the name of a mergekit merge method, e.g. `ties`")
     return value
 
 
 _SCHEDULE_WORDS = (
-    _word("beta", lambda v: number("beta", v), None, "coefficient gained from first to last block"),
-    _word("schedule", _schedule, "linear", "linear, sqrt, quadratic, or an exponent above 0"),
-    _word("outside", _outside, "alpha", "coefficient of tensors outside the blocks"),
-    _word("blocks", _blocks, None, "containers that count as blocks, comma-separated"),
-    _word("num_blocks", lambda v: _whole("num_blocks", v, 1), None, "block count"),
-    _word(
+    word("beta", lambda v: number("beta", v), None, "coefficient gained from first to last block"),
+    word("schedule", _schedule, "linear", "linear, sqrt, quadratic, or an exponent above 0"),
+    word("outside", _outside, "alpha", "coefficient of tensors outside the blocks"),
+    word("blocks", _blocks, None, "containers that count as blocks, comma-separated"),
+    word("num_blocks", lambda v: whole("num_blocks", v, 1), None, "block count"),
+    word(
         "allow_nonfinite",
         _switch,
         default=False,
@@ -209,18 +233,21 @@ _SCHEDULE_WORDS = (
 )
 
 LINES_WORDS = (
-    _word("wrap", _wrap_name, "task_arithmetic", "merge method whose task vector is scaled"),
-    _word("alpha", _alpha, "auto", "coefficient of the first block, or auto (Eq. 2)"),
+    word("wrap", _wrap_name, "task_arithmetic", "merge method whose task vector is scaled"),
+    word("alpha", _alpha, "auto", "coefficient of the first block, or auto (Eq. 2)"),
     *_SCHEDULE_WORDS,
-    _word("norm", _norm, "l1", "norm of Eq. 2 for alpha: auto"),
-    _word("seed", lambda v: _whole("seed", v, 0), None, "seed of wraps that draw at random"),
+    word("norm", _norm, "l1", "norm of Eq. 2 for alpha: auto"),
+    word("seed", lambda v: whole("seed", v, 0), None, "seed of wraps that draw at random"),
 )
+
+# Of a merge of this package alone: nothing is scaled by depth.
+ALONE_WORDS = tuple(word for word in _SCHEDULE_WORDS if word.name == "allow_nonfinite")
 
 WRAP = next(word for word in LINES_WORDS if word.name == "wrap")
 
 POSTPROCESS_WORDS = (
-    _word("alpha", _alpha_postprocess, None, "coefficient of the first block"),
-    _word("gamma", lambda v: number("gamma", v), None, "alpha = gamma, beta = 1 - gamma"),
+    word("alpha", _alpha_postprocess, None, "coefficient of the first block"),
+    word("gamma", lambda v: number("gamma", v), None, "alpha = gamma, beta = 1 - gamma"),
     *_SCHEDULE_WORDS,
 )
 
@@ -240,7 +267,7 @@ def strict(parameter: ParameterSpec, name: str) -> ParameterSpec:
         if numeric and value is not None:
             parsed = number(name, value)
             if parameter.name == "density" and not 0 <= parsed <= 1:
-                raise _wrong(name, value, "a share from 0 to 1")
+                raise wrong(name, value, "a share from 0 to 1")
         try:
             return parameter.validate(value)
         except ValidationError as error:

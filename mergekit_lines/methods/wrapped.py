@@ -27,9 +27,11 @@ from mergekit.merge_methods.passthrough import passthrough_merge_method
 from mergekit_lines.errors import LinesError
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.kernels.merge import Merge
+from mergekit_lines.kernels.pieces import Kernel
 from mergekit_lines.kernels.scale import norm_terms, scale_task_vector, work_dtype
 from mergekit_lines.kernels.sparsity import Sparsity
 from mergekit_lines.methods.finite import refuse_input, refuse_result
+from mergekit_lines.methods.own import OwnMerge
 from mergekit_lines.methods.words import strict
 
 REFERENCE = "https://arxiv.org/abs/2410.17146"
@@ -143,7 +145,7 @@ class LinesMethod(OurMethod):
             results.append(result.to(dtype))
         return tuple(results)
 
-    def kernel(self, values: dict[str, Any], models: Sequence[Any]) -> Merge | None:
+    def kernel(self, values: dict[str, Any], models: Sequence[Any]) -> Kernel | None:
         """Return our own kernel for the wrapped method, or None where there is none.
 
         Args:
@@ -153,9 +155,11 @@ class LinesMethod(OurMethod):
         if self.wrapped is passthrough_merge_method:  # lines_postprocess: M is the model itself
             return Merge((Sparsity("none"),), (1.0,)) if len(models) == 1 else None
         wrapped = self.wrapped
+        own = {name: values[word] for name, word in self.names.items()}
+        if isinstance(wrapped, OwnMerge):
+            return wrapped.kernel(own, models)
         if type(wrapped) is not GeneralizedTaskArithmeticMerge:
             return None
-        own = {name: values[word] for name, word in self.names.items()}
         kind = wrapped.sparsification_method
         return Merge(
             sparsities=tuple(

@@ -18,16 +18,12 @@ import torch
 from mergekit_lines.engine.engine import DEVICE_THREADS
 from mergekit_lines.engine.pieces import cut, held_at_once
 from mergekit_lines.host.process import available_cores
-from mergekit_lines.kernels.merge import Merge, remembered
+from mergekit_lines.kernels.pieces import Kernel
 from mergekit_lines.kernels.scale import work_dtype
 from mergekit_lines.plan.allocations import Allocations, peak
 from mergekit_lines.plan.sizes import Sized, Sizes
 
 STATUS = Path("/proc/self/status")
-# Of a tensor's magnitudes, those that a selection gathers near its threshold. At the end of one
-# they are put together, and `kthvalue` takes a copy and 8-byte indexes: four times as much.
-CANDIDATES = 0.05
-SETTLING = 4
 
 
 def process_bytes() -> int | None:
@@ -96,17 +92,14 @@ def _device(name: str) -> torch.device:
         return torch.device("cpu")
 
 
-def _pieces(tensor: Sized, merge: Merge, device: torch.device, threads: int | None) -> int:
+def _pieces(tensor: Sized, merge: Kernel, device: torch.device, threads: int | None) -> int:
     """Return what the threads hold while a tensor goes through memory in pieces."""
     width = max(work_dtype(dtype).itemsize for dtype in tensor.inputs.values())
     bounds = cut(tensor.shape, merge, device)
     held, at_once = held_at_once(bounds, width, len(tensor.inputs) - 1, device)
     threads = (threads or available_cores()) if device.type == "cpu" else DEVICE_THREADS
     count = min(threads, len(bounds), at_once)
-    selected = sum(sparsity.ranks(tensor.entries) is not None for sparsity in merge.sparsities)
-    candidates = int(CANDIDATES * tensor.entries) * (selected + SETTLING if selected else 0)
-    drawn = sum(sparsity.drawn and sparsity.rescale for sparsity in merge.sparsities)
-    return count * held + width * candidates + remembered(tensor.entries, drawn)
+    return count * held + merge.beside(tensor.shape, width)
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from pydantic import ValidationError
 
 from mergekit_lines.engine.tasks import LinesTask, WriteTask, engine_task
 from mergekit_lines.errors import LinesError, Problem, reason, together
+from mergekit_lines.host.names import METHODS, OWN, REMEDY
 from mergekit_lines.lines.depth import block_depths, natural_key
 from mergekit_lines.lines.placed import AUTO, Placed, ScheduleWords
 from mergekit_lines.lines.summary import Summary, summarise
-from mergekit_lines.methods.registry import method_for, postprocess_method
+from mergekit_lines.methods.registry import alone, method_for, postprocess_method
 from mergekit_lines.methods.words import WHOLE_RECIPE, WRAP, incomplete, of_parameter
 from mergekit_lines.plan.calibrate import calibrate
 from mergekit_lines.plan.planned import ACTIVE, PlannedTensor
@@ -61,7 +62,8 @@ class LinesPlanner(plan.MergePlanner):
         self.config: Any
         self._tokenizer_task: Any
         self._postprocess = config.merge_method == "lines_postprocess"
-        self._lines = self._postprocess or config.merge_method == "lines"
+        self._alone = config.merge_method if config.merge_method in OWN else None
+        self._lines = config.merge_method in METHODS
         self._planned: list[PlannedTensor] | None = None
         self._coefficients: dict[str, float] = {}
         self._module: str | None = None
@@ -76,8 +78,6 @@ class LinesPlanner(plan.MergePlanner):
             return
         run = ACTIVE.get()
         if run is None:
-            from mergekit_lines.host.names import REMEDY
-
             raise LinesError(
                 f"merge_method {config.merge_method} was started by a run_merge that is not ours, "
                 f"so neither its checks nor its partial folder are in force: {REMEDY}."
@@ -122,6 +122,8 @@ class LinesPlanner(plan.MergePlanner):
         try:
             if self._postprocess:
                 wrap, self._method = "", postprocess_method()
+            elif self._alone:
+                wrap, self._method = self._alone, alone(self._alone)
             else:
                 wrap = resolve_parameter(
                     WRAP,
@@ -225,7 +227,12 @@ class LinesPlanner(plan.MergePlanner):
         self._raise_problems()
         first = next(iter(resolved.values()), {})
         blocks = first["blocks"].split(",") if first.get("blocks") else None
-        depths = block_depths(resolved, blocks=blocks, num_blocks=first.get("num_blocks"))
+        count = first.get("num_blocks")
+        depths: dict[str, Any] = (
+            dict.fromkeys(resolved)  # nothing hangs on depth
+            if self._alone
+            else block_depths(resolved, blocks=blocks, num_blocks=count)
+        )
         self._set_seed(first.get("seed"))
         planned = []
         for weight, task in self._tensors:
@@ -290,6 +297,7 @@ class LinesPlanner(plan.MergePlanner):
             calibration,
             wraps=[item.wrap for item in planned if item.wrap],
             seed=self.seed,
+            by_depth=not self._alone,
         )
         if self._run.on_summary:
             self._run.on_summary(self.summary)

@@ -10,14 +10,17 @@ from mergekit.config import ConditionalParameter, MergeConfiguration
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
 from mergekit_lines.errors import LinesError, Problem, nearest, nearest_name
-from mergekit_lines.methods.registry import check_wrap, method_for, postprocess_method
+from mergekit_lines.host.names import OWN
+from mergekit_lines.methods.registry import alone, check_wrap, method_for, postprocess_method
 from mergekit_lines.methods.words import (
+    ALONE_WORDS,
     LINES_WORDS,
     MISSING_GAMMA,
     POSTPROCESS_WORDS,
     missing_beta,
     of_parameter,
 )
+from mergekit_lines.methods.wrapped import LinesMethod
 from mergekit_lines.recipe.models import sections
 
 
@@ -27,15 +30,23 @@ def check_parameters(config: MergeConfiguration, *, names_known: bool = True) ->
     Where a name is wrong (``names_known``: not even elsewhere in the recipe), what is missing
     is not told: it is most often the very thing that was misspelt.
     """
-    postprocess = config.merge_method == "lines_postprocess"
     problems: list[Problem] = []
-    wraps = [] if postprocess else _wraps(config, problems)
-    of_sections = list(_check_sections(config, wraps, postprocess))
+    methods = _methods(config, problems)
+    of_sections = list(_check_sections(config, methods))
     problems += of_sections
     if names_known and not of_sections:
-        problems += _check_required(config, wraps, postprocess)
-    problems += _check_counts(config, wraps, postprocess)
+        problems += _check_required(config, methods)
+    problems += _check_counts(config, methods)
     return problems
+
+
+def _methods(config: MergeConfiguration, problems: list[Problem]) -> list[LinesMethod]:
+    """Return the methods that merge the recipe's tensors; what cannot be wrapped is a problem."""
+    if config.merge_method == "lines_postprocess":
+        return [postprocess_method()]
+    if config.merge_method in OWN:
+        return [alone(config.merge_method)]
+    return [method_for(wrap) for wrap in _wraps(config, problems)]
 
 
 def check_filters(config: MergeConfiguration, names: Iterable[str]) -> Iterator[Problem]:
@@ -109,11 +120,9 @@ def _wraps(config: MergeConfiguration, problems: list[Problem]) -> list[str]:
     return wraps
 
 
-def _check_sections(
-    config: MergeConfiguration, wraps: list[str], postprocess: bool
-) -> Iterator[Problem]:
-    methods = [postprocess_method()] if postprocess else [method_for(wrap) for wrap in wraps]
-    ours = {word.name: word for word in (POSTPROCESS_WORDS if postprocess else LINES_WORDS)}
+def _check_sections(config: MergeConfiguration, methods: list[LinesMethod]) -> Iterator[Problem]:
+    words = {"lines": LINES_WORDS, "lines_postprocess": POSTPROCESS_WORDS}
+    ours = {word.name: word for word in words.get(config.merge_method, ALONE_WORDS)}
     declared: dict[str, list[ParameterSpec]] = {name: [word] for name, word in ours.items()}
     for method in methods:
         for parameter in method.spec.parameters:
@@ -141,10 +150,11 @@ def _check_sections(
 
 def hint(name: str, names: Iterable[str]) -> str:
     """Return what an unknown name may have meant, where ``known`` are those of one method."""
-    postprocess = "wrap" not in names
-    if not postprocess and name == "gamma":
+    if "wrap" in names and name == "gamma":
         return " It belongs to merge_method: lines_postprocess; here write alpha and beta."
-    if postprocess and name in {word.name for word in LINES_WORDS}:
+    if "wrap" not in names and name in {word.name for word in LINES_WORDS}:
+        if "beta" not in names:
+            return " It belongs to merge_method: lines; write that, with this merge as its wrap."
         return " It belongs to merge_method: lines; lines_postprocess edits one model."
     return nearest(name, names) or f" (known: {', '.join(sorted(names))})"
 
@@ -182,25 +192,27 @@ def _check_values(
             yield replace(failures[0], key=place)
 
 
-def _check_required(
-    config: MergeConfiguration, wraps: list[str], postprocess: bool
-) -> Iterator[Problem]:
+def _check_required(config: MergeConfiguration, methods: list[LinesMethod]) -> Iterator[Problem]:
     present = {name for section in sections(config) for name in section.parameters}
+    wraps = [method.wrapped.spec.name for method in methods]
+    postprocess = config.merge_method == "lines_postprocess"
     if postprocess and "gamma" not in present and not {"alpha", "beta"} <= present:
         yield MISSING_GAMMA
-    if not postprocess and "beta" not in present:
+    if config.merge_method == "lines" and "beta" not in present:
         yield missing_beta(wraps[0] if wraps else "task_arithmetic")
+    if postprocess:
+        return
     sliced = config.slices or any(module.slices for module in (config.modules or {}).values())
-    for wrap in wraps:
-        if sliced and method_for(wrap).ignores_base:
+    for wrap, method in zip(wraps, methods, strict=True):
+        if sliced and method.ignores_base:
             yield of_parameter(
                 "wrap",
                 f"{wrap} ignores the base, and slices list the base among their sources to measure "
                 f"from it, so it cannot be told whether it is one of the models too. Use "
                 f"`models:`, or a wrap that knows the base.",
             )
-    for wrap in wraps:
-        for parameter in method_for(wrap).spec.parameters:
+    for wrap, method in zip(wraps, methods, strict=True):
+        for parameter in method.spec.parameters:
             if parameter.required and parameter.name not in present:
                 yield of_parameter(
                     parameter.name,
@@ -209,15 +221,13 @@ def _check_required(
                 )
 
 
-def _check_counts(
-    config: MergeConfiguration, wraps: list[str], postprocess: bool
-) -> Iterator[Problem]:
+def _check_counts(config: MergeConfiguration, methods: list[LinesMethod]) -> Iterator[Problem]:
     """Check how many models the method takes, for recipes that list them in one place."""
     if config.models is None or config.base_model is None:
         return
     others = [entry.model for entry in config.models if entry.model != config.base_model]
     count = len(dict.fromkeys(others))
-    if postprocess:
+    if config.merge_method == "lines_postprocess":
         if count > 1:
             yield Problem(
                 "models",
@@ -225,8 +235,8 @@ def _check_counts(
                 f"one model. Merge first, or write merge_method: lines.",
             )
         return
-    for wrap in wraps:
-        contract = method_for(wrap).spec.contract
+    for method in methods:
+        wrap, contract = method.wrapped.spec.name, method.spec.contract
         # The base is one of the inputs.
         least = max(contract.min_inputs - 1, contract.min_non_base or 0)
         limits = [contract.max_inputs and contract.max_inputs - 1, contract.max_non_base]

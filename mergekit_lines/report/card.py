@@ -40,47 +40,51 @@ _MARK = re.compile(r"\n<!-- mergekit-lines:([0-9a-f]{16}) -->\n\Z")
 _TEXT = """
 # {name}
 
-{merge}, scaled block by block with LiNeS; made with
+{merge}{scaled}; made with
 [mergekit](https://github.com/arcee-ai/mergekit) and mergekit-lines ({method}).
 
 {models}
 
-[LiNeS](https://arxiv.org/abs/2410.17146) (ICLR 2025) scales what the models learnt beyond their
-base block by block, with a coefficient λ that goes from α at the first block to α + β at the last.
-Shallow blocks stay close to the base and deep ones keep what was learnt, against forgetting and
-against interference between the models.
-
-## Use it
+{idea}## Use it
 
 ```python
 {load}
 ```
 
-## Coefficients
-
-α = {alpha}
-
-{picture}{tables}
-
-## Recipe
+{coefficients}## Recipe
 
 {recipe}
 
 ## Make it again
 
 {repeat}
-{results}
+{results}{citation}"""
+_IDEA = """\
+[LiNeS](https://arxiv.org/abs/2410.17146) (ICLR 2025) scales what the models learnt beyond their
+base block by block, with a coefficient λ that goes from α at the first block to α + β at the last.
+Shallow blocks stay close to the base and deep ones keep what was learnt, against forgetting and
+against interference between the models.
+
+"""
+_COEFFICIENTS = """## Coefficients
+
+α = {alpha}
+
+{picture}{tables}
+
+"""
+_CITATION = """
 ## Citation
 
 ```bibtex
-@inproceedings{{wang2025lines,
-  title     = {{{{LiNeS}}: Post-training Layer Scaling Prevents Forgetting and Enhances
-               Model Merging}},
-  author    = {{Wang, Ke and Dimitriadis, Nikolaos and Favero, Alessandro and Ortiz-Jimenez,
-               Guillermo and Fleuret, Fran{{\\c{{c}}}}ois and Frossard, Pascal}},
-  booktitle = {{International Conference on Learning Representations}},
-  year      = {{2025}}
-}}
+@inproceedings{wang2025lines,
+  title     = {{LiNeS}: Post-training Layer Scaling Prevents Forgetting and Enhances
+               Model Merging},
+  author    = {Wang, Ke and Dimitriadis, Nikolaos and Favero, Alessandro and Ortiz-Jimenez,
+               Guillermo and Fleuret, Fran{\\c{c}}ois and Frossard, Pascal},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2025}
+}
 ```
 """
 
@@ -150,20 +154,28 @@ def body(
     """
     recipe = origins.recipe(content["recipe"])
     wraps = [wrap for wrap in content["wrap"] if wrap]
-    picture = "λ over the residual blocks, first to last"
+    by_depth = wraps != [content["merge_method"]]  # else it is a merge alone
     return _TEXT.format(
         name=prose(place.name),
         method=code(f"merge_method: {content['merge_method']}"),
         merge=f"A merge by {joined(wraps)}" if wraps else "A fine-tuned model's change",
         models=_models(config, origins, content),
+        scaled=", scaled block by block with LiNeS" if by_depth else "",
+        idea=_IDEA if by_depth else "",
         load=_load(folder, place),
-        alpha=_alpha(content["alpha"]),
-        picture=f"![{picture}]({place.picture})\n\n" if place.picture else "",
-        tables=_tables(content),
+        coefficients=_coefficients(content, place) if by_depth else "",
         recipe=fenced(recipe, "yaml"),
         repeat=_repeat(origins, content, place),
         results=_results(folder),
+        citation=_CITATION if by_depth else "",
     )
+
+
+def _coefficients(content: Mapping[str, Any], place: Place) -> str:
+    title = "λ over the residual blocks, first to last"
+    picture = f"![{title}]({place.picture})\n\n" if place.picture else ""
+    alpha, tables = _alpha(content["alpha"]), _tables(content)
+    return _COEFFICIENTS.format(alpha=alpha, picture=picture, tables=tables)
 
 
 def _models(config: MergeConfiguration, origins: Origins, content: Mapping[str, Any]) -> str:

@@ -114,6 +114,8 @@ def to_json(content: dict[str, Any]) -> str:
 
 def describe(summary: Summary) -> list[str]:
     """Return what the user is told before the merge: α, λ per container, what lies outside."""
+    if not summary.by_depth:
+        return [f"{', '.join(summary.wraps)}: {len(summary.outside)} tensors, not scaled by depth"]
     lines = []
     if isinstance(summary.alpha, Calibration):
         calibration = summary.alpha
@@ -148,8 +150,8 @@ def read_report(folder: Path) -> dict[str, Any]:
         report = read_json(path, finite=True)
     except FileNotFoundError:
         raise LinesError(
-            f"{folder}: found no {REPORT}, wanted the OUT of a merge with merge_method: lines or "
-            f"lines_postprocess. Check the path."
+            f"{folder}: found no {REPORT}, wanted the OUT of a merge with merge_method: lines, "
+            f"lines_postprocess or another of this package. Check the path."
         ) from None
     except (OSError, ValueError) as error:
         raise LinesError(

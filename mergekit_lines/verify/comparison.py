@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 
 import torch
 
@@ -216,12 +216,17 @@ def _compare_piece(merged: Restated, piece: Piece, stored: torch.Tensor, start: 
     some, entries = piece.at(places), stored[places]
     kinds = torch.zeros(len(places), dtype=torch.int8)  # 1: a sign explains it, 2: a threshold
     for kind, shares in _alternatives(some):
-        for turned in (False, True):
-            expected, bound, doubtful = outcome(
-                merged.parameters, some, shares, merged.arithmetic, turned=turned
+        for turned, flipped in product((False, True), repeat=2):
+            expected, bound, allowed = outcome(
+                merged.parameters,
+                some,
+                shares,
+                merged.arithmetic,
+                turned=turned,
+                flipped=flipped,
             )
             fits = ~_Judged(entries, expected, bound).wrong & (kinds == 0)
-            kinds[fits & doubtful if turned else fits] = kind
+            kinds[fits & allowed] = 2 if flipped else kind
         if bool((kinds > 0).all()):
             break
     remaining = wrong.clone()

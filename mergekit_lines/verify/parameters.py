@@ -21,6 +21,7 @@ RESTATED: dict[str, tuple[str, bool]] = {
     "breadcrumbs_ties": ("outliers", True),
     "della_linear": ("rows", False),
     "della": ("rows", True),
+    "consensus_ta": ("", False),
 }
 
 
@@ -37,6 +38,8 @@ class Parameters:
         rescale: match each task vector's L1 norm from before.
         normalize: divide by the sum of the weights.
         scale: mergekit's ``lambda``.
+        tall_lambdas: consensus merging: λ_t of the masks; empty for all else.
+        min_agree: consensus merging: how many masks have to be set.
         coefficient: λ of LiNeS.
     """
 
@@ -49,6 +52,8 @@ class Parameters:
     normalize: bool
     scale: float
     coefficient: float
+    tall_lambdas: Sequence[float] = ()
+    min_agree: int = 0
 
 
 def parameters_of(
@@ -71,8 +76,10 @@ def parameters_of(
         densities=each("density"),
         gammas=each("gamma"),
         epsilons=each("epsilon"),
-        rescale=shared[words["rescale"]],
-        normalize=shared[words["normalize"]],
+        rescale=shared.get(words.get("rescale", ""), False),
+        normalize=shared.get(words.get("normalize", ""), False),
         scale=shared[words["lambda"]],
         coefficient=coefficient,
+        tall_lambdas=each("tall_lambda") if "tall_lambda" in words else (),
+        min_agree=shared.get(words.get("min_agree", ""), 0),
     )

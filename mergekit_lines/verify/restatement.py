@@ -62,8 +62,11 @@ def outcome(
     arithmetic: torch.dtype,
     *,
     turned: bool = False,
+    flipped: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return θ_0 + λ·(M − θ_0), the bound of its error, and where a sign was hard to elect.
+    """Return θ_0 + λ·(M − θ_0), the bound of its error, and where roundings may have made it so.
+
+    That is everywhere where nothing is turned or flipped.
 
     Args:
         parameters: the tensor's.
@@ -71,6 +74,7 @@ def outcome(
         shares: per model, 1 where an entry stays and 0 where not; −1 turns its sign.
         arithmetic: the dtype of the merge's own arithmetic.
         turned: whether to elect the other sign everywhere.
+        flipped: whether to decide the other way everywhere whether enough models agree.
     """
     unit, count = rounding(arithmetic), len(shares)
     terms, bounds = [], []
@@ -85,20 +89,29 @@ def outcome(
     total = sum(terms, torch.zeros_like(piece.base))
     sizes = sum((term.abs() for term in terms), torch.zeros_like(piece.base))
     bound = sum(bounds, count * unit * sizes)
-    doubtful = torch.zeros_like(piece.base, dtype=torch.bool)
+    allowed = torch.ones_like(piece.base, dtype=torch.bool)
     weights = torch.tensor(list(parameters.weights), dtype=arithmetic)
     if RESTATED[parameters.method][1]:
         # Only where there is anything to elect from.
         doubtful = (total.abs() <= bound) & (sizes > 0)
         for term, own in zip(terms, bounds, strict=True):
             doubtful |= (term.abs() <= own) & (own > 0)
+        allowed &= doubtful | (not turned)
         total, sizes, bound, divisor = _elected(terms, bounds, weights, (total >= 0) != turned)
         bound += count * unit * sizes
         divisor[divisor == 0] = 1
     else:
+        allowed &= not turned
         # One number for all entries; mergekit's arithmetic tells whether it is near zero.
         divisor = weights.sum()
         divisor = torch.ones_like(divisor) if abs(float(divisor)) < 1e-8 else divisor
+    if parameters.min_agree:
+        stays, doubtful = _agreement(parameters, piece, total, bound, unit)
+        allowed &= doubtful | (not flipped)
+        total = total * (stays != flipped)
+        bound = bound * (stays != flipped)
+    else:
+        allowed &= not flipped
     scale = torch.tensor(parameters.coefficient * parameters.scale, dtype=torch.float64)
     if parameters.normalize:
         scale = scale / divisor.double()
@@ -106,7 +119,44 @@ def outcome(
     result = piece.base + scaled
     # Four roundings on the way (division, two products, the last sum), and of the base's part.
     bound = bound * scale.abs() + 4 * unit * scaled.abs() + unit * result.abs() + piece.base_error
-    return result, bound, doubtful
+    return result, bound, allowed
+
+
+def _agreement(
+    parameters: Parameters,
+    piece: Piece,
+    total: torch.Tensor,
+    bound: torch.Tensor,
+    unit: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where enough models want an entry of the sum, and where roundings may decide that.
+
+    A model does where |s| > λ_t·|Σ − s|; s is its whole task vector times its weight.
+
+    Args:
+        parameters: the tensor's.
+        piece: the entries.
+        total: Σ.
+        bound: of its error.
+        unit: relative error of one rounding in the merge's arithmetic.
+
+    Source: arXiv 2405.07813, Eq. 5 and 6.
+    """
+    votes, least, most = (torch.zeros_like(total) for _ in range(3))
+    for delta, error, weight, tall_lambda in zip(
+        piece.deltas, piece.errors, parameters.weights, parameters.tall_lambdas, strict=True
+    ):
+        share = delta * weight
+        own = error * abs(weight) + unit * share.abs()
+        rest = (total - share).abs() * tall_lambda
+        gap = share.abs() - rest
+        # λ_t is rounded, and so are the difference and the product.
+        slack = own + tall_lambda * (own + bound) + 3 * unit * rest
+        votes += gap > 0
+        least += gap > slack
+        most += (gap >= -slack) & (share.abs() + own > 0)
+    needed = parameters.min_agree
+    return votes >= needed, (least >= needed) != (most >= needed)
 
 
 def _elected(
