@@ -74,7 +74,8 @@ def test_table_of_words() -> None:
     in_postprocess = {word.name for word in POSTPROCESS_WORDS}
     assert {name for name, _, _ in rows} == set(ours)
     defaults = {
-        "beta": "to be given",
+        "alpha": "`auto`",
+        "beta": "to be given, but where `schedule` has values",
         "gamma": "",
         "blocks": "all found",
         "num_blocks": "from the names",

@@ -69,12 +69,16 @@ class Expected:
     wrap: str | None = None
     eq2: bool = False
     container: str = "model.layers"
+    by_block: tuple[float, ...] = ()
+    """Where they are no straight line: the coefficients of all blocks."""
 
     def coefficient(self, name: str, alpha: float = 0.0) -> float:
         """Return λ of a tensor by Eq. 1; the name alone tells the block."""
         block = BLOCK.match(name)
         if block is None:
             return alpha + self.outside
+        if self.by_block:
+            return self.by_block[int(block[1])]
         return alpha + self.first + (self.last - self.first) * int(block[1]) / (BLOCKS - 1)
 
 
@@ -114,6 +118,10 @@ TABLE = {
         container="decoder.block",
     ),
     "merge-then-lines.yml": Expected(0.5, 1.0, 0.5, "ties", ("math", "code")),
+    "per-block.yml": Expected(
+        *(0.1, 0.6, 0.2, total, ("math", "code"), "task_arithmetic"),
+        by_block=(0.1, 0.15, 0.35, 0.6),
+    ),
     "quickstart.yml": Expected(0.5, 1.0, 0.5, total, ("math", "code"), "task_arithmetic"),
 }
 

@@ -43,7 +43,11 @@ def value(text: str) -> int | float | str:
 @click.option("--gamma", type=value, help="0 to 1: alpha = GAMMA, beta = 1 - GAMMA.")
 @click.option("--alpha", type=value, help="Coefficient of the first block.")
 @click.option("--beta", type=value, help="Coefficient gained from first to last block.")
-@click.option("--schedule", type=value, help="linear, sqrt, quadratic, or an exponent above 0.")
+@click.option(
+    "--schedule",
+    type=value,
+    help="linear, sqrt, quadratic, an exponent above 0, or the coefficients: 0.1,0.2,0.4,1.",
+)
 @click.option("--blocks", help="Containers that count, e.g. decoder.block,encoder.block.")
 @click.option("--num-blocks", type=value, help="Block count where the names cannot tell.")
 @click.option("--outside", type=value, help="Coefficient outside the blocks: alpha or a number.")
@@ -59,7 +63,8 @@ def edit(model: str, base: str, out: str | None, print_recipe: bool, **flags: An
     """Scale one model's change from its base by depth.
 
     MODEL and BASE are folders or Hub ids; MODEL may be BASE+ADAPTER. It is what mergekit-yaml
-    does with merge_method: lines_postprocess, to the byte; give --gamma, or --alpha and --beta.
+    does with merge_method: lines_postprocess, to the byte; give --gamma, or --alpha and --beta,
+    or the coefficients themselves, from the first block to the last, as --schedule.
 
     For timm and open_clip, MODEL and BASE may be one .safetensors file each, or a folder
     with exactly one and no config.json (where there is one, name the file itself). OUT is
@@ -105,7 +110,8 @@ def _check_usage(
     if out is None and not print_recipe:
         raise click.UsageError("Missing option '--out'.")
     has = [word for word in ("gamma", "alpha", "beta") if flags[word] is not None]
-    if has not in (["gamma"], ["alpha", "beta"]):
+    values = "," in str(flags["schedule"])  # the recipe's words say what may not stand beside them
+    if not values and has not in (["gamma"], ["alpha", "beta"]):
         named = ", ".join(f"--{word}" for word in has) or "none of them"
         raise click.UsageError(
             f"Found {named}, wanted --gamma alone or --alpha and --beta both "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergekit_lines.lines.depth import BlockDepth
+from mergekit_lines.lines.rules import at_depth
 from mergekit_lines.lines.schedule import Schedule
 
 AUTO = "auto"
@@ -18,14 +19,15 @@ class ScheduleWords:
 
     Attributes:
         alpha: coefficient of the first block, or ``auto`` (Eq. 2).
-        beta: coefficient gained from the first block to the last.
-        exponent: of the schedule; 1 is linear.
+        beta: coefficient gained from the first block to the last; 0 where values are written out.
+        shape: the exponent of the schedule, 1 for linear; or the coefficients themselves, from
+            the first block to the last.
         outside: coefficient of a tensor outside the blocks: ``alpha``, or a number.
     """
 
     alpha: float | str
     beta: float
-    exponent: float
+    shape: float | tuple[float, ...]
     outside: float | str
 
     @classmethod
@@ -38,11 +40,15 @@ class ScheduleWords:
         """
         if "alpha" not in values:
             return cls(1.0, 0.0, 1.0, "alpha")
-        alpha, beta = values["alpha"], values["beta"]
+        alpha, beta, shape = values["alpha"], values["beta"], values["schedule"]
         gamma = None if "wrap" in values else values["gamma"]
-        if gamma is not None:
+        if isinstance(shape, tuple):  # α is the first block's, as everywhere
+            alpha, beta = shape[0], 0.0
+        elif gamma is not None:
             alpha, beta = gamma, 1 - gamma
-        return cls(alpha, beta, values["schedule"], values["outside"])
+        elif alpha is None:
+            alpha = AUTO
+        return cls(alpha, beta, shape, values["outside"])
 
 
 @dataclass(frozen=True)
@@ -59,5 +65,7 @@ class Placed:
         alpha: Any = auto if words.alpha == AUTO else words.alpha
         if self.depth is None:
             return float(alpha if words.outside == "alpha" else words.outside)
-        schedule = Schedule(alpha, words.beta, words.exponent)
+        if isinstance(words.shape, tuple):
+            return at_depth(words.shape, self.depth.index, self.depth.count)
+        schedule = Schedule(alpha, words.beta, words.shape)
         return schedule.coefficient(self.depth.index, self.depth.count)

@@ -12,9 +12,11 @@ from mergekit.merge_methods.base import TensorGroup
 from mergekit_lines.errors import LinesError, nearest, some
 from mergekit_lines.kernels.scale import work_dtype
 from mergekit_lines.lines.outside import checked_depths
-from mergekit_lines.lines.schedule import Schedule, plain
+from mergekit_lines.lines.placed import Placed, ScheduleWords
+from mergekit_lines.lines.schedule import plain
 from mergekit_lines.merges.groups import DTYPES, storage
 from mergekit_lines.merges.state_dicts import merge_groups
+from mergekit_lines.methods.complete import incomplete
 from mergekit_lines.methods.words import POSTPROCESS_WORDS, number
 
 Tensors = Mapping[str, torch.Tensor]
@@ -23,8 +25,8 @@ Tensors = Mapping[str, torch.Tensor]
 def scale_task_vector(
     task_vector: Tensors,
     *,
-    alpha: float,
-    beta: float,
+    alpha: float | None = None,
+    beta: float | None = None,
     schedule: str | float = "linear",
     outside: str | float = "alpha",
     blocks: str | None = None,
@@ -39,7 +41,8 @@ def scale_task_vector(
         task_vector: τ = θ - θ_0 by tensor name, all tensors of the model.
         alpha: coefficient of the first block.
         beta: coefficient gained from the first block to the last.
-        schedule: ``linear``, ``sqrt``, ``quadratic``, or an exponent above 0.
+        schedule: ``linear``, ``sqrt``, ``quadratic``, an exponent above 0, or, in the place of
+            alpha and beta, the coefficients from the first block to the last: ``"0.1, 0.4, 1"``.
         outside: coefficient of tensors outside the blocks: ``alpha``, or a number.
         blocks: containers that count as blocks, comma-separated; default all.
         num_blocks: block count where the names cannot tell.
@@ -58,17 +61,13 @@ def scale_task_vector(
             f"only weights have task vectors. Leave them out."
         )
     words = _words(schedule=schedule, outside=outside, blocks=blocks, num_blocks=num_blocks)
-    scheduled = Schedule(
-        number("alpha", plain(alpha)), number("beta", plain(beta)), words["schedule"]
-    )
-    elsewhere = scheduled.alpha if words["outside"] == "alpha" else words["outside"]
+    own = _schedule_words(alpha, beta, words)
     sizes = {name: tensor.numel() for name, tensor in task_vector.items()}
     depths = checked_depths(sizes, words["blocks"], words["num_blocks"])
     by_storage: dict[Any, tuple[str, float, torch.Tensor]] = {}
     result = {}
     for name, tensor in task_vector.items():
-        depth = depths[name]
-        coefficient = scheduled.coefficient(depth.index, depth.count) if depth else elsewhere
+        coefficient = Placed(name, depths[name], own).coefficient()
         key = storage(tensor) or name
         if key not in by_storage:
             with torch.no_grad():
@@ -107,7 +106,8 @@ def edit_state_dict(
         gamma: alpha = γ and beta = 1 - γ; or else ``alpha`` and ``beta``.
         alpha: coefficient of the first block.
         beta: coefficient gained from the first block to the last.
-        schedule: ``linear``, ``sqrt``, ``quadratic``, or an exponent above 0.
+        schedule: ``linear``, ``sqrt``, ``quadratic``, an exponent above 0, or, in the place of
+            the three above, the coefficients from the first block to the last.
         outside: coefficient of tensors outside the blocks: ``alpha``, or a number.
         blocks: containers that count as blocks, comma-separated; default all.
         num_blocks: block count where the names cannot tell.
@@ -165,6 +165,24 @@ def _words(**values: Any) -> dict[str, Any]:
         name: specs[name].validate(specs[name].default if value is None else plain(value))
         for name, value in values.items()
     }
+
+
+def _schedule_words(alpha: Any, beta: Any, words: Mapping[str, Any]) -> ScheduleWords:
+    pair = {
+        name: None if value is None else number(name, plain(value))
+        for name, value in {"alpha": alpha, "beta": beta}.items()
+    }
+    values = {**words, **pair, "gamma": None}
+    missing = [name for name, value in pair.items() if value is None]
+    if missing and not isinstance(words["schedule"], tuple):
+        raise LinesError(
+            f"parameters.{missing[0]}: found nothing, wanted alpha and beta both, or the "
+            f"coefficients themselves as the schedule."
+        )
+    problem = None if missing == list(pair) else incomplete(values, "")
+    if problem:
+        raise LinesError(problem)
+    return ScheduleWords.of(values)
 
 
 def _check_tensors(what: str, tensors: Any) -> None:

@@ -11,7 +11,8 @@ from mergekit.merge_methods.base import ParameterScope, PerGroupValues, TensorGr
 
 from mergekit_lines.errors import LinesError, some
 from mergekit_lines.lines.depth import BlockDepth, block_depths
-from mergekit_lines.methods.words import WHOLE_RECIPE, incomplete
+from mergekit_lines.methods.complete import incomplete
+from mergekit_lines.methods.words import WHOLE_RECIPE
 from mergekit_lines.methods.wrapped import LinesMethod
 from mergekit_lines.recipe.parameters import hint
 

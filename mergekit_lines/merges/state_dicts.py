@@ -22,7 +22,7 @@ from mergekit_lines.host.process import one_thread
 from mergekit_lines.kernels.pieces import Kernel
 from mergekit_lines.lines.alpha import Contribution, NormCollector, find_alpha
 from mergekit_lines.lines.outside import NO_BLOCKS, checked_depths, described
-from mergekit_lines.lines.placed import Placed, ScheduleWords
+from mergekit_lines.lines.placed import AUTO, Placed, ScheduleWords
 from mergekit_lines.lines.schedule import plain
 from mergekit_lines.merges.groups import bind, check_groups, lone_depth, storage
 from mergekit_lines.methods.registry import method_for, postprocess_method
@@ -197,7 +197,7 @@ def _place(
     every = [*names, *others]
     if len(every) == 1:
         depths = {names[0]: lone_depth(names[0], blocks, num_blocks)}
-        if values[0]["alpha"] == "auto":
+        if ScheduleWords.of(values[0]).alpha == AUTO:
             raise LinesError(
                 "parameters.alpha: found 'auto' for one tensor alone, wanted a finite number: "
                 "Eq. 2 compares norms over the whole model. Give alpha, or use merge_state_dicts."

@@ -17,62 +17,12 @@ from pydantic import PlainValidator, ValidationError
 from mergekit_lines.errors import LinesError, Problem, nearest
 from mergekit_lines.lines.schedule import EXPONENTS
 
-# The paper's β, or the range it was tuned in, for the error that asks for one: Table 8 and
-# appendix B of arXiv 2410.17146.
-PAPER_BETA = {
-    "task_arithmetic": "0.3 for 8 vision models, tuned in 0.1 to 1.0 (uniform soups and rewarded "
-    "soups: alpha 1 with beta 0 to 1.0)",
-    "ties": "1.4 for 8 vision models, tuned in 0.1 to 1.5",
-    "consensus": "0.9 for 8 vision models, tuned in 0.1 to 1.0",
-}
 FP32_MAX = 3.4e38
-PAPER_BETA_ELSE = "not given in the paper for this wrap; 0.1 to 1.0 is where it tunes the others"
 
 
 def of_parameter(name: str, text: str) -> Problem:
     """Return what is wrong with a parameter of the recipe."""
     return Problem(f"parameters.{name}", text, about=(name,))
-
-
-MISSING_GAMMA = of_parameter(
-    "gamma",
-    "found nothing, wanted gamma (0 to 1; the paper chooses it among 0, 0.1, …, 1 on validation "
-    "data), or alpha and beta both.",
-)
-
-
-GAMMA_TWICE = of_parameter(
-    "gamma",
-    "found together with alpha or beta, wanted one way of saying it: gamma alone (alpha = gamma, "
-    "beta = 1 - gamma), or alpha and beta.",
-)
-
-
-def missing_beta(wrap: str) -> Problem:
-    """Return the error for a recipe without beta, with the paper's values for its wrap."""
-    return of_parameter(
-        "beta",
-        f"found nothing, wanted the coefficient gained from the first block to the last. The "
-        f"paper's value for {wrap}: {PAPER_BETA.get(wrap, PAPER_BETA_ELSE)}.",
-    )
-
-
-def incomplete(values: Mapping[str, Any], wrap: str) -> Problem | None:
-    """Return what is missing or said twice among alpha, beta and gamma, or None.
-
-    Args:
-        values: the resolved words of one tensor; only ``lines`` has ``wrap``, and only in
-            ``lines_postprocess`` is ``gamma`` ours; a merge alone has none of them.
-        wrap: the wrapped method, whose paper values the error names.
-    """
-    if "alpha" not in values:
-        return None
-    if "wrap" in values:
-        return missing_beta(wrap) if values["beta"] is None else None
-    pair = [values["alpha"], values["beta"]]
-    if values["gamma"] is None:
-        return MISSING_GAMMA if None in pair else None
-    return None if pair == [None, None] else GAMMA_TWICE
 
 
 def word(
@@ -166,10 +116,15 @@ def _alpha_postprocess(value: Any) -> float:
     return number("alpha", value)
 
 
-def _schedule(value: Any) -> float:
+def _schedule(value: Any) -> float | tuple[float, ...]:
     if isinstance(value, str) and value in EXPONENTS:
         return EXPONENTS[value]
-    meaning = f"{', '.join(EXPONENTS)}, or an exponent above 0"
+    if isinstance(value, tuple) or (isinstance(value, str) and "," in value):
+        return _values(value)
+    meaning = (
+        f"{', '.join(EXPONENTS)}, an exponent above 0, or the coefficients from the first block "
+        f'to the last in ONE text, e.g. "0.1, 0.2, 0.4"'
+    )
     try:
         exponent = number("schedule", value)
     except LinesError:
@@ -177,6 +132,19 @@ def _schedule(value: Any) -> float:
     if exponent <= 0:
         raise wrong("schedule", value, meaning)
     return exponent
+
+
+def _values(value: tuple[Any, ...] | str) -> tuple[float, ...]:
+    """Return coefficients that are written out; those that were read before are a tuple."""
+    entries = [entry.strip() for entry in value.split(",")] if isinstance(value, str) else value
+    meaning = 'finite numbers separated by commas, two at least, e.g. "0.1, 0.2, 0.4"'
+    try:
+        numbers = tuple(number("schedule", entry) for entry in entries)
+    except LinesError:
+        raise wrong("schedule", value, meaning) from None
+    if len(numbers) < 2:
+        raise wrong("schedule", value, meaning)
+    return numbers
 
 
 def _outside(value: Any) -> float | str:
@@ -220,7 +188,7 @@ def _wrap_name(value: Any) -> str:
 
 _SCHEDULE_WORDS = (
     word("beta", lambda v: number("beta", v), None, "coefficient gained from first to last block"),
-    word("schedule", _schedule, "linear", "linear, sqrt, quadratic, or an exponent above 0"),
+    word("schedule", _schedule, "linear", "linear, sqrt, quadratic, an exponent, or coefficients"),
     word("outside", _outside, "alpha", "coefficient of tensors outside the blocks"),
     word("blocks", _blocks, None, "containers that count as blocks, comma-separated"),
     word("num_blocks", lambda v: whole("num_blocks", v, 1), None, "block count"),
@@ -234,7 +202,8 @@ _SCHEDULE_WORDS = (
 
 LINES_WORDS = (
     word("wrap", _wrap_name, "task_arithmetic", "merge method whose task vector is scaled"),
-    word("alpha", _alpha, "auto", "coefficient of the first block, or auto (Eq. 2)"),
+    # Where the schedule gives values there is no α to give: the default `auto` is taken later.
+    word("alpha", _alpha, None, "coefficient of the first block, or auto (Eq. 2)"),
     *_SCHEDULE_WORDS,
     word("norm", _norm, "l1", "norm of Eq. 2 for alpha: auto"),
     word("seed", lambda v: whole("seed", v, 0), None, "seed of wraps that draw at random"),

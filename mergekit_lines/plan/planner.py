@@ -24,8 +24,9 @@ from mergekit_lines.host.names import METHODS, OWN, REMEDY
 from mergekit_lines.lines.depth import block_depths, natural_key
 from mergekit_lines.lines.placed import AUTO, Placed, ScheduleWords
 from mergekit_lines.lines.summary import Summary, summarise
+from mergekit_lines.methods.complete import incomplete
 from mergekit_lines.methods.registry import alone, method_for, postprocess_method
-from mergekit_lines.methods.words import WHOLE_RECIPE, WRAP, incomplete, of_parameter
+from mergekit_lines.methods.words import WHOLE_RECIPE, WRAP, of_parameter
 from mergekit_lines.plan.calibrate import calibrate
 from mergekit_lines.plan.planned import ACTIVE, PlannedTensor
 from mergekit_lines.plan.tokenizer import OrderedTokenizer

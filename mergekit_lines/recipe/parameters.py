@@ -11,13 +11,12 @@ from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
 from mergekit_lines.errors import LinesError, Problem, nearest, nearest_name
 from mergekit_lines.host.names import OWN
+from mergekit_lines.methods.complete import MISSING_GAMMA, missing_beta, values_and_more
 from mergekit_lines.methods.registry import alone, check_wrap, method_for, postprocess_method
 from mergekit_lines.methods.words import (
     ALONE_WORDS,
     LINES_WORDS,
-    MISSING_GAMMA,
     POSTPROCESS_WORDS,
-    missing_beta,
     of_parameter,
 )
 from mergekit_lines.methods.wrapped import LinesMethod
@@ -174,6 +173,14 @@ def _check_values(
             "container names separated by commas, e.g. `decoder.block`."
         )
         return
+    lists = [part for part in _parts(setting) if isinstance(part, list) and part]
+    if name == "schedule" and lists and not any(map(_is_word_gradient, lists)):
+        yield wrong(
+            f"found {lists[0]!r}, a list, which mergekit reads as a gradient over the slice; "
+            f"wanted the coefficients from the first block to the last in ONE text: "
+            f'schedule: "{", ".join(map(str, lists[0]))}".'
+        )
+        return
     ours = any(name == word.name for word in (*LINES_WORDS, *POSTPROCESS_WORDS))
     if ours and any(_is_word_gradient(part) for part in _parts(setting)):
         yield wrong(
@@ -196,9 +203,16 @@ def _check_required(config: MergeConfiguration, methods: list[LinesMethod]) -> I
     present = {name for section in sections(config) for name in section.parameters}
     wraps = [method.wrapped.spec.name for method in methods]
     postprocess = config.merge_method == "lines_postprocess"
-    if postprocess and "gamma" not in present and not {"alpha", "beta"} <= present:
+    if _values_everywhere(config):
+        own = ("alpha", "beta", "gamma") if postprocess else ("alpha", "beta")
+        problem = values_and_more([name for name in own if name in present])
+        if problem:
+            yield problem
+    elif _values_somewhere(config):
+        pass  # who lacks a beta is seen tensor by tensor
+    elif postprocess and "gamma" not in present and not {"alpha", "beta"} <= present:
         yield MISSING_GAMMA
-    if config.merge_method == "lines" and "beta" not in present:
+    elif config.merge_method == "lines" and "beta" not in present:
         yield missing_beta(wraps[0] if wraps else "task_arithmetic")
     if postprocess:
         return
@@ -219,6 +233,29 @@ def _check_required(config: MergeConfiguration, methods: list[LinesMethod]) -> I
                     f"found nothing, wanted a value: wrap {wrap} has no default for it. Add "
                     f"{parameter.name} under parameters.",
                 )
+
+
+def _schedules(config: MergeConfiguration) -> list[Any]:
+    """Return every schedule of the recipe, whichever tensors it is for."""
+    return [
+        leaf
+        for section in sections(config)
+        if "schedule" in section.parameters
+        for leaf in _leaves(section.parameters["schedule"])
+    ]
+
+
+def _is_values(schedule: Any) -> bool:
+    return isinstance(schedule, str) and "," in schedule
+
+
+def _values_somewhere(config: MergeConfiguration) -> bool:
+    return any(map(_is_values, _schedules(config)))
+
+
+def _values_everywhere(config: MergeConfiguration) -> bool:
+    whole = _is_values((config.parameters or {}).get("schedule"))
+    return whole and all(map(_is_values, _schedules(config)))
 
 
 def _check_counts(config: MergeConfiguration, methods: list[LinesMethod]) -> Iterator[Problem]:

@@ -148,7 +148,7 @@ def _check_soup(document: Recipe, places: Sequence[int]) -> None:
             f"parameters.lambda: found {words['lambda']!r}, wanted none: a soup is the mean of "
             f"checkpoints, and alpha and beta say how far it goes."
         )
-    if words.get("alpha", "auto") == "auto":
+    if words.get("alpha", "auto") == "auto" and "," not in str(words.get("schedule", "")):
         raise LinesError(
             "parameters.alpha: found auto, wanted a number (the paper's for soups is 1): Eq. 2 "
             "counts the models, and which those are is not known before the choice."

@@ -44,6 +44,18 @@ WORDS = [
         ("models[0].parameters.weight", "'atention'", "matches no tensor"),
     ),
     Case(
+        "values-and-alpha-and-beta",
+        "Coefficients that are written out leave nothing for alpha and beta to say.",
+        words(schedule="0.1, 0.2, 0.4"),
+        ("parameters.schedule", "found values together with alpha and beta", "Take", "linear"),
+    ),
+    Case(
+        "values-for-some-tensors-and-beta-for-all",
+        "Tensors that have values and a beta too are named.",
+        words(alpha=DROP, schedule=[{"filter": "mlp", "value": "0.1, 0.2"}, {"value": "linear"}]),
+        ("parameters.schedule", "found values together with beta", "mlp"),
+    ),
+    Case(
         "gamma-under-lines",
         "gamma belongs to lines_postprocess.",
         words(gamma=0.3),
@@ -221,6 +233,12 @@ POSTPROCESS = [
         "gamma together with beta alone is refused.",
         post(gamma=0.5, beta=0.5),
         ("parameters.gamma", "together", "beta"),
+    ),
+    Case(
+        "postprocess-values-and-gamma",
+        "Coefficients that are written out stand in the place of gamma.",
+        post(gamma=0.5, schedule="0.1, 0.2, 0.4"),
+        ("parameters.schedule", "found values together with gamma", "wanted one of the two"),
     ),
     Case(
         "postprocess-neither",

@@ -53,10 +53,8 @@ def test_recipes(file: str, places: Places, tmp_path: Path) -> None:
     assert container["name"] == expected.container
     for place, block in enumerate(container["blocks"]):
         (coefficient,) = block["coefficients"]
-        x = place / (BLOCKS - 1)
-        assert coefficient["value"] == pytest.approx(
-            expected.first + (expected.last - expected.first) * x
-        )
+        name = f"{expected.container}.{place}.weight"
+        assert coefficient["value"] == pytest.approx(expected.coefficient(name))
         assert coefficient["plus_alpha"] == expected.eq2
         assert block["index"] == place + 1
     assert len(container["blocks"]) == BLOCKS

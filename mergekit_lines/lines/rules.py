@@ -1,0 +1,26 @@
+"""Coefficients that follow no formula of the depth: values that are written out, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def at_depth(values: Sequence[float], index: int, count: int) -> float:
+    """Return the value of one block, from values that are spread evenly over the depth.
+
+    With v_1 … v_n and x = (ℓ−1)/(L−1) it is linear between the two values beside x·(n−1). As
+    many values as blocks are the blocks' own, to the bit; one block has the first.
+
+    Args:
+        values: n of them, two at least.
+        index: of the block, 0-based.
+        count: L, the number of blocks.
+    """
+    if count == 1:
+        return values[0]
+    # In whole numbers, so that a value that falls on a block is taken as it is.
+    left, rest = divmod(index * (len(values) - 1), count - 1)
+    if not rest:
+        return values[left]
+    share = rest / (count - 1)
+    return values[left] * (1 - share) + values[left + 1] * share
