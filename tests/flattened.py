@@ -42,6 +42,24 @@ def total(deltas: Flat) -> Flat:
     return np.sum(deltas, axis=0)
 
 
+def ties(deltas: Flat, density: float, *, mean: bool = True) -> Flat:
+    """TIES (arXiv 2306.01708) as its authors' code has it, on whole flattened task vectors.
+
+    Of d entries those are kept whose magnitude reaches the (d − int(density·d))-th smallest. The
+    sign of an entry is that of the sum, and where that is 0 the sign of the sum of all signs.
+    """
+    count = deltas.shape[1]
+    kept = np.zeros_like(deltas)
+    for row, delta in zip(kept, deltas, strict=True):
+        limit = np.sort(np.abs(delta))[count - int(count * density) - 1]
+        row[:] = np.where(np.abs(delta) >= limit, delta, 0.0)
+    signs = np.sign(kept.sum(axis=0))
+    signs[signs == 0] = np.sign(signs.sum())
+    agreeing = np.where(np.where(signs > 0, kept > 0, kept < 0), kept, 0.0)
+    counts = np.maximum((agreeing != 0).sum(axis=0), 1)
+    return agreeing.sum(axis=0) / (counts if mean else 1)
+
+
 def consensus(
     deltas: Flat,
     tall_lambdas: Sequence[float],

@@ -5,7 +5,7 @@ from __future__ import annotations
 LINES = ("lines", "lines_postprocess")
 # Merges of this package that a recipe names alone, or as the `wrap` of `lines`; each is an
 # OwnMerge in methods/.
-OWN = ("consensus_ta",)
+OWN = ("consensus_ta", "consensus_ties")
 METHODS = (*LINES, *OWN)
 
 REMEDY = (

@@ -39,7 +39,8 @@ class State:
         keys: per model, the key of its draws.
         cuts: per model, what to keep by magnitude: None for all; no cut for nothing; one cut;
             or one and, second, the cut of the outliers to drop again.
-        rescales: per model, the factor that matches the L1 norm; 1 where none is asked for.
+        rescales: per model, the factor that makes up for what is dropped; 1 where none is asked
+            for.
         stays: per piece and model, what its draws keep (bool, 1-D), where the norms needed the
             draws already and there is room to remember them.
     """
@@ -109,14 +110,14 @@ class Merge:
         entries = math.prod(shape)
         selected = sum(sparsity.ranks(entries) is not None for sparsity in self.sparsities)
         candidates = int(CANDIDATES * entries) * (selected + SETTLING if selected else 0)
-        drawn = sum(sparsity.drawn and sparsity.rescale for sparsity in self.sparsities)
+        drawn = sum(sparsity.matched for sparsity in self.sparsities)
         return width * candidates + remembered(entries, drawn)
 
     def prepare(self, pieces: Pieces, keys: Sequence[bytes]) -> State:
         """Read the pieces as often as the method needs, and return what it has to know.
 
-        That is never for task arithmetic and for DARE without rescale; for magnitudes once,
-        and an eighth of the pieces once before; once for draws with rescale.
+        That is never for task arithmetic and for DARE that matches no norm; for magnitudes once,
+        and an eighth of the pieces once before; once for draws that match a norm.
 
         Args:
             pieces: the tensor.
@@ -131,8 +132,7 @@ class Merge:
             )
         cuts, rescales = self._cut(pieces)
         state = State(tuple(keys), cuts, rescales)
-        rescaled = [sparsity.drawn and sparsity.rescale for sparsity in self.sparsities]
-        drawn = [model for model, is_rescaled in enumerate(rescaled) if is_rescaled]
+        drawn = [model for model, one in enumerate(self.sparsities) if one.matched]
         if not drawn:
             return state
         room = remembered(pieces.bounds[-1][1] if pieces.bounds else 0, len(drawn)) > 0
@@ -196,7 +196,7 @@ class Merge:
                 after = own[0].total - sum(cut.total for cut in own[1:])
                 rescales.append(rescale_factor(totals[model], after))
             else:
-                rescales.append(1.0)
+                rescales.append(self.sparsities[model].factor)
         return tuple(cuts), tuple(rescales)
 
     def _norms(

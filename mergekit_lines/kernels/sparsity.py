@@ -18,7 +18,8 @@ class Sparsity:
         density: share of the entries to keep; 1 or more keeps all, 0 or less none.
         gamma: magnitude_outliers: share of the entries to drop as too large.
         epsilon: della_magprune: half the range of the probabilities.
-        rescale: match the L1 norm from before.
+        rescale: make up for what is dropped: match the L1 norm from before.
+        by_share: random: make up for it by 1/density instead, in expectation.
 
     Raises:
         ValueError: the kind is unknown, density is no probability (random), or density ±
@@ -30,6 +31,7 @@ class Sparsity:
     gamma: float = 0.01
     epsilon: float = 0.15
     rescale: bool = False
+    by_share: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -48,6 +50,19 @@ class Sparsity:
     def drawn(self) -> bool:
         """Whether draws decide what stays."""
         return self.kind in ("random", "della_magprune") and 0 < self.density < 1
+
+    @property
+    def matched(self) -> bool:
+        """Whether draws are made up for by the norm from before, which has to be read."""
+        return self.drawn and self.rescale and not self.by_share
+
+    @property
+    def factor(self) -> float:
+        """What entries that stay are multiplied with, where no norm is matched.
+
+        Source: DARE, arXiv 2311.03099, Eq. 3: 1/(1 − p), with p = 1 − density.
+        """
+        return 1 / self.density if self.drawn and self.rescale and self.by_share else 1.0
 
     @property
     def by_rows(self) -> bool:

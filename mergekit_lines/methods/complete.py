@@ -15,7 +15,7 @@ PAPER_BETA = {
     "task_arithmetic": "0.3 for 8 vision models, tuned in 0.1 to 1.0 (uniform soups and rewarded "
     "soups: alpha 1 with beta 0 to 1.0)",
     "ties": "1.4 for 8 vision models, tuned in 0.1 to 1.5",
-    "consensus": "0.9 for 8 vision models, tuned in 0.1 to 1.0",
+    "consensus_ta": "0.9 for 8 vision models, tuned in 0.1 to 1.0",
 }
 PAPER_BETA_ELSE = "not given in the paper for this wrap; 0.1 to 1.0 is where it tunes the others"
 

@@ -1,4 +1,4 @@
-"""Consensus merging as methods: of a plain sum."""
+"""Consensus merging as methods: of a plain sum, and of TIES."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mergekit_lines.kernels.agreement import Agreement
 from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.sparsity import Sparsity
 from mergekit_lines.methods.own import OwnMerge
-from mergekit_lines.methods.words import number, of_parameter, whole, word, wrong
+from mergekit_lines.methods.words import SHARE, number, of_parameter, whole, word, wrong
 
 REFERENCE = "https://arxiv.org/abs/2405.07813"
 
@@ -22,6 +22,13 @@ def _tall_lambda(value: Any) -> float:
     result = number("tall_lambda", value, meaning)
     if result <= 0:
         raise wrong("tall_lambda", value, meaning)
+    return result
+
+
+def _density(value: Any) -> float:
+    result = number("density", value, SHARE)
+    if not 0 <= result <= 1:
+        raise wrong("density", value, SHARE)
     return result
 
 
@@ -56,6 +63,22 @@ def _of_sum(values: Mapping[str, Any], models: Sequence[Any]) -> Agreement:
     )
 
 
+def _of_ties(values: Mapping[str, Any], models: Sequence[Any]) -> Agreement:
+    """Return the kernel around TIES' sum of agreeing entries, as the authors' code has it."""
+    return Agreement(
+        Merge(
+            sparsities=tuple(
+                Sparsity("magnitude", density=values["density"][model]) for model in models
+            ),
+            weights=tuple(values["weight"][model] for model in models),
+            consensus="sum",
+        ),
+        tall_lambdas=tuple(values["tall_lambda"][model] for model in models),
+        min_agree=_checked_agreement(values, models),
+        scale=values["lambda"],
+    )
+
+
 WORDS = (
     word(
         "weight",
@@ -80,4 +103,15 @@ WORDS = (
     ),
 )
 
-CONSENSUS = (OwnMerge("consensus_ta", "Consensus of task arithmetic", REFERENCE, WORDS, _of_sum),)
+DENSITY = word(
+    "density",
+    _density,
+    0.2,
+    "share of the largest entries that TIES keeps",
+    ParameterScope.NON_BASE,
+)
+
+CONSENSUS = (
+    OwnMerge("consensus_ta", "Consensus of task arithmetic", REFERENCE, WORDS, _of_sum),
+    OwnMerge("consensus_ties", "Consensus of TIES", REFERENCE, (*WORDS, DENSITY), _of_ties),
+)

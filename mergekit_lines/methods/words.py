@@ -18,6 +18,7 @@ from mergekit_lines.errors import LinesError, Problem, nearest
 from mergekit_lines.lines.schedule import EXPONENTS
 
 FP32_MAX = 3.4e38
+SHARE = "a share from 0 to 1"
 
 
 def of_parameter(name: str, text: str) -> Problem:
@@ -220,6 +221,18 @@ POSTPROCESS_WORDS = (
     *_SCHEDULE_WORDS,
 )
 
+
+def _rescale_by(value: Any) -> str:
+    if value not in ("l1", "p"):
+        meaning = "`l1` (mergekit's: each tensor's L1 norm stays) or `p` (DARE's own: 1/(1 - p))"
+        raise wrong("rescale_by", value, meaning)
+    return str(value)
+
+
+# Words of ours for methods of mergekit, beside their own.
+RESCALE_BY = word("rescale_by", _rescale_by, "l1", "how `rescale` makes up for what is dropped")
+FOR_WRAP = {"dare_linear": (RESCALE_BY,), "dare_ties": (RESCALE_BY,)}
+
 # Words that hold for the whole recipe: a filter or a gradient over tensors has no meaning.
 WHOLE_RECIPE = ("blocks", "num_blocks", "norm", "seed")
 
@@ -236,7 +249,7 @@ def strict(parameter: ParameterSpec, name: str) -> ParameterSpec:
         if numeric and value is not None:
             parsed = number(name, value)
             if parameter.name == "density" and not 0 <= parsed <= 1:
-                raise wrong(name, value, "a share from 0 to 1")
+                raise wrong(name, value, SHARE)
         try:
             return parameter.validate(value)
         except ValidationError as error:

@@ -32,7 +32,7 @@ from mergekit_lines.kernels.scale import norm_terms, scale_task_vector, work_dty
 from mergekit_lines.kernels.sparsity import Sparsity
 from mergekit_lines.methods.finite import refuse_input, refuse_result
 from mergekit_lines.methods.own import OwnMerge
-from mergekit_lines.methods.words import strict
+from mergekit_lines.methods.words import FOR_WRAP, strict
 
 REFERENCE = "https://arxiv.org/abs/2410.17146"
 # Among the parameters of one tensor; no recipe can write it, for no word has this form.
@@ -91,10 +91,12 @@ class LinesMethod(OurMethod):
             parameter.name: f"wrap_{parameter.name}" if parameter.name in taken else parameter.name
             for parameter in (wrapped.spec.parameters if pass_parameters else ())
         }
+        self._more = FOR_WRAP.get(wrapped.spec.name, ()) if pass_parameters else ()
         self.spec = MergeMethodSpec(
             name=name,
             parameters=(
                 *words,
+                *self._more,
                 *(
                     strict(parameter, self.names[parameter.name])
                     for parameter in wrapped.spec.parameters
@@ -169,6 +171,7 @@ class LinesMethod(OurMethod):
                     gamma=own["gamma"][model] if "gamma" in own else 0.0,
                     epsilon=own["epsilon"][model] if "epsilon" in own else 0.0,
                     rescale=own["rescale"],
+                    by_share=values.get("rescale_by") == "p",
                 )
                 for model in models
             ),
@@ -205,7 +208,18 @@ class LinesMethod(OurMethod):
         return group, base
 
     def _wrapped_merge(self, group: TensorGroup, values: dict[str, Any]) -> torch.Tensor:
-        """Return M of a prepared group, from the wrapped method itself."""
+        """Return M of a prepared group, from the wrapped method itself.
+
+        Raises:
+            LinesError: the recipe wants of it what only our kernel can.
+        """
+        for more in self._more:
+            if values[more.name] != more.default:
+                raise LinesError(
+                    f"tensor {group.metadata.name}: found {more.name}: {values[more.name]}, wanted "
+                    f"{more.default} where a model lacks the tensor or it is no floating-point "
+                    f"one: mergekit's own method merges it. Leave {more.name} out."
+                )
         entries, scaling = group.entries, values[SCALING]
         if self.ignores_base and not (scaling.base_listed and self.names):
             # lines_postprocess, which passes no parameters, edits one model and never the base.

@@ -86,7 +86,9 @@ def keep(
         kept = _where_doubtful(*_below(_uniform(key, 0, size), density))
     else:
         kept = _by_rows(magnitude, error, shape, density, parameters.epsilons[model], key, unit)
-    if parameters.rescale and kept.stays is not None:
+    if parameters.rescale and parameters.by_share:
+        kept.factor = 1 / density
+    elif parameters.rescale and kept.stays is not None:
         before = float(magnitude.sum())
         parts = zip(
             torch.split(magnitude, _AT_ONCE), torch.split(kept.stays, _AT_ONCE), strict=True

@@ -22,6 +22,7 @@ RESTATED: dict[str, tuple[str, bool]] = {
     "della_linear": ("rows", False),
     "della": ("rows", True),
     "consensus_ta": ("", False),
+    "consensus_ties": ("magnitude", True),
 }
 
 
@@ -36,6 +37,7 @@ class Parameters:
         gammas: breadcrumbs: share of the largest to drop.
         epsilons: DELLA: half the range of the probabilities.
         rescale: match each task vector's L1 norm from before.
+        by_share: multiply by 1/density in its place.
         normalize: divide by the sum of the weights.
         scale: mergekit's ``lambda``.
         tall_lambdas: consensus merging: λ_t of the masks; empty for all else.
@@ -54,6 +56,7 @@ class Parameters:
     coefficient: float
     tall_lambdas: Sequence[float] = ()
     min_agree: int = 0
+    by_share: bool = False
 
 
 def parameters_of(
@@ -82,4 +85,5 @@ def parameters_of(
         coefficient=coefficient,
         tall_lambdas=each("tall_lambda") if "tall_lambda" in words else (),
         min_agree=shared.get(words.get("min_agree", ""), 0),
+        by_share=shared.get("rescale_by") == "p",
     )

@@ -13,6 +13,7 @@ from tests.cases.case import Case
 from tests.cases.flags import FLAGS, OUT
 from tests.cases.folders import FOLDERS
 from tests.cases.keys import KEYS, NUMBERS
+from tests.cases.merges import MERGES
 from tests.cases.parameters import POSTPROCESS, WORDS, WRAPS
 from tests.cases.structure import STRUCTURE
 from tests.cases.tensors import FITTING, WEIGHTS
@@ -23,6 +24,7 @@ CASES: tuple[Case, ...] = (
     *WORDS,
     *WRAPS,
     *POSTPROCESS,
+    *MERGES,
     *STRUCTURE,
     *FOLDERS,
     *FITTING,

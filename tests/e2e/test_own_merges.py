@@ -123,3 +123,40 @@ def test_more_agreement_than_models_is_refused(
     """One model and the default of two says what to give."""
     with pytest.raises(LinesError, match=r"parameters\.min_agree: found 2 .* at most 1"):
         in_process(recipe("consensus_ta", llama_base, llama_a), tmp_path / "out")
+
+
+@pytest.mark.parametrize("out_dtype", ["bfloat16", "float16"])
+def test_of_ties_in_16_bits(
+    out_dtype: str, llama_bf16_base: Path, llama_bf16_a: Path, llama_bf16_b: Path, tmp_path: Path
+) -> None:
+    """bf16 inputs, a wrap with automatic α: every entry by the formula, shuffled models alike."""
+    around = recipe("lines", llama_bf16_base, llama_bf16_a, llama_bf16_b, beta=1.0, density=0.4)
+    around["parameters"] |= {"wrap": "consensus_ties", "min_agree": 2}
+    around |= {"dtype": "bfloat16", "out_dtype": out_dtype}
+    out = in_process(around, tmp_path / "out", out_shard_size=50_000)
+    check(out)
+    merged = models.read(out)
+    base = models.read(llama_bf16_base)
+    assert {tensor.dtype for tensor in merged.values()} == {getattr(torch, out_dtype)}
+    up = "model.layers.2.mlp.up_proj.weight"
+    changed = (merged[up] != base[up].to(merged[up].dtype)).double().mean()
+    assert 0 < changed < 0.7
+
+
+def test_dare_by_its_papers_share_is_right(
+    llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: Path
+) -> None:
+    """``rescale_by: p`` multiplies what stays by 1/density, and nothing by a norm."""
+    around = recipe("lines", llama_base, llama_a, llama_b, alpha=1, beta=0, density=0.25)
+    around["parameters"] |= {"wrap": "dare_linear"}
+    plain = in_process(
+        around | {"parameters": around["parameters"] | {"rescale": False}}, tmp_path / "plain"
+    )
+    around["parameters"] |= {"rescale_by": "p"}
+    out = in_process(around, tmp_path / "out")
+    check(out)
+    zero, one = models.read(llama_base), models.read(plain)
+    want = {name: t.double() + 4 * (one[name].double() - t.double()) for name, t in zero.items()}
+    got = models.read(out)
+    for name, tensor in want.items():
+        assert (got[name] - tensor).abs().max() <= 4e-6 * tensor.abs().max(), name

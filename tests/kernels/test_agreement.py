@@ -7,7 +7,7 @@ import torch
 from mergekit_lines.kernels.agreement import Agreement
 from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.sparsity import Sparsity
-from tests.flattened import consensus
+from tests.flattened import consensus, ties
 
 from .in_memory import InMemory, run
 
@@ -61,3 +61,23 @@ def test_the_size_of_equal_weights_changes_no_mask() -> None:
     whole = run(agreement(4, [0.4] * 4, 2), InMemory(base, deltas, 32))
     half = Agreement(Merge((WHOLE,) * 4, (0.5,) * 4), (0.4,) * 4, 2)
     assert torch.equal(run(half, InMemory(base, deltas, 32)), whole / 2)
+
+
+def test_of_ties() -> None:
+    """Masks compare whole task vectors with TIES' sum of agreeing entries, trimmed before."""
+    generator = torch.Generator().manual_seed(7)
+    deltas = [torch.randn(41, 23, generator=generator) for _ in range(3)]
+    base = torch.zeros(41, 23)
+    # mergekit keeps int(density·d) per tensor, the authors one more of the whole model.
+    count, kept = base.numel(), 200
+    sparsities = (Sparsity("magnitude", density=(kept + 0.5) / count),) * 3
+    kernel = Agreement(Merge(sparsities, (1.0,) * 3, consensus="sum"), (0.4,) * 3, 2)
+    merged = run(kernel, InMemory(base, deltas, 256))
+    flat = np.stack([delta.double().reshape(-1).numpy() for delta in deltas])
+
+    def summed(vectors: np.ndarray) -> np.ndarray:
+        return ties(vectors, (kept - 0.5) / count, mean=False)
+
+    want = consensus(flat, [0.4] * 3, 2, summed)
+    assert np.abs(merged.double().reshape(-1).numpy() - want).max() <= 1e-6 * np.abs(want).max()
+    assert (want != 0).sum() > 50

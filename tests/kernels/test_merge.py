@@ -253,6 +253,19 @@ def test_dare_keeps_the_density_and_rescales_the_norm():
         assert factors.max() - factors.min() < 1e-5
 
 
+def test_dare_of_its_paper_rescales_by_the_share_that_stays():
+    """Entries are kept or 0, and those kept are 1/(1 - p) as large; the tensor is read once."""
+    delta = torch.randn(500, 500, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for density in (0.1, 0.5, 0.9):
+        pieces = InMemory(torch.zeros_like(delta), [delta], 9_999)
+        sparsity = Sparsity("random", density, rescale=True, by_share=True)
+        found = run(Merge((sparsity,), (1.0,)), pieces)
+        stays = found != 0
+        assert pieces.loads == [1] * len(pieces.bounds)
+        assert torch.equal(stays, kept(Sparsity("random", density, rescale=True), delta) != 0)
+        assert torch.allclose(found[stays], delta[stays] / density, rtol=1e-15, atol=0)
+
+
 def test_della_keeps_large_entries_more_often():
     delta = torch.randn(1000, 400, generator=torch.Generator().manual_seed(1))
     found = kept(Sparsity("della_magprune", 0.5, epsilon=0.3), delta, 40_000)
