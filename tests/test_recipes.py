@@ -2,8 +2,8 @@
 
 The numbers of :data:`TABLE` are written by hand from the paper (arXiv 2410.17146) and from the
 recipes' own words; merged task vectors are formed again in float64. For TIES the merge itself is
-mergekit's own at float32; for DARE, whose draws are ours alone, it is the same recipe with all
-coefficients 1, and Eq. 2 is computed from either.
+mergekit's own at float32, for those by singular vectors numpy's; for DARE, whose draws are ours
+alone, it is the same recipe with all coefficients 1, and Eq. 2 is computed from either.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,18 @@ from mergekit_lines.lines.summary import Summary
 from mergekit_lines.plan.opening import open_models
 from mergekit_lines.plan.planned import MergeRun, planning
 from mergekit_lines.plan.planner import LinesPlanner
-from tests import models
+from tests import models, singular
 from tests.e2e import runner
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FILES = sorted(path.name for path in RECIPES.glob("*.yml"))
 TOWER = "vlm-language-tower.yml"  # of two architectures: tests/plan/test_renames.py runs it
 BLOCKS = 4  # of the tiny LLaMA, and of the tiny T5's decoder (its encoder has 3)
+SINGULAR: dict[Any, Callable[..., Any]] = {
+    "cart": partial(singular.cart, rank=0.08),
+    "tsv_m": partial(singular.tsv_m, rank=None),
+    "iso_cts": partial(singular.iso_cts, rank=0.8),
+}
 TIES_DENSITY = 0.2  # k = 20% of arXiv 2306.01708
 BLOCK = re.compile(r"(?:model\.layers|decoder\.block)\.(\d+)\.")
 
@@ -122,6 +128,10 @@ TABLE = {
         *(0.1, 0.6, 0.2, total, ("math", "code"), "task_arithmetic"),
         by_block=(0.1, 0.15, 0.35, 0.6),
     ),
+    **{
+        file: Expected(1.0, 1.0, 1.0, rule, wrap=rule)
+        for file, rule in {"cart.yml": "cart", "tsv-m.yml": "tsv_m", "iso.yml": "iso_cts"}.items()
+    },
     "quickstart.yml": Expected(0.5, 1.0, 0.5, total, ("math", "code"), "task_arithmetic"),
 }
 
@@ -284,7 +294,11 @@ def oracle(
     ]
     taus = {name: [model[name] - base[name] for model in tuned] for name in base}
     tau_sum = {name: total(tau) for name, tau in taus.items()}
-    if callable(expected.merged):
+    if expected.merged in SINGULAR:
+        paths = [folders[name] for name in expected.models]
+        rule = SINGULAR[expected.merged]
+        tau_mtl = singular.merged(folders["llama"], paths, rule, scale=1.0, averaged=1.0)
+    elif callable(expected.merged):
         tau_mtl = {name: expected.merged(tau) for name, tau in taus.items()}
     else:
         merge = in_float32(document)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 LINES = ("lines", "lines_postprocess")
-# Merges of this package that a recipe names alone, or as the `wrap` of `lines`; each is an
-# OwnMerge in methods/.
-OWN = ("consensus_ta", "consensus_ties")
+# Merges of this package that a recipe names alone, or as the `wrap` of `lines`.
+OWN = ("consensus_ta", "consensus_ties", "cart", "tsv_m", "iso_c", "iso_cts")
 METHODS = (*LINES, *OWN)
 
 REMEDY = (

@@ -19,6 +19,7 @@ from mergekit.merge_methods.base import (
 )
 
 from mergekit_lines.methods.consensus import CONSENSUS
+from mergekit_lines.methods.spectral import SPECTRAL
 from mergekit_lines.methods.words import FOR_WRAP, LINES_WORDS, POSTPROCESS_WORDS
 from mergekit_lines.methods.wrapped import REFERENCE, OurMethod
 
@@ -138,4 +139,5 @@ RECIPE_METHODS = (
     RecipeMethod("lines", "LiNeS", LINES_WORDS, wraps=True),
     RecipeMethod("lines_postprocess", "LiNeS post-processing", POSTPROCESS_WORDS, wraps=False),
     *CONSENSUS,
+    *SPECTRAL,
 )

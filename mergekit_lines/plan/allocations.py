@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 from mergekit.common import ModelReference
+from mergekit.merge_methods.base import TensorMetadata
 from torch.autograd import profiler_legacy
 
 from mergekit_lines.engine.tasks import LinesTask
 from mergekit_lines.lines.alpha import NormCollector
+from mergekit_lines.methods.registry import registered
+from mergekit_lines.methods.spectral import SpectralMethod
 from mergekit_lines.plan.sizes import Sized
 
 SIZES = (2**18, 2**19)  # entries of the made-up tensors
@@ -37,6 +40,10 @@ class Allocations:
         """
         if not tensor.entries or not tensor.dtype.is_floating_point:
             return []
+        wrapped = registered(tensor.item.task.method_name).wrapped
+        if isinstance(wrapped, SpectralMethod):  # grows with the square of a side, not with both
+            metadata = TensorMetadata.from_weight_info(tensor.item.weight)
+            return [wrapped.temporaries(metadata, tensor.shape, len(tensor.inputs) - 1)]
         key = (*_alike(tensor), calibrating)
         if key not in self._known:
             self._known[key] = _measure(tensor, calibrating=calibrating)

@@ -19,6 +19,7 @@ from mergekit_lines.engine.workers import Workers
 from mergekit_lines.errors import LinesError, some
 from mergekit_lines.methods.registry import registered
 from mergekit_lines.plan.planned import PlannedTensor
+from mergekit_lines.verify import spectral
 from mergekit_lines.verify.comparison import (
     Comparison,
     Restated,
@@ -74,7 +75,7 @@ class Checker:
             yield "vocabularies are aligned by mergekit itself, as for the merge"
         if self._own:
             yield (
-                f"{some(self._own)}: recomputed by mergekit's own method in float64, seeded as in "
+                f"{some(self._own)}: recomputed by the method's own code in float64, seeded as in "
                 f"the merge; entries that it selects otherwise in fp32 are threshold flips, and "
                 f"one in {SHARE:,} may differ"
             )
@@ -135,8 +136,7 @@ class Checker:
             raise _refusal(task, f"stored in {stored.dtype}, by its recipe {dtype}")
         method = registered(task.method_name).wrapped.spec.name
         if method not in RESTATED or base is None:
-            self._own.add(method)
-            return self._by_mergekit(task, coefficient, inputs, stored)
+            return self._whole(task, coefficient, inputs, stored)
         tuned = [m for m in task.model_order if m in inputs and m != task.base_model]
         cast = task.input_dtype()
         doubled = cast == torch.float64 if cast else any(one.doubled for one in inputs.values())
@@ -152,17 +152,18 @@ class Checker:
         )
         return compare(merged, stored, self._workers)
 
-    def _by_mergekit(
+    def _whole(
         self,
         task: LinesTask,
         coefficient: float,
         inputs: Mapping[ModelReference, Exact],
         stored: torch.Tensor,
     ) -> Comparison:
+        """Hold a tensor of a method that takes it whole against its formula, or against itself."""
         scaled = {"coefficient": coefficient, "seed": self._seed, "dtype": None}
         own = task.model_copy(update=scaled)
 
-        def merged(dtype: torch.dtype) -> torch.Tensor:
+        def by_method(dtype: torch.dtype) -> torch.Tensor:
             name = str(dtype).removeprefix("torch.")
             result = own.model_copy(update={"out_dtype": name}).execute(
                 {model: one.tensor.to(dtype) for model, one in inputs.items()}
@@ -171,13 +172,33 @@ class Checker:
                 raise _refusal(task, f"{task.method_name} gives none, and one is stored")
             return result
 
+        expected = self._by_formula(task, coefficient, inputs)
+        if expected is None:
+            self._own.add(registered(task.method_name).wrapped.spec.name)
+            expected = by_method(torch.float64)
         return compare_whole(
-            merged(torch.float64),
-            lambda: merged(torch.float32),
-            list(inputs.values()),
-            stored,
-            coefficient,
+            expected, lambda: by_method(torch.float32), list(inputs.values()), stored, coefficient
         )
+
+    def _by_formula(
+        self, task: LinesTask, coefficient: float, inputs: Mapping[ModelReference, Exact]
+    ) -> torch.Tensor | None:
+        """Return θ_0 + λ·(M − θ_0) in float64 where M is restated for whole tensors."""
+        method = registered(task.method_name)
+        name, weight = method.wrapped.spec.name, task.output_weight
+        tuned = [m for m in task.model_order if m in inputs and m != task.base_model]
+        if name not in spectral.METHODS or task.base_model not in inputs or not tuned:
+            return None
+        base = inputs[task.base_model].tensor.double()
+        values = {key: task.parameters[word] for key, word in method.names.items()}
+        vector = spectral.spectral_vector(
+            name,
+            weight.name,
+            [inputs[model].tensor.double() - base for model in tuned],
+            values,
+            vocabulary=weight.vocabulary_axis is not None,
+        )
+        return None if vector is None else base + coefficient * vector
 
 
 def _refusal(task: LinesTask, text: str) -> LinesError:

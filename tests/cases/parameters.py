@@ -55,6 +55,27 @@ WORDS = [
         words(alpha=DROP, schedule=[{"filter": "mlp", "value": "0.1, 0.2"}, {"value": "linear"}]),
         ("parameters.schedule", "found values together with beta", "mlp"),
     ),
+    *(
+        Case(
+            f"rank-{name}",
+            "The rank of the merges by singular vectors is a share above 0 and up to 1.",
+            words(wrap="cart", rank=value),
+            ("parameters.rank", f"found {value!r}", "a share of the rank, above 0 and up to 1"),
+        )
+        for name, value in {"of-zero": 0, "as-a-count": 16, "as-a-word": "full"}.items()
+    ),
+    Case(
+        "rank-where-there-is-none",
+        "Iso-C has no rank to choose.",
+        words(wrap="iso_c", rank=0.5),
+        ("parameters.rank", "nobody declares this name"),
+    ),
+    Case(
+        "lambda-of-cart-as-a-boolean",
+        "The factor of a merge by singular vectors is a number.",
+        words(wrap="tsv_m", **{"lambda": True}),
+        ("parameters.lambda", "found True (a boolean)", "a finite number"),
+    ),
     Case(
         "gamma-under-lines",
         "gamma belongs to lines_postprocess.",
