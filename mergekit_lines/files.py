@@ -20,7 +20,13 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model"),
     *("sentencepiece.bpe.model", "spm.model", "source.spm"),
 )
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What weights are called, by transformers and by diffusers: in one file, or by an index of several.
+STEM, DIFFUSERS = "model", "diffusion_pytorch_model"
+WEIGHTS, INDEX = (f"{STEM}.safetensors{end}" for end in ("", ".index.json"))
+DIFFUSERS_WEIGHTS, DIFFUSERS_INDEX = (
+    f"{DIFFUSERS}.safetensors{end}" for end in ("", ".index.json")
+)
+_WEIGHTS = re.compile(rf"({STEM}|{DIFFUSERS})(-\d{{5,}}-of-\d{{5,}})?\.safetensors")
 
 MODULES = "modules.json"  # of sentence-transformers: the steps behind the transformer
 
@@ -51,6 +57,17 @@ _STAYS = re.compile(
 
 COMMIT = re.compile(r"[0-9a-f]{40}")  # of a model on the Hub
 _BLOCK = 1 << 22
+
+
+def weights_stem(name: str) -> str | None:
+    """Return what the name of a weight file begins with, before its number; None: of another."""
+    match = _WEIGHTS.fullmatch(name)
+    return match[1] if match else None
+
+
+def index_beside(file: str) -> str:
+    """Return the name of the index by which a weight file is read where it is one of several."""
+    return DIFFUSERS_INDEX if weights_stem(file) == DIFFUSERS else INDEX
 
 
 def holds_tokenizer(folder: Path) -> bool:

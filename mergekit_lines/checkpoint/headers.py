@@ -11,7 +11,15 @@ from safetensors import SafetensorError, safe_open
 
 from mergekit_lines.checkpoint.bounded import INDEX_BYTES, check_regular, read_json
 from mergekit_lines.errors import reason, some
-from mergekit_lines.files import INDEX, WEIGHTS
+from mergekit_lines.files import (
+    DIFFUSERS,
+    DIFFUSERS_INDEX,
+    DIFFUSERS_WEIGHTS,
+    INDEX,
+    STEM,
+    WEIGHTS,
+    weights_stem,
+)
 
 # What mergekit can load and torch can promote. fp8, fp4 and packed formats are none of it.
 FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -24,7 +32,8 @@ WRAPPERS = {
     "_forward_module.": "Lightning",
 }
 PICKLED = "pytorch_model.bin"
-FORMS = (WEIGHTS, INDEX, PICKLED, f"{PICKLED}.index.json")  # in which mergekit takes weights
+SAFE_FORMS = (WEIGHTS, INDEX, DIFFUSERS_WEIGHTS, DIFFUSERS_INDEX)
+FORMS = (*SAFE_FORMS, PICKLED, f"{PICKLED}.index.json")  # in which weights are taken
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
 
 
@@ -82,15 +91,32 @@ def read_headers(folder: Path) -> Headers:
         headers = Headers()
         headers.tensors = read_shard(folder.parent, folder.name, headers.problems)
         return headers
-    forms = {name for name in FORMS if (folder / name).exists()}
-    if problem := unfit_forms(f"{folder}", forms):
+    names = {path.name for path in folder.glob("*") if path.exists()}
+    if problem := unfit_forms(f"{folder}", names):
         return Headers(problems=[problem])
-    if INDEX in forms:
-        return _read_indexed(folder, folder / INDEX)
+    form = safe_form(names)
+    if form is not None and form.endswith(".json"):
+        return _read_indexed(folder, folder / form)
     headers = Headers()
-    if WEIGHTS in forms:
-        headers.tensors = read_shard(folder, WEIGHTS, headers.problems)
+    if form is not None:
+        headers.tensors = read_shard(folder, form, headers.problems)
     return headers
+
+
+def safe_form(names: Collection[str]) -> str | None:
+    """Return the file or index by which safetensors among these files are read, or None."""
+    return next((form for form in SAFE_FORMS if form in names), None)
+
+
+def stem_of(place: Path) -> str:
+    """Return what the names of a model's weight files begin with, a folder or a file.
+
+    diffusers loads weights by names of its own; whatever else is called as transformers' are.
+    """
+    if place.is_file():
+        return weights_stem(place.name) or STEM
+    held = any((place / form).exists() for form in (DIFFUSERS_WEIGHTS, DIFFUSERS_INDEX))
+    return DIFFUSERS if held else STEM
 
 
 def unfit_forms(where: str, names: Collection[str], *, on_hub: bool = False) -> str | None:
@@ -103,7 +129,19 @@ def unfit_forms(where: str, names: Collection[str], *, on_hub: bool = False) -> 
             f"{where}: found both {WEIGHTS} and {INDEX}{at}, of which mergekit reads the second "
             f"and transformers the first. {stale}."
         )
+    safe = [form for form in SAFE_FORMS if form in names]
+    if len(safe) > 1:
+        return (
+            f"{where}: found {some(safe, 4)}{at}, wanted weights in one of these forms: which of "
+            f"them is the model, no two libraries agree on. {stale}."
+        )
     if not any(form in names for form in FORMS):
+        if others := sorted(name for name in names if name.startswith(f"{DIFFUSERS}.")):
+            return (
+                f"{where}: of diffusers' weights found {some(others, 2)}{at}, wanted "
+                f"{DIFFUSERS_WEIGHTS} or its index. Save the model with save_pretrained and no "
+                f"variant."
+            )
         return (
             f"{where}: found no {WEIGHTS}, no {PICKLED} and no index of either{at}, wanted a "
             f"checkpoint in one of these forms. Check the {check} in the recipe."

@@ -11,7 +11,7 @@ from mergekit_lines.checkpoint.headers import weight_files
 from mergekit_lines.checkpoint.state import MARK, is_ours, read_state
 from mergekit_lines.checkpoint.writer import whole_name
 from mergekit_lines.errors import some
-from mergekit_lines.files import CARD, MODULES, RECIPE, REPORT
+from mergekit_lines.files import CARD, MODULES, RECIPE, REPORT, weights_stem
 
 # What a merge writes beside the weights; none of it is overwritten.
 OWN_FILES = (
@@ -59,8 +59,7 @@ class Out:
             return False
         if self.files:
             return name in self.files
-        weights = name.startswith("model") and name.endswith(".safetensors")
-        return weights or name in OWN_FILES or name.endswith(COMPANIONS)
+        return weights_stem(name) is not None or name in OWN_FILES or name.endswith(COMPANIONS)
 
     def moved(self) -> list[str]:
         """Return what an interrupted merge had moved to OUT; nothing where OUT is whole by it.

@@ -29,7 +29,7 @@ from mergekit_lines.checkpoint.state import (
 )
 from mergekit_lines.checkpoint.writer import ShardLayout, check_shard, index_of, sync, whole_name
 from mergekit_lines.errors import LinesError, ResumableError, some
-from mergekit_lines.files import INDEX
+from mergekit_lines.files import index_beside
 
 LAYOUT = "the layout of the output"
 
@@ -125,19 +125,19 @@ class Partial:
             ResumableError: a file in OUT would be overwritten.
         """
         config, hidden = self.path / self.out.last, self.path / self.out.hidden
-        index = index_of(shards)
+        index, listing = index_of(shards), index_beside(shards[0].file)
         if config.exists():
             config.rename(hidden)
         else:
-            self.out = replace(self.out, last=INDEX if index else shards[0].file)
+            self.out = replace(self.out, last=listing if index else shards[0].file)
         names = {whole_name(shard.file): shard.file for shard in shards}
-        self._check_clash({**names, **({"": INDEX} if index else {})})
+        self._check_clash({**names, **({"": listing} if index else {})})
         for shard in shards:
             check_shard(self.path / whole_name(shard.file), shard)
             place = hidden if shard.file == self.out.last else self.path / shard.file
             (self.path / whole_name(shard.file)).rename(place)
         if index is not None:
-            place = hidden if self.out.last == INDEX else self.path / INDEX
+            place = hidden if self.out.last == listing else self.path / listing
             place.write_text(index, encoding="utf-8")
         for path in self.path.rglob("*"):
             sync(path)

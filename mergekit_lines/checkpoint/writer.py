@@ -18,7 +18,7 @@ from mergekit_lines.checkpoint.runs import write_run
 from mergekit_lines.checkpoint.sources import DTYPES
 from mergekit_lines.checkpoint.state import shard_digest
 from mergekit_lines.errors import LinesError, reason, some
-from mergekit_lines.files import WEIGHTS
+from mergekit_lines.files import STEM
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # No loader takes a shard that is being filled, or one under its name of :func:`whole_name`,
@@ -56,12 +56,13 @@ def whole_name(file: str) -> str:
     return f"partial-{file}"
 
 
-def lay_out(slots: Sequence[Slot], shard_size: int) -> list[ShardLayout]:
+def lay_out(slots: Sequence[Slot], shard_size: int, stem: str = STEM) -> list[ShardLayout]:
     """Cut the output into shards, as mergekit's writer does.
 
     Args:
         slots: every output tensor, in the order of the output.
         shard_size: bytes of a shard at most, if it holds more than one tensor; 0: no limit.
+        stem: what the names of the files begin with.
 
     Raises:
         LinesError: a name stands twice: of two tensors a loader would see one.
@@ -78,7 +79,7 @@ def lay_out(slots: Sequence[Slot], shard_size: int) -> list[ShardLayout]:
     count = len(shards)
     return [
         shard_layout(
-            WEIGHTS if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors",
+            f"{stem}{f'-{number:05d}-of-{count:05d}' if count > 1 else ''}.safetensors",
             # The widest types first keeps every tensor aligned.
             sorted(shard, key=lambda slot: -slot.dtype.itemsize),
         )

@@ -16,13 +16,13 @@ from mergekit_lines.checkpoint.loading import tried_loading
 from mergekit_lines.checkpoint.stand_ins import outward_links
 from mergekit_lines.checkpoint.writer import WRITING
 from mergekit_lines.errors import LinesError, reason, some
-from mergekit_lines.files import INDEX, REPORT, names_no_class
+from mergekit_lines.files import REPORT, index_beside, names_no_class
 from mergekit_lines.host.process import silent
 from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.reading import one_document
-from mergekit_lines.report.card import TOKENIZERS
 from mergekit_lines.report.file import read_report
 from mergekit_lines.report.fingerprints import changed_files
+from mergekit_lines.report.library import TOKENIZERS, TRANSFORMERS, library
 
 AGAIN = "Merge again, or push the folder that the merge wrote."
 
@@ -61,7 +61,8 @@ def merged_model(folder: Path) -> MergedModel:
     problems = list(_problems(folder, report, notes, no_config=files))
     if problems:
         raise LinesError(problems)
-    if not any((folder / name).exists() for name in TOKENIZERS):
+    has_tokenizer = any((folder / name).exists() for name in TOKENIZERS)
+    if library(folder) == TRANSFORMERS and not has_tokenizer:
         notes.append("it has no tokenizer: whoever loads it has to find one")
     return MergedModel(folder, report, config, tuple(_files(folder, report)), tuple(notes))
 
@@ -94,16 +95,17 @@ def _problems(
     folder: Path, report: dict[str, Any], notes: list[str], *, no_config: bool
 ) -> Iterator[str]:
     shards = report["output"]["shards"]
+    index = index_beside(next(iter(shards)))
     yield from outward_links(folder, below=True)
     for problem in changed_files(folder, shards):
         yield f"{folder}: {problem}. {AGAIN}"
-    if strange := set(weight_files(folder)) - set(shards) - {INDEX}:
+    if strange := set(weight_files(folder)) - set(shards) - {index}:
         yield (
             f"{folder}: found {some(strange, 3)} beside the merged weights, which the report does "
             f"not tell of. Move them elsewhere."
         )
-    if len(shards) > 1 and not (folder / INDEX).exists():
-        yield f"{folder}: found no {INDEX}, without which nothing loads its {len(shards)} shards."
+    if len(shards) > 1 and not (folder / index).exists():
+        yield f"{folder}: found no {index}, without which nothing loads its {len(shards)} shards."
         return
     headers = read_headers(folder)
     yield from headers.problems

@@ -35,6 +35,12 @@ def maker(config: Any, dtype: torch.dtype, *, trust_remote_code: bool) -> Callab
     names = getattr(config, "architectures", None) or []
 
     def make() -> nn.Module:
+        if not names:
+            raise LinesError(
+                "the live model: config.json names no class of transformers, which would be built "
+                "and set. Merge to disk with mergekit-yaml, and load what that writes with the "
+                "models' own library."
+            )
         cls = model_class(config)
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
@@ -46,7 +52,7 @@ def maker(config: Any, dtype: torch.dtype, *, trust_remote_code: bool) -> Callab
                 return auto.from_config(config, trust_remote_code=trust_remote_code)
         except Exception as error:
             raise LinesError(
-                f"architecture {', '.join(names) or 'unknown'}: transformers cannot build this "
+                f"architecture {', '.join(names)}: transformers cannot build this "
                 f"model ({reason(error)}). Install what it needs, or give trust_remote_code."
             ) from error
         finally:

@@ -16,6 +16,7 @@ from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
 from mergekit_lines._version import __version__
+from mergekit_lines.checkpoint.headers import stem_of
 from mergekit_lines.checkpoint.opened import OpenedModels, adapter_folder
 from mergekit_lines.checkpoint.out import Out, model_folder, real_out
 from mergekit_lines.checkpoint.partial import LAYOUT, Partial, partial_folder
@@ -51,10 +52,11 @@ from mergekit_lines.plan.tokenizer import (
     check_tokenizers,
     donor_folders,
     lost_tokens,
+    own_folder,
     vocabulary,
 )
 from mergekit_lines.recipe.checks import check_recipe
-from mergekit_lines.recipe.models import carried
+from mergekit_lines.recipe.models import carried, models_in_order
 from mergekit_lines.recipe.options import effective_options
 from mergekit_lines.report.card import card
 from mergekit_lines.report.file import (
@@ -221,7 +223,9 @@ def _merged(
         sizes = Sizes(prepared.planned, prepared.headers, config, options, rows)
         for line in (*lost_tokens(prepared.tokenizer), *sizes.notes):
             request.say(line)
-        shards = lay_out([sized.slot for sized in sizes.tensors], options.out_shard_size)
+        slots = [sized.slot for sized in sizes.tensors]
+        stem = stem_of(own_folder(models_in_order(config)[0]))  # diffusers asks for its own
+        shards = lay_out(slots, options.out_shard_size, stem)
         partial.begin(_identity(request, prepared, models, shards), shards)
         check_space(request.out.path, partial.path, shards)
         writer = ShardWriter(partial.path, shards, partial.vouch)

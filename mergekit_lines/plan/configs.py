@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
+from mergekit_lines.checkpoint.bounded import read_config
 from mergekit_lines.checkpoint.loading import text_tower
 from mergekit_lines.errors import Problem
+from mergekit_lines.files import names_no_class
 from mergekit_lines.recipe.models import models_in_order
 
 # Not a part of what a finished model computes from its weights, or checked elsewhere (shapes,
@@ -32,9 +35,9 @@ NOT_THE_SAME_WEIGHTS = re.compile(
 )
 
 
-def differences(base: Any, other: Any) -> dict[str, tuple[Any, Any]]:
-    """Return where two of transformers' configs differ in what is computed, by dotted key."""
-    left, right = _flat(base.to_dict()), _flat(other.to_dict())
+def differences(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return where two configs differ in what is computed, by dotted key."""
+    left, right = _flat(base), _flat(other)
     keys = sorted(set(left) | set(right))
     return {
         key: (left.get(key), right.get(key))
@@ -96,7 +99,18 @@ def _by_model(
     for model in models:
         if model.model != base.model:
             own = model.config(trust_remote_code=trust)
-            yield model, differences(text_tower(whole, own) or whole, own)
+            part = text_tower(whole, own) or whole
+            yield model, differences(_content(base, part), _content(model, own))
+
+
+def _content(model: ModelReference, config: Any) -> dict[str, Any]:
+    """Return what a model's config holds: transformers' reading, or the file's of no class."""
+    place = Path(model.model.path)
+    if not names_no_class(place):
+        return config.to_dict()
+    content = read_config(place / "config.json") if place.is_dir() else {}
+    # timm's, of where the weights come from.
+    return {key: value for key, value in content.items() if key != "pretrained_cfg"}
 
 
 def _flat(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:

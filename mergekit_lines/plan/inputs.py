@@ -151,6 +151,8 @@ def _check_config(folder: Path) -> Iterator[str]:
         hint = ""
         if (folder / "adapter_config.json").exists():
             hint = f" It holds an adapter: write `BASE+{folder}`."
+        elif (folder / "model_index.json").exists():
+            hint = " It holds a pipeline of diffusers: name the folder of its transformer or U-Net."
         yield f"{folder}: found no config.json, wanted a transformers checkpoint.{hint}"
         return
     except (OSError, ValueError) as error:
@@ -230,6 +232,12 @@ def _check_hub(model: ModelReference, options: MergeOptions) -> Iterator[str]:
         file = try_to_load_from_cache(path, "config.json", revision=model.model.revision)
         if isinstance(file, str):
             read_config(Path(file))
+            if names_no_class(Path(file).parent):
+                yield (
+                    f"{where}: its config.json names no class that transformers knows, wanted one "
+                    f"on the Hub. Download the model (`hf download {path}`), and name its folder."
+                )
+                return
         config = model.config(trust_remote_code=options.trust_remote_code)
     except Exception as error:  # noqa: BLE001 - transformers validates with a dozen kinds
         if status_of(error) is not None or unreached(error):

@@ -17,9 +17,10 @@ from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.adapters.adapter import Adapter
-from mergekit_lines.checkpoint.headers import TensorHeader, read_headers, weight_files
+from mergekit_lines.checkpoint.headers import TensorHeader, read_headers, stem_of, weight_files
 from mergekit_lines.checkpoint.opened import OpenedModels, adapter_folder
 from mergekit_lines.errors import LinesError, reason, some, visible
+from mergekit_lines.files import STEM
 from mergekit_lines.recipe.models import models_in_order
 
 LOG = logging.getLogger(__name__)
@@ -32,7 +33,9 @@ def open_model(model: ModelReference) -> LazyTensorLoader:
         LinesError: a file is missing or broken, or an adapter does not fit its base.
     """
     own = Path(model.model.path)
-    if own.is_file() and model not in LoaderCache().loaders:
+    # mergekit finds neither a file nor diffusers' names.
+    by_headers = model.lora is None and (own.is_file() or stem_of(own) != STEM)
+    if by_headers and model not in LoaderCache().loaders:
         LoaderCache().loaders[model] = loader_of(own, read_headers(own).tensors or {})
     try:
         with warnings.catch_warnings():

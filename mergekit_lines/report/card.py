@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import html
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +20,13 @@ from mergekit.config import MergeConfiguration
 
 from mergekit_lines.errors import visible
 from mergekit_lines.report.flags import safe_flags
+from mergekit_lines.report.library import loading_code
 from mergekit_lines.report.markdown import code, fenced, prose
 from mergekit_lines.report.metadata import (
     checked,
     facts,
     front_matter,
     inherited,
-    kind,
     read_card,
     read_results,
 )
@@ -35,7 +34,6 @@ from mergekit_lines.report.origins import Origin, Origins, joined
 
 PICTURE = "lines.png"
 LONG = 12  # blocks from which on a table is folded away
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.txt")
 _MARK = re.compile(r"\n<!-- mergekit-lines:([0-9a-f]{16}) -->\n\Z")
 _TEXT = """
 # {name}
@@ -204,17 +202,8 @@ def _shown(origin: Origin) -> str:
 
 
 def _load(folder: Path, place: Place) -> str:
-    _, loader, _ = kind(folder)
     name = place.repo or f"path/to/{place.name}"
-    source = json.dumps(name, ensure_ascii=False)
-    if place.branch:
-        source += f", revision={json.dumps(place.branch, ensure_ascii=False)}"
-    names = [loader]
-    lines = [f"model = {loader}.from_pretrained({source})"]
-    if any((folder / file).exists() for file in TOKENIZERS):
-        names.append("AutoTokenizer")
-        lines.append(f"tokenizer = AutoTokenizer.from_pretrained({source})")
-    return "\n".join([f"from transformers import {', '.join(names)}", "", *lines])
+    return loading_code(folder, name, place.branch, on_hub=place.repo is not None)
 
 
 def _alpha(alpha: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from mergekit.io.tasks import LoaderCache
 from mergekit_lines.checkpoint.headers import header_digest, is_file_name
 from mergekit_lines.checkpoint.opened import adapter_folder
 from mergekit_lines.checkpoint.writer import ShardLayout
-from mergekit_lines.files import COMMIT, INDEX, file_digest
+from mergekit_lines.files import COMMIT, DIFFUSERS_INDEX, INDEX, file_digest
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -54,9 +54,9 @@ def _describe(model: ModelReference) -> dict[str, Any]:
 
 
 def _names(index: ShardedTensorIndex, folder: Path) -> list[str]:
-    files = set(index.tensor_paths.values())
-    listing = INDEX if index.is_safetensors else ""
-    return sorted({*files, *([listing] if listing and (folder / listing).exists() else [])})
+    listings = (INDEX, DIFFUSERS_INDEX) if index.is_safetensors else ()
+    held = {listing for listing in listings if (folder / listing).exists()}
+    return sorted({*index.tensor_paths.values(), *held})
 
 
 def _commit(folder: Path, path: str) -> str | None:

@@ -15,6 +15,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from mergekit_lines.checkpoint.bounded import check_yaml, parse_yaml, read_json, read_text
 from mergekit_lines.checkpoint.remote.failures import PUBLIC, put_off, reading
 from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.report.library import library, task_of
 from mergekit_lines.report.origins import Origin, Origins
 
 TAGS = ("mergekit", "merge", "lines")
@@ -23,23 +24,6 @@ RESULTS_FORMAT = 1
 LINE = 300  # letters of a name or an address in a card
 # Licences that say nothing without a name: two inputs may mean two different ones.
 UNNAMED = ("other", "unknown")
-# The end of an architecture's name, the class that loads it, and the Hub's name for its task.
-KINDS = (
-    ("ForCausalLM", "AutoModelForCausalLM", "text-generation"),
-    ("LMHeadModel", "AutoModelForCausalLM", "text-generation"),
-    ("ForMaskedLM", "AutoModelForMaskedLM", "fill-mask"),
-    ("ForSequenceClassification", "AutoModelForSequenceClassification", "text-classification"),
-    ("ForTokenClassification", "AutoModelForTokenClassification", "token-classification"),
-    ("ForQuestionAnswering", "AutoModelForQuestionAnswering", "question-answering"),
-    ("ForImageClassification", "AutoModelForImageClassification", "image-classification"),
-    (
-        "WhisperForConditionalGeneration",
-        "AutoModelForSpeechSeq2Seq",
-        "automatic-speech-recognition",
-    ),
-    ("T5ForConditionalGeneration", "AutoModelForSeq2SeqLM", None),
-    ("BartForConditionalGeneration", "AutoModelForSeq2SeqLM", None),
-)
 
 
 @dataclass(frozen=True)
@@ -148,19 +132,6 @@ def _called(licence: Licence) -> str:
     return f"{licence.license} ({licence.license_name or 'without a name'})"
 
 
-def kind(folder: Path) -> tuple[str | None, str, str | None]:
-    """Return a model's architecture, the class that loads it, and its task on the Hub."""
-    try:
-        config = read_json(folder / "config.json")
-        architecture = str(config["architectures"][0])
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return None, "AutoModel", None
-    for end, loader, task in KINDS:
-        if architecture.endswith(end):
-            return architecture, loader, task
-    return architecture, "AutoModel", None
-
-
 def front_matter(
     folder: Path,
     origins: Origins,
@@ -182,7 +153,7 @@ def front_matter(
     """
     hub_ids = list(dict.fromkeys(origin.name for origin in origins.hub))
     tasks = {fact.pipeline_tag for fact in inputs if fact.pipeline_tag}
-    task = kind(folder)[2] or (tasks.pop() if len(tasks) == 1 else None)
+    task = task_of(folder) or (tasks.pop() if len(tasks) == 1 else None)
     languages = list(inputs[0].language) if inputs else []  # the base's: tuning seldom adds one
     more: dict[str, Any] = {"base_model_relation": "merge"} if hub_ids else {}
     if licence is not None:
@@ -192,7 +163,7 @@ def front_matter(
         more |= {"model_name": name, "eval_results": results}
     return ModelCardData(
         base_model=hub_ids or None,
-        library_name="transformers",
+        library_name=library(folder),
         tags=list(TAGS),
         language=languages or None,
         pipeline_tag=task,

@@ -98,7 +98,7 @@ def test_every_key_that_is_computed_with_counts(
 ) -> None:
     """Norms, windows, caps, scales are differences; heads and activations are refusals."""
     pair = getattr(transformers, config)(), getattr(transformers, config)(**{key: value})
-    assert differences(*pair)[key] == (getattr(pair[0], key), value)
+    assert differences(*(one.to_dict() for one in pair))[key] == (getattr(pair[0], key), value)
     assert (NOT_THE_SAME_WEIGHTS.fullmatch(key) is not None) == refused
 
 
@@ -108,7 +108,7 @@ def test_what_changes_nothing_is_not_told() -> None:
     tuned = transformers.LlamaConfig(
         attention_dropout=0.1, eos_token_id=7, initializer_range=0.5, use_cache=False, num_labels=5
     )
-    assert differences(base, tuned) == {}
+    assert differences(base.to_dict(), tuned.to_dict()) == {}
 
 
 def test_nested_configs_are_compared() -> None:
@@ -117,7 +117,9 @@ def test_nested_configs_are_compared() -> None:
         transformers.CLIPConfig(text_config={"layer_norm_eps": eps, "hidden_size": 32})
         for eps in (1e-5, 1e-3)
     ]
-    assert differences(*pair) == {"text_config.layer_norm_eps": (1e-5, 1e-3)}
+    assert differences(*(one.to_dict() for one in pair)) == {
+        "text_config.layer_norm_eps": (1e-5, 1e-3)
+    }
 
 
 @pytest.mark.parametrize("names", [("base",), ("tuned",), ("base", "tuned")])

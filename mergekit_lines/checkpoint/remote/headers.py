@@ -21,6 +21,7 @@ from mergekit_lines.checkpoint.headers import (
     TensorHeader,
     is_file_name,
     read_headers,
+    safe_form,
     take_indexed,
     unfit_forms,
 )
@@ -29,9 +30,7 @@ from mergekit_lines.checkpoint.stand_ins import MOST, is_pointer
 from mergekit_lines.errors import TextError, some
 from mergekit_lines.files import (
     FOLDERS,
-    INDEX,
     MODULES,
-    WEIGHTS,
     is_module_folder,
     module_folders,
     travels,
@@ -226,23 +225,24 @@ def _from_hub(listing: HubFiles, where: str, cache_dir: str | None) -> Headers:
     if problem := unfit_forms(where, listing.files, on_hub=True):
         return Headers(problems=[problem])
     headers = RemoteHeaders()
-    if not {WEIGHTS, INDEX} & set(listing.files):
+    form = safe_form(listing.files)
+    if form is None:
         return headers  # pickled: no headers, but no problem
     weight_map = None
-    if INDEX in listing.files:
-        index = hf_hub_download(listing.repo, INDEX, revision=listing.commit, cache_dir=cache_dir)
+    if form.endswith(".json"):
+        index = hf_hub_download(listing.repo, form, revision=listing.commit, cache_dir=cache_dir)
         weight_map = read_json(Path(index), INDEX_BYTES)["weight_map"]
-    shards = sorted({*weight_map.values()}) if weight_map else [WEIGHTS]
+    shards = sorted({*weight_map.values()}) if weight_map else [form]
     if outside := [file for file in shards if not is_file_name(file)]:
         return Headers(
             problems=[
-                f"{where}: {INDEX} names shards outside the model's folder "
+                f"{where}: {form} names shards outside the model's folder "
                 f"({some(outside, 3)}), wanted files beside the index. Do not use this checkpoint."
             ]
         )
     tensors = _read_shards(listing, shards)
     names = weight_map or tensors
-    take_indexed(headers, names, tensors, f"{where}: {INDEX}", "use another revision")
+    take_indexed(headers, names, tensors, f"{where}: {form}", "use another revision")
     return headers
 
 
