@@ -8,13 +8,19 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from tests import models
 from tests.models import once
+
+if TYPE_CHECKING:
+    from tests.e2e.runner import ForkServer
+    from tests.e2e.torture import Torturer
 
 
 @pytest.fixture(scope="session")
@@ -77,3 +83,18 @@ def llama_bf16_b(checkpoints: Path, llama_bf16_base: Path) -> Path:
 def adapter(checkpoints: Path, llama_base: Path) -> Path:
     """A LoRA adapter of ``llama_base`` on q_proj and v_proj."""
     return once(checkpoints / "adapter", lambda path: models.lora(llama_base, path, seed=4))
+
+
+@pytest.fixture(scope="session")
+def torturer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Torturer]:
+    """One start of mergekit for all commands; each is a fork of its own, and may be tortured."""
+    from tests.e2e.torture import Torturer
+
+    with Torturer(tmp_path_factory.mktemp("torturer")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def server(torturer: Torturer) -> ForkServer:
+    """Runs commands whose start is not what a test is about, see :class:`ForkServer`."""
+    return torturer

@@ -594,8 +594,13 @@ class Handler(BaseHTTPRequestHandler):
         # Served from where it lies.
         digest = hashlib.sha256()
         with path.open("rb") as file:
+            # Of a file that is one hole nobody fetches the whole: its head and its size tell it.
+            hole = path.stat().st_blocks * 512 < size // 2
+            digest.update(b"%d" % size if hole else b"")
             while piece := file.read(PIECE):
                 digest.update(piece)
+                if hole:
+                    break
         oid = digest.hexdigest()
         self.state.objects[oid] = Blob(path, oid[:40], size, oid)
         return self.state.objects[oid]

@@ -409,7 +409,11 @@ def test_runs(
 
 @pytest.mark.parametrize("file", [name for name in TABLE if len(documents(name)) > 1])
 def test_runs_with_mergekit_multi(
-    file: str, places: Places, folders: dict[str, Path], tmp_path: Path
+    file: str,
+    places: Places,
+    folders: dict[str, Path],
+    server: runner.ForkServer,
+    tmp_path: Path,
 ) -> None:
     """Run by mergekit-multi, a recipe of several documents writes what the formula gives."""
     expected = TABLE[file]
@@ -417,7 +421,8 @@ def test_runs_with_mergekit_multi(
     names = {step["name"]: step["name"] for step in steps[:-1]}
     steps = [in_float32(edited(step, {**places, **names})) for step in steps]
     out = tmp_path / "out"
-    runner.mergekit_multi(steps, out, cwd=tmp_path, intermediate=tmp_path / "steps").succeeded()
+    places_of = {"cwd": tmp_path, "intermediate": tmp_path / "steps"}
+    runner.mergekit_multi(steps, out, **places_of, server=server).succeeded()
     check_output(out, expected, oracle(expected, steps[0], folders, tmp_path), steps[-1])
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -124,11 +125,15 @@ def mergekit_yaml(
     *flags: str,
     cwd: Path | str,
     env: Environment | None = None,
-    timeout: float = STUCK,
+    server: ForkServer | None = None,
 ) -> Result:
-    """Write the recipe to ``cwd/recipe.yml`` and run ``mergekit-yaml recipe.yml OUT FLAGS``."""
+    """Write the recipe to ``cwd/recipe.yml`` and run ``mergekit-yaml recipe.yml OUT FLAGS``.
+
+    It is a fork of the server's; without one a process that starts from nothing, as from a shell.
+    """
     (Path(cwd) / "recipe.yml").write_text(recipe_text(recipe), encoding="utf-8")
-    return run(["mergekit-yaml", "recipe.yml", out, *flags], cwd, env, timeout)
+    command = ["mergekit-yaml", "recipe.yml", out, *flags]
+    return server.run(command, cwd, cwd) if server else run(command, cwd, env)
 
 
 def mergekit_multi(
@@ -138,18 +143,20 @@ def mergekit_multi(
     cwd: Path | str,
     intermediate: Path | str = "./merges/steps",
     env: Environment | None = None,
-    timeout: float = STUCK,
+    server: ForkServer | None = None,
 ) -> Result:
     """Write the documents to ``cwd/recipe.yml`` and run ``mergekit-multi`` on them.
 
     ``out`` is where a document without a name goes; the others go below ``intermediate``.
+    ``server`` as in :func:`mergekit_yaml`.
     """
     if not isinstance(recipe, str):
         recipe = "---\n".join(recipe_text(document) for document in recipe)
     (Path(cwd) / "recipe.yml").write_text(recipe, encoding="utf-8")
     places: list[str | Path] = ["--intermediate-dir", intermediate]
     places += [] if out is None else ["--out-path", out]
-    return run(["mergekit-multi", "recipe.yml", *places, *flags], cwd, env, timeout)
+    command = ["mergekit-multi", "recipe.yml", *places, *flags]
+    return server.run(command, cwd, cwd) if server else run(command, cwd, env)
 
 
 def in_process(recipe: Recipe, out: Path | str, **options: Any) -> Path:
@@ -314,22 +321,35 @@ class ForkServer:
 _MAINS = {
     "mergekit-yaml": "mergekit.scripts.run_yaml",
     "mergekit-multi": "mergekit.scripts.multimerge",
+    "mergekit-pytorch": "mergekit.scripts.merge_raw_pytorch",
     "mergekit-lines": "mergekit_lines.cli",
 }
+# What nearly every command imports when it is called, and each fork would import again.
+_LATER = (
+    "mergekit_lines.merges.folder",
+    "mergekit_lines.inspection.documents",
+    "mergekit_lines.inspection.tables",
+    "mergekit_lines.search.telling",
+    "matplotlib.backends.backend_agg",
+    "transformers.models.llama.modeling_llama",
+)
 
 
-def import_mains() -> dict[str, Any]:
-    """Return the commands' own functions."""
-    return {name: importlib.import_module(module).main for name, module in _MAINS.items()}
+def import_mains(*preload: str) -> dict[str, Any]:
+    """Return the commands' own functions, with all imported that their forks are to share."""
+    mains = {name: importlib.import_module(module).main for name, module in _MAINS.items()}
+    for module in (*_LATER, *preload):
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # else the forks' collectors copy every page
+    return mains
 
 
 def _serve(*preload: str) -> None:
     """Answer every job on stdin with the exit status of its command."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever prints must not get between the answers
-    mains = import_mains()
-    for module in preload:
-        importlib.import_module(module)
+    mains = import_mains(*preload)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         job = json.loads(line)

@@ -112,7 +112,7 @@ def by_hand(out: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", ["lines", "lines_postprocess"])
 def test_a_sentence_encoder_stays_one(
-    method: str, encoders: tuple[Path, Path, Path], tmp_path: Path
+    method: str, encoders: tuple[Path, Path, Path], server: runner.ForkServer, tmp_path: Path
 ) -> None:
     """mergekit-yaml's OUT loads with SentenceTransformer and embeds as its merged weights say."""
     base, first, second = encoders
@@ -121,7 +121,7 @@ def test_a_sentence_encoder_stays_one(
         if method == "lines_postprocess"
         else recipe(base, first, second, wrap="task_arithmetic", weight=0.5)
     )
-    result = runner.mergekit_yaml(text, "out", cwd=tmp_path).succeeded()
+    result = runner.mergekit_yaml(text, "out", cwd=tmp_path, server=server).succeeded()
     out = tmp_path / "out"
     carried = files_below(out, *STEPS)
     assert carried == files_below(base, *STEPS)
@@ -239,7 +239,9 @@ def test_into_a_folder_with_other_things(encoders: tuple[Path, Path, Path], tmp_
     assert files_below(clash, *STEPS) == files_below(encoders[1], *STEPS)
 
 
-def test_what_a_module_may_not_be(encoders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_what_a_module_may_not_be(
+    encoders: tuple[Path, Path, Path], server: runner.ForkServer, tmp_path: Path
+) -> None:
     """It is refused before the merge, and nothing is left of it."""
     base = shutil.copytree(encoders[0], tmp_path / "base")
     (tmp_path / "secret").write_text("PRIVATE KEY")
@@ -248,7 +250,7 @@ def test_what_a_module_may_not_be(encoders: tuple[Path, Path, Path], tmp_path: P
         in_process(recipe(base, *encoders[1:]), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "secret"]
     (tmp_path / "recipe.yml").write_text(runner.recipe_text(recipe(base, *encoders[1:])))
-    inspected = runner.run(["mergekit-lines", "inspect", "recipe.yml"], tmp_path)
+    inspected = server.run(["mergekit-lines", "inspect", "recipe.yml"], tmp_path, tmp_path)
     assert inspected.returncode == 1
     assert "key is a link that leads out" in inspected.stderr
 

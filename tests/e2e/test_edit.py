@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -85,25 +84,17 @@ def test_print_recipe_with_every_word() -> None:
 
 
 def test_edit_is_the_printed_recipe_to_the_byte(
-    llama_base: Path, llama_a: Path, tmp_path: Path
+    llama_base: Path, llama_a: Path, server: runner.ForkServer, tmp_path: Path
 ) -> None:
     """With autoload off, edit writes every file as mergekit-yaml does with it on."""
     words = [llama_a, "--base", llama_base, "--gamma", "0.3", "--schedule", "sqrt"]
     (tmp_path / "yaml").mkdir()
     (tmp_path / "edit").mkdir()
-
-    def by_yaml() -> None:
-        text = edit(*words, "--print-recipe").output
-        runner.mergekit_yaml(text, "out", cwd=tmp_path / "yaml").succeeded()
-
-    def by_edit() -> None:
-        off = {"MERGEKIT_LINES_AUTOLOAD": "0"}
-        command = ["mergekit-lines", "edit", *words, "--out", "out"]
-        runner.run(command, tmp_path / "edit", off).succeeded()
-
-    with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(by_yaml), pool.submit(by_edit)]:
-            done.result()
+    text = edit(*words, "--print-recipe").output
+    runner.mergekit_yaml(text, "out", cwd=tmp_path / "yaml", server=server).succeeded()
+    off = {"MERGEKIT_LINES_AUTOLOAD": "0"}
+    command = ["mergekit-lines", "edit", *words, "--out", "out"]
+    runner.run(command, tmp_path / "edit", off).succeeded()
     got, want = (models.digest(tmp_path / name / "out") for name in ("edit", "yaml"))
     assert got == want
     assert {"model.safetensors", "README.md", "lines_report.json", "tokenizer.json"} <= set(got)

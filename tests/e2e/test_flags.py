@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from mergekit.options import MergeOptions
 
 from tests import models
-from tests.e2e.runner import mergekit_yaml, recipe_text
+from tests.e2e.runner import ForkServer, mergekit_yaml, recipe_text
 from tests.readmes import RECIPES, section
 
 
@@ -114,12 +114,13 @@ def test_flags_that_change_no_byte(command: Command) -> None:
         assert got == plain, field
 
 
-def test_num_threads(command: Command) -> None:
+def test_num_threads(command: Command, server: ForkServer) -> None:
     """--num-threads is honoured and changes no byte."""
     assert table()["num_threads"] == "honoured"
     recipe = (command.folder / "recipe.yml").read_text(encoding="utf-8")
     # In a process of its own: torch sets its pools only once.
-    mergekit_yaml(recipe, "threads", "--num-threads", "1", cwd=command.folder).succeeded()
+    one = ("threads", "--num-threads", "1")
+    mergekit_yaml(recipe, *one, cwd=command.folder, server=server).succeeded()
     want, got = command.digest("plain"), models.digest(command.folder / "threads")
     assert got["model.safetensors"] == want["model.safetensors"]
 

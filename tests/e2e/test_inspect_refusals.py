@@ -6,7 +6,6 @@ the same as for ``mergekit-yaml`` (:mod:`tests.e2e.test_refusals`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,15 +28,6 @@ SEEN = [case for case in CASES if case.fault != "weights" and case.id not in UNS
 def models(llama_base: Path, llama_a: Path, llama_b: Path, adapter: Path) -> Models:
     """The session's checkpoints."""
     return Models(llama_base, llama_a, llama_b, adapter)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runner.ForkServer]:
-    """One start of mergekit for all commands of this file."""
-    log = tmp_path_factory.mktemp("server") / "log"
-    modules = ("mergekit_lines.inspection.documents", "mergekit_lines.inspection.tables")
-    with runner.ForkServer(log, preload=modules) as started:
-        yield started
 
 
 @pytest.mark.parametrize("case", SEEN, ids=lambda case: case.id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -20,12 +19,14 @@ from tests import models
 from tests.e2e.runner import (
     BIN,
     STUCK,
+    ForkServer,
     environment,
     in_process,
     mergekit_multi,
     mergekit_yaml,
     recipe_text,
 )
+from tests.e2e.torture import Torturer
 
 
 def recipe(base: Path | str, *others: Path | str, **parameters: Any) -> dict[str, Any]:
@@ -37,13 +38,14 @@ def recipe(base: Path | str, *others: Path | str, **parameters: Any) -> dict[str
     }
 
 
-def test_relative_paths_with_spaces_and_other_letters(tmp_path: Path) -> None:
+def test_relative_paths_with_spaces_and_other_letters(server: ForkServer, tmp_path: Path) -> None:
     """Offline, short relative paths with blanks and non-ASCII letters merge, card and all."""
     place = tmp_path / "mes modèles 模型"
     place.mkdir()
     models.llama(place / "base modèle")
     models.finetuned(place / "base modèle", place / "affiné", seed=1)
-    done = mergekit_yaml(recipe("base modèle", "./affiné"), "sortie é", cwd=place).succeeded()
+    text = recipe("base modèle", "./affiné")
+    done = mergekit_yaml(text, "sortie é", cwd=place, server=server).succeeded()
     out = place / "sortie é"
     assert "Traceback" not in done.stderr
     assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= {
@@ -156,7 +158,9 @@ def test_integer_buffers_keep_their_dtype(tmp_path: Path) -> None:
     assert out["lm_head.weight"].dtype == torch.bfloat16
 
 
-def test_a_chain_of_merges(llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: Path) -> None:
+def test_a_chain_of_merges(
+    llama_base: Path, llama_a: Path, llama_b: Path, server: ForkServer, tmp_path: Path
+) -> None:
     """``lines_postprocess`` ends a mergekit-multi chain: TIES by mergekit, then the edit."""
     documents = [
         {
@@ -177,7 +181,7 @@ def test_a_chain_of_merges(llama_base: Path, llama_a: Path, llama_b: Path, tmp_p
             "dtype": "float32",
         },
     ]
-    mergekit_multi(documents, "out", cwd=tmp_path).succeeded()
+    mergekit_multi(documents, "out", cwd=tmp_path, server=server).succeeded()
     zero, out = models.read(llama_base), models.read(tmp_path / "out")
     middle = models.read(tmp_path / "merges" / "steps" / "merged")
     for number in range(4):
@@ -220,8 +224,11 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, out: str, **options: Any) -> subprocess.Popen[str]:
-    command = [BIN / "mergekit-yaml", "recipe.yml", out, "--out-shard-size", "1M"]
+SHARDS = ("--out-shard-size", "1M")
+
+
+def start(folder: Path, out: str) -> subprocess.Popen[str]:
+    command = [BIN / "mergekit-yaml", "recipe.yml", out, *SHARDS]
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -229,7 +236,6 @@ def start(folder: Path, out: str, **options: Any) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        **options,
     )
 
 
@@ -242,7 +248,9 @@ def wait_for_first_shard(process: subprocess.Popen[str], partial: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_merge_leaves_no_model(number: signal.Signals, slow: Path) -> None:
+def test_an_interrupted_merge_leaves_no_model(
+    number: signal.Signals, slow: Path, torturer: Torturer
+) -> None:
     """Ctrl-C or a kill after the first shard: no OUT; the next run goes on and finishes."""
     out = f"out{number.value}"
     partial = slow / f".{out}.partial"
@@ -256,40 +264,31 @@ def test_an_interrupted_merge_leaves_no_model(number: signal.Signals, slow: Path
     if number == signal.SIGINT:
         assert "Run the same command to go on" in output
         assert "Aborted!" in output
-    again = start(slow, out)
-    output = again.communicate(timeout=STUCK)[0]
-    assert again.returncode == 0, output
-    assert "left by a merge that was killed" in output
+    again = torturer.merge(slow, *SHARDS, out=out).succeeded()
+    assert "left by a merge that was killed" in again.stderr
     assert [path.name for path in slow.iterdir() if path.name.startswith(".")] == []
     assert "lm_head.weight" in models.read(slow / out)
 
 
-def test_a_write_that_fails_leaves_nothing(slow: Path) -> None:
+def test_a_write_that_fails_leaves_nothing(slow: Path, torturer: Torturer) -> None:
     """Where the disk refuses a write, the merge ends with a sentence and nothing is kept."""
-
-    def small_files() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
-
-    process = start(slow, "full", preexec_fn=small_files)
-    output = process.communicate(timeout=STUCK)[0]
-    assert process.returncode == 1
-    assert "Error: [lines]" in output
-    assert "Traceback" not in output
+    ended = torturer.merge(slow, *SHARDS, out="full", hooks=[("small_files", 500_000)])
+    assert ended.returncode == 1
+    assert "Error: [lines]" in ended.stderr
+    assert "Traceback" not in ended.stderr
     assert not (slow / "full").exists()
     assert not (slow / ".full.partial").exists()
 
 
-def test_two_merges_to_one_out(slow: Path) -> None:
+def test_two_merges_to_one_out(slow: Path, torturer: Torturer) -> None:
     """The second of two merges to the same OUT is refused while the first one runs."""
     first = start(slow, "twice")
     wait_for_first_shard(first, slow / ".twice.partial")
     os.kill(first.pid, signal.SIGSTOP)
     try:
-        second = start(slow, "twice")
-        output = second.communicate(timeout=STUCK)[0]
+        second = torturer.merge(slow, *SHARDS, out="twice")
         assert second.returncode == 1
-        assert "another merge is writing to it" in output
+        assert "another merge is writing to it" in second.stderr
     finally:
         os.kill(first.pid, signal.SIGCONT)
     first.communicate(timeout=STUCK)

@@ -39,13 +39,6 @@ def models(llama_base: Path, llama_a: Path, llama_b: Path, adapter: Path) -> Mod
     return Models(llama_base, llama_a, llama_b, adapter)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runner.ForkServer]:
-    """One start of mergekit for nearly all commands of this file."""
-    with runner.ForkServer(tmp_path_factory.mktemp("server") / "log") as started:
-        yield started
-
-
 Run = Callable[[list[str], Path, Path], runner.Result]
 Refusal = tuple[runner.Result, str, dict[str, Any], dict[str, Any]]
 

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +61,11 @@ Shell = Callable[[Sequence[str], Path], runner.Result]
 PROMPTS = ["tok10 tok11 tok12", "tok20 tok21", "tok30 tok31 tok32 tok33"]
 
 
-PRELOADED = ("mergekit_lines.search.telling", "matplotlib.backends.backend_agg", "peft")
-
-
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+def shell(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Shell:
     """Runs commands, each in a process of its own, that are forked off one start of mergekit."""
     folder = tmp_path_factory.mktemp("shell")
-    with ForkServer(folder / "log", preload=PRELOADED) as server:
-        yield lambda command, cwd: server.run(command, cwd, folder)
+    return lambda command, cwd: server.run(command, cwd, folder)
 
 
 @pytest.fixture

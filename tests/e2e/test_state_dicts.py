@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from mergekit.merge_methods.base import PerGroupValues
 import mergekit_lines
 from mergekit_lines import LinesError
 from tests import models
-from tests.e2e.runner import Result, in_process, mergekit_yaml, recipe_text, run
+from tests.e2e.runner import ForkServer, Result, in_process, mergekit_yaml, recipe_text
 from tests.e2e.test_formula import RANDOM, WRAPS
 
 Tensors = Mapping[str, torch.Tensor]
@@ -263,12 +263,13 @@ def test_one_tensor_alone() -> None:
 
 
 def test_merge_is_the_command(
-    llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: Path
+    llama_base: Path, llama_a: Path, llama_b: Path, server: ForkServer, tmp_path: Path
 ) -> None:
     """``merge`` of a file and of a mapping gives the files that ``mergekit-yaml`` gives."""
     document = recipe("lines", llama_base, llama_a, llama_b, beta=0.5, wrap="dare_ties", density=1)
     flags = ["--random-seed", "5", "--out-shard-size", "20K"]
-    mergekit_yaml(document, tmp_path / "stock", *flags, cwd=tmp_path).succeeded()
+    stock = mergekit_yaml(document, tmp_path / "stock", *flags, cwd=tmp_path, server=server)
+    stock.succeeded()
     options = {"random_seed": 5, "out_shard_size": 20_000, "quiet": True}
     out = mergekit_lines.merge(tmp_path / "recipe.yml", tmp_path / "file" / "stock", **options)
     assert out == tmp_path / "file" / "stock"
@@ -325,13 +326,23 @@ def test_merge_wants_a_place(out: Any) -> None:
 # --- mergekit-pytorch --------------------------------------------------------------------
 
 
-def pytorch(document: Mapping[str, Any], cwd: Path, *flags: str) -> tuple[Result, Path]:
-    """Run ``mergekit-pytorch`` on the same recipe, its models named by their files."""
-    files = {**document, "base_model": _file(document["base_model"])}
-    files["models"] = [{**entry, "model": _file(entry["model"])} for entry in document["models"]]
-    (cwd / "raw.yml").write_text(recipe_text(files), encoding="utf-8")
-    out = cwd / "raw"
-    return run(["mergekit-pytorch", "raw.yml", out, *flags], cwd), out
+Raw = Callable[..., tuple[Result, Path]]
+
+
+@pytest.fixture
+def pytorch(server: ForkServer, tmp_path: Path) -> Raw:
+    """Runs ``mergekit-pytorch`` on the same recipe, its models named by their files."""
+
+    def run(document: Mapping[str, Any], *flags: str) -> tuple[Result, Path]:
+        files = {**document, "base_model": _file(document["base_model"])}
+        files["models"] = [
+            {**entry, "model": _file(entry["model"])} for entry in document["models"]
+        ]
+        (tmp_path / "raw.yml").write_text(recipe_text(files), encoding="utf-8")
+        out = tmp_path / "raw"
+        return server.run(["mergekit-pytorch", "raw.yml", out, *flags], tmp_path, tmp_path), out
+
+    return run
 
 
 def _file(model: Path) -> Path:
@@ -349,13 +360,18 @@ def _file(model: Path) -> Path:
     ],
 )
 def test_raw_merge_gives_the_recipes_tensors(
-    words: dict[str, Any], llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: Path
+    words: dict[str, Any],
+    llama_base: Path,
+    llama_a: Path,
+    llama_b: Path,
+    pytorch: Raw,
+    tmp_path: Path,
 ) -> None:
     """With a fixed alpha ``mergekit-pytorch`` writes the recipe's values, of any wrap."""
     words = {"alpha": 0.3, "beta": 0.5, **words}
     document = recipe("lines", llama_base, llama_a, llama_b, **words)
     want = models.read(in_process(document, tmp_path / "yaml"))
-    result, out = pytorch(document, tmp_path)
+    result, out = pytorch(document)
     result.succeeded()
     assert_same(models.read(out), want)
 
@@ -370,22 +386,27 @@ def test_raw_merge_gives_the_recipes_tensors(
     ids=["ties", "closed form", "dare_linear"],
 )
 def test_raw_merge_finds_the_recipes_alpha(
-    words: dict[str, Any], llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: Path
+    words: dict[str, Any],
+    llama_base: Path,
+    llama_a: Path,
+    llama_b: Path,
+    pytorch: Raw,
+    tmp_path: Path,
 ) -> None:
     """With an automatic alpha ``mergekit-pytorch`` reads the model twice, and writes the same."""
     document = recipe("lines", llama_base, llama_a, llama_b, beta=0.5, **words)
     want = models.read(in_process(document, tmp_path / "yaml"))
-    result, out = pytorch(document, tmp_path)
+    result, out = pytorch(document)
     result.succeeded()
     assert "alpha = " in result.stderr
     assert_same(models.read(out), want)
 
 
-def test_raw_merge_of_a_model_that_mergekit_does_not_know(tmp_path: Path) -> None:
+def test_raw_merge_of_a_model_that_mergekit_does_not_know(pytorch: Raw, tmp_path: Path) -> None:
     """A ViT goes through ``mergekit-pytorch`` whole, each tensor at its depth (in float64)."""
     base = models.vit(tmp_path / "base", layers=3)
     tuned = models.finetuned(base, tmp_path / "tuned", seed=1)
-    result, out = pytorch(recipe("lines_postprocess", base, tuned, gamma=0.2), tmp_path)
+    result, out = pytorch(recipe("lines_postprocess", base, tuned, gamma=0.2))
     result.succeeded()
     got, zero, one = models.read(out), models.read(base), models.read(tuned)
     assert set(got) == set(zero)
@@ -398,17 +419,17 @@ def test_raw_merge_of_a_model_that_mergekit_does_not_know(tmp_path: Path) -> Non
 
 
 def test_raw_merge_takes_the_random_seed_flag(
-    llama_base: Path, llama_a: Path, tmp_path: Path
+    llama_base: Path, llama_a: Path, pytorch: Raw, tmp_path: Path
 ) -> None:
     """``--random-seed`` alone is the seed; with the parameter too it is refused."""
     words: dict[str, Any] = {"alpha": 1, "beta": 1, "wrap": "dare_linear", "density": 0.5}
     document = recipe("lines", llama_base, llama_a, **words)
     want = models.read(in_process(document, tmp_path / "yaml", random_seed=11))
-    result, out = pytorch(document, tmp_path, "--random-seed", "11")
+    result, out = pytorch(document, "--random-seed", "11")
     result.succeeded()
     assert_same(models.read(out), want)
     document["parameters"]["seed"] = 3
-    result, _ = pytorch(document, tmp_path, "--random-seed", "11")
+    result, _ = pytorch(document, "--random-seed", "11")
     assert result.returncode == 1
     assert "found 3 and --random-seed 11 too" in result.last_line
 
@@ -427,10 +448,15 @@ def test_raw_merge_takes_the_random_seed_flag(
     ],
 )
 def test_raw_merge_refuses_in_one_message(
-    words: dict[str, Any], texts: tuple[str, ...], llama_base: Path, llama_a: Path, tmp_path: Path
+    words: dict[str, Any],
+    texts: tuple[str, ...],
+    llama_base: Path,
+    llama_a: Path,
+    pytorch: Raw,
+    tmp_path: Path,
 ) -> None:
     """What it cannot do is one message with the remedy, exit status 1, and no model written."""
-    result, out = pytorch(recipe("lines", llama_base, llama_a, **words), tmp_path)
+    result, out = pytorch(recipe("lines", llama_base, llama_a, **words))
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert result.last_line.startswith("Error: [lines] ")
@@ -439,7 +465,9 @@ def test_raw_merge_refuses_in_one_message(
     assert not list(out.glob("*.safetensors"))
 
 
-def test_raw_merge_of_a_part_of_a_model(llama_base: Path, llama_a: Path, tmp_path: Path) -> None:
+def test_raw_merge_of_a_part_of_a_model(
+    llama_base: Path, llama_a: Path, pytorch: Raw, tmp_path: Path
+) -> None:
     """Where block 0 is not in the file, the error asks for ``num_blocks``, which then tells."""
     parts = []
     for path in (llama_base, llama_a):
@@ -448,11 +476,11 @@ def test_raw_merge_of_a_part_of_a_model(llama_base: Path, llama_a: Path, tmp_pat
         models.rewrite(part, lambda _, state=state: {n: t for n, t in state.items() if ".3." in n})
         parts.append(part)
     document = recipe("lines", *parts, alpha=0.0, beta=1.0)
-    result, _ = pytorch(document, tmp_path)
+    result, _ = pytorch(document)
     assert result.returncode == 1
     assert "Give all tensor names of the model, or num_blocks" in result.last_line
     document["parameters"]["num_blocks"] = 7
-    result, out = pytorch(document, tmp_path)
+    result, out = pytorch(document)
     result.succeeded()
     zero, one = models.read(parts[0]), models.read(parts[1])
     for name, tensor in models.read(out).items():
@@ -461,14 +489,14 @@ def test_raw_merge_of_a_part_of_a_model(llama_base: Path, llama_a: Path, tmp_pat
 
 
 def test_raw_recipe_names_one_model_too_many(
-    llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: Path
+    llama_base: Path, llama_a: Path, llama_b: Path, pytorch: Raw, tmp_path: Path
 ) -> None:
     """``lines_postprocess`` of two models, and a parameter under one model, are refused."""
     document = recipe("lines_postprocess", llama_base, llama_a, llama_b, gamma=0.5)
-    result, _ = pytorch(document, tmp_path)
+    result, _ = pytorch(document)
     assert "found 2 models besides the base, wanted one" in result.last_line
     document = recipe("lines", llama_base, llama_a, llama_b, alpha=0.5, beta=0.5)
     document["models"][0]["parameters"] = {"normalize": True}
-    result, _ = pytorch(document, tmp_path)
+    result, _ = pytorch(document)
     assert "parameters.normalize: found under one model" in result.last_line
     assert yaml.safe_load((tmp_path / "raw.yml").read_text())["parameters"]

@@ -14,11 +14,10 @@ from __future__ import annotations
 import atexit
 import errno
 import functools
-import gc
-import importlib
 import json
 import os
 import random
+import resource
 import select
 import shutil
 import signal
@@ -145,6 +144,12 @@ def copying_fails() -> None:
     shutil.copy = copy
 
 
+def small_files(size: int) -> None:
+    """Let no file grow beyond this many bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
 def slow(seconds: float) -> None:
     """Let every write to a shard take this much longer."""
 
@@ -192,7 +197,7 @@ def announce(descriptor: int) -> None:
 
 HOOKS: dict[str, Callable[..., None]] = {
     hook.__name__: hook
-    for hook in (record, die, fail, change, fill, copying_fails, slow, pieces, shuffle)
+    for hook in (record, die, fail, change, fill, copying_fails, small_files, slow, pieces, shuffle)
 }
 
 
@@ -201,10 +206,6 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever prints must not get between the answers
     mains = runner.import_mains()
-    importlib.import_module("mergekit_lines.merges.folder")
-    importlib.import_module("transformers.models.llama")
-    gc.collect()
-    gc.freeze()  # else the children's collector copies every page
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         job = json.loads(line)
@@ -218,9 +219,9 @@ def serve() -> None:
 
 
 def _tortured(job: dict[str, Any], announcing: int, mains: Any, prog_name: str) -> None:
-    if job["kill"]:  # else nobody reads the pipe, which holds so many bytes and no more
+    if job.get("kill"):  # else nobody reads the pipe, which holds so many bytes and no more
         announce(announcing)
-    for name, *arguments in job["hooks"]:
+    for name, *arguments in job.get("hooks", ()):
         HOOKS[name](*arguments)
     mains[prog_name](prog_name=prog_name)
 
@@ -228,7 +229,7 @@ def _tortured(job: dict[str, Any], announcing: int, mains: Any, prog_name: str) 
 def _watch(child: int, job: dict[str, Any], began: int) -> dict[str, Any]:
     """Send a signal to a child if the job wants it, and wait for the child."""
     answer: dict[str, Any] = {"signalled": False}
-    kill = job["kill"]
+    kill = job.get("kill")
     if kill:
         _wait_for_writes(began, kill["writes"], job["timeout"])
         time.sleep(kill["seconds"])

@@ -17,7 +17,7 @@ from mergekit_lines.cli import main
 from mergekit_lines.errors import LinesError
 from mergekit_lines.lines.depth import BlockDepth, block_depths
 from mergekit_lines.lines.outside import checked_depths
-from tests.e2e.runner import run
+from tests.e2e.runner import ForkServer
 
 
 def below(place: str, modules: Iterable[str]) -> Iterator[str]:
@@ -211,7 +211,7 @@ def test_single_files_of_flux_and_of_unknown_stacks(tmp_path: Path) -> None:
     assert not (tmp_path / "other.safetensors").exists()
 
 
-def test_mergekit_pytorch_tells_the_blocks(tmp_path: Path) -> None:
+def test_mergekit_pytorch_tells_the_blocks(server: ForkServer, tmp_path: Path) -> None:
     """The command says once which blocks it found, and refuses lists that it takes for none."""
     document: dict[str, Any] = {
         "merge_method": "lines_postprocess",
@@ -226,7 +226,7 @@ def test_mergekit_pytorch_tells_the_blocks(tmp_path: Path) -> None:
         for file, value in (("base", 0.0), ("tuned", 1.0)):
             tensors = {name: torch.full((4,), value) for name in names}
             save_file(tensors, tmp_path / f"{file}.safetensors")
-        return run(["mergekit-pytorch", "recipe.yml", out], tmp_path)
+        return server.run(["mergekit-pytorch", "recipe.yml", out], tmp_path, tmp_path)
 
     told = merged(flux(), "flux").succeeded().stderr
     assert told.count("double_blocks → single_blocks: 57 blocks") == 1

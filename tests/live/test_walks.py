@@ -158,16 +158,15 @@ def test_a_walk_ends_at_what_the_merge_writes(name: str, folder: Path, tmp_path:
                 shutil.rmtree(tmp_path / f"out{step}")
 
 
-def test_every_step_of_a_walk_equals_the_command(folder: Path, tmp_path: Path) -> None:
+def test_every_step_of_a_walk_equals_the_command(
+    folder: Path, server: ForkServer, tmp_path: Path
+) -> None:
     """All 20 settings of one walk are compared with files of ``mergekit-yaml`` itself."""
     walk = Walk(
         "llama", F32, {"wrap": "ties", "density": 0.5, "beta": 0.3}, TWO | WEIGHTS | DENSITY
     )
     flags = ["--no-write-model-card", "--quiet"]
-    with (
-        ForkServer(tmp_path / "log") as server,
-        LiveModel(make(folder, walk), quiet=True) as live,
-    ):
+    with LiveModel(make(folder, walk), quiet=True) as live:
         for change in settings(walk, seed=5):
             live.set(change)
             (tmp_path / "recipe.yml").write_text(recipe_text(live.recipe))

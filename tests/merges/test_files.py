@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from mergekit_lines.errors import LinesError
 from mergekit_lines.hub.whole import merged_model
 from tests import models
-from tests.e2e.runner import in_process, recipe_text, run
+from tests.e2e.runner import ForkServer, in_process, recipe_text
 from tests.e2e.torture import STEPS, Torturer, partial_of
 
 BETA, DENSITY = 0.5, 0.5
@@ -239,13 +239,6 @@ def check(out: Path, values: Mapping[str, torch.Tensor]) -> None:
         assert models.max_error_ratio(merged[name], value) <= 1e-6, name
 
 
-@pytest.fixture(scope="module")
-def torturer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Torturer]:
-    """``mergekit-yaml``, in processes that one process forks."""
-    with Torturer(tmp_path_factory.mktemp("torturer")) as started:
-        yield started
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_is_merged_killed_and_resumed(name: str, torturer: Torturer, tmp_path: Path) -> None:
     """TIES under an automatic α is right, also after a kill in the middle of the writing."""
@@ -302,7 +295,7 @@ def test_a_kill_at_any_step_leaves_nothing_that_is_taken_for_whole(
         assert into == "new" or (out / "notes.txt").read_text(encoding="utf-8") == "mine"
 
 
-def test_an_edit_by_recipe_and_its_verdict(tmp_path: Path) -> None:
+def test_an_edit_by_recipe_and_its_verdict(server: ForkServer, tmp_path: Path) -> None:
     """``lines_postprocess`` takes files, and ``verify`` and ``inspect`` know them."""
     file = FILES["open_clip ViT"]
     base, tuned, _ = write_models(file, tmp_path)
@@ -321,9 +314,10 @@ def test_an_edit_by_recipe_and_its_verdict(tmp_path: Path) -> None:
     }
     check(tmp_path / "out", values)
     assert any("no config.json" in note for note in merged_model(tmp_path / "out").notes)
-    run(["mergekit-lines", "verify", tmp_path / "out"], tmp_path).succeeded()
+    server.run(["mergekit-lines", "verify", tmp_path / "out"], tmp_path, tmp_path).succeeded()
     (tmp_path / "recipe.yml").write_text(recipe_text(text), encoding="utf-8")
-    told = run(["mergekit-lines", "inspect", "recipe.yml"], tmp_path).succeeded().stdout
+    inspect = ["mergekit-lines", "inspect", "recipe.yml"]
+    told = server.run(inspect, tmp_path, tmp_path).succeeded().stdout
     assert "visual.transformer.resblocks" in told
 
 
