@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -223,6 +223,23 @@ class Engine:
             else:
                 held = {model: whole(source).to(self.device) for model, source in sources.items()}
                 task.merge_whole(held, collector=collector)
+
+    def count(
+        self,
+        task: LinesTask,
+        count: Callable[[Job, TensorPieces], object],
+        tensors: dict[ModelReference, torch.Tensor] | None = None,
+    ) -> None:
+        """Let somebody go over one tensor's pieces; one that has no kernel has no entries to count.
+
+        Raises:
+            LinesError: names the tensor.
+        """
+        sources = self._inputs(task, tensors)
+        self._read_ahead(task.output_weight.name)
+        with task.failures(sources):
+            if streamed := self._streamed(task, sources):
+                count(*streamed)
 
     def _sources(self, gather: Any) -> dict[ModelReference, Source]:
         sources = {

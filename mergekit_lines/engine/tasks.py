@@ -195,6 +195,18 @@ class NormTask(EngineTask):
         self.engine.norms(self.plain(), self.collector, tensors)
 
 
+class CountTask(EngineTask):
+    """A pass over the same tensor's inputs, whose counts go to a collector."""
+
+    count: Any
+
+    def execute(
+        self, tensors: dict[ModelReference, torch.Tensor] | None = None, **_kwargs: Any
+    ) -> None:
+        """Count this tensor's entries."""
+        self.engine.count(self.plain(), self.count, tensors)
+
+
 class EngineGather(GatherTensors):
     """The inputs of one tensor, read whole by the engine."""
 

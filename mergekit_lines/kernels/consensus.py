@@ -26,11 +26,12 @@ def elected_sum(
     *,
     by_count: bool,
     normalize: bool,
+    zero_positive: bool = True,
 ) -> torch.Tensor:
     """Return the sum, entry by entry, of the task vectors that have the elected sign.
 
-    The elected sign is that of the sum of the task vectors, or of their signs; + for a sum of
-    zero. A zero has no sign and never agrees.
+    The elected sign is that of the sum of the task vectors, or of their signs. A zero has no sign
+    and never agrees.
 
     Args:
         deltas: the sparsified task vectors times their weights, of one shape, fp32 or
@@ -38,11 +39,16 @@ def elected_sum(
         weights: w, one per task vector.
         by_count: elect by the sum of the signs.
         normalize: divide by the sum of the weights of those that agree, if it is not 0.
+        zero_positive: whether a sum of zero elects +.
 
     Source: TIES-Merging, arXiv 2306.01708, §3; sign by count is mergekit's.
     """
     words = torch.int64 if deltas[0].dtype == torch.float64 else torch.int32
-    elected = _vote(deltas, by_count=by_count).view(words)
+    vote = _vote(deltas, by_count=by_count)
+    if not zero_positive:
+        # No other sign changes: of positive numbers none is less than this one.
+        vote.sub_(torch.finfo(vote.dtype).smallest_normal * torch.finfo(vote.dtype).eps)
+    elected = vote.view(words)
     # Only the sign bit, as a pattern to flip signs with: a sum of zero is +0 (−0 needs all −0).
     elected.bitwise_and_(torch.iinfo(words).min)
     for delta in deltas:

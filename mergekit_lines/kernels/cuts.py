@@ -240,20 +240,20 @@ class _Pass:
         marks, equal = self._scratch(magnitudes)
         above, total = 0, 0.0
         if high < math.inf:
-            above = _tally(marks.copy_(magnitudes).gt_(high))
+            above = tally(marks.copy_(magnitudes).gt_(high))
             if self.sums:
                 torch.hardshrink(magnitudes, high, out=marks)
                 total = sum_of(marks)
         pivots: list[int] = []
         if low == high and bracket.pivots:
-            pivots.append(_tally(marks.copy_(magnitudes).eq_(low)))
+            pivots.append(tally(marks.copy_(magnitudes).eq_(low)))
             return _Count(above, total, pivots, magnitudes[:0].clone(), self.step, 0, thinned=False)
         torch.clamp(magnitudes, low, high, out=marks).eq_(magnitudes)
         for pivot in bracket.pivots:
             equal.copy_(magnitudes).eq_(pivot)
-            pivots.append(_tally(equal))
+            pivots.append(tally(equal))
             marks.sub_(equal)
-        candidates = _gather(magnitudes, marks)
+        candidates = gather(magnitudes, marks)
         gathered = candidates.numel()
         thinned = gathered > self.share * magnitudes.numel()
         if thinned:
@@ -303,7 +303,7 @@ def _share(equal: Sequence[int], stays: int) -> tuple[int, ...]:
     return tuple(shares)
 
 
-def _gather(magnitudes: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
+def gather(magnitudes: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
     """Return the marked entries, of which there should be few."""
     flags = marks.bool()
     whole = flags.numel() // 8 * 8
@@ -314,7 +314,7 @@ def _gather(magnitudes: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
     return torch.cat([marked, magnitudes[whole:][flags[whole:]]])
 
 
-def _tally(ones: torch.Tensor) -> int:
+def tally(ones: torch.Tensor) -> int:
     """Count the ones; fp32 counts exactly to 2²⁴."""
     exact = ones.numel() <= 1 << 24
     return int(ones.sum(dtype=None if exact else torch.float64))

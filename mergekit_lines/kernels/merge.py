@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mergekit_lines.kernels.consensus import elected_sum, weighted_sum
-from mergekit_lines.kernels.cuts import Cut, deltas, find_cuts
+from mergekit_lines.kernels.cuts import Cut, beside, deltas, find_cuts
 from mergekit_lines.kernels.draws import Draws, bound, mask
 from mergekit_lines.kernels.pieces import Pieces
 from mergekit_lines.kernels.rows import row_bounds
@@ -64,6 +64,7 @@ class Merge:
         sparsities: one per model.
         weights: w, one per model.
         consensus: None, "sum" or "count": how TIES elects the sign of an entry.
+        zero_sign: with a consensus, the sign elected where the sum is 0; 0 stands for −.
         normalize: divide by the sum of the weights (with a consensus, of those that agree).
         scale: mergekit's ``lambda``.
 
@@ -76,6 +77,7 @@ class Merge:
     consensus: str | None = None
     normalize: bool = False
     scale: float = 1.0
+    zero_sign: int = 1
 
     def __post_init__(self) -> None:
         if self.consensus not in (None, "sum", "count"):
@@ -124,11 +126,15 @@ class Merge:
             keys: per model, 16 or more bytes that the model's draws for this tensor depend on.
 
         Raises:
-            ValueError: the numbers of models, keys and weights differ.
+            ValueError: the numbers of models, keys and weights differ, or a floor is not known.
         """
         if not len(keys) == pieces.models == len(self.weights):
             raise ValueError(
                 f"found {pieces.models} models and {len(keys)} keys, wanted {len(self.weights)}"
+            )
+        if any(one.kind == "floor" and math.isnan(one.floor) for one in self.sparsities):
+            raise ValueError(
+                "the least magnitude that stays is not known: it is one of all tensors"
             )
         cuts, rescales = self._cut(pieces)
         state = State(tuple(keys), cuts, rescales)
@@ -168,12 +174,32 @@ class Merge:
         if self.consensus is None:
             common = self.scale / self._divisor(base.dtype)
             return weighted_sum(tasks, [factor * common for factor in factors])
-        for task, factor in zip(tasks, factors, strict=True):
-            if factor != 1:
-                task.mul_(factor)
+        _scale(tasks, factors)
         by_count = self.consensus == "count"
-        mixed = elected_sum(tasks, self.weights, by_count=by_count, normalize=self.normalize)
+        mixed = elected_sum(
+            tasks,
+            self.weights,
+            by_count=by_count,
+            normalize=self.normalize,
+            zero_positive=self.zero_sign > 0,
+        )
         return mixed if self.scale == 1 else mixed.mul_(self.scale)
+
+    def votes(self, base: torch.Tensor, models: Sequence[torch.Tensor]) -> int:
+        """Return the sum over one piece's entries of the sign of the sum of what stays.
+
+        Args:
+            base: θ_0's piece, 1-D.
+            models: the models' pieces, 1-D; overwritten. What stays of them is told by floors.
+
+        Source: TIES' code elects for sums of 0 the sign of this number over the whole model.
+        """
+        tasks = [model.sub_(base) for model in models]
+        for task, sparsity in zip(tasks, self.sparsities, strict=True):
+            if sparsity.kind == "floor":
+                _above(task, sparsity.floor)
+        _scale(tasks, self.weights)
+        return int(weighted_sum(tasks, [1.0] * len(tasks)).sign_().sum(dtype=torch.float64))
 
     def _cut(self, pieces: Pieces) -> tuple[tuple[tuple[Cut, ...] | None, ...], tuple[float, ...]]:
         """Find the magnitudes at which the models are cut, and match the norms."""
@@ -237,7 +263,9 @@ class Merge:
     ) -> None:
         """Set what does not stay of one model's piece to 0, in place."""
         sparsity, cuts = self.sparsities[model], state.cuts[model]
-        if cuts is not None:
+        if sparsity.kind == "floor":
+            _above(task, sparsity.floor)
+        elif cuts is not None:
             if not cuts:
                 task.zero_()
                 return
@@ -262,3 +290,17 @@ class Merge:
             return 1.0
         total = float(torch.tensor(self.weights, dtype=dtype).sum(dim=0))
         return 1.0 if abs(total) < 1e-8 else total
+
+
+def _scale(tasks: Sequence[torch.Tensor], factors: Sequence[float]) -> None:
+    for task, factor in zip(tasks, factors, strict=True):
+        if factor != 1:
+            task.mul_(factor)
+
+
+def _above(task: torch.Tensor, floor: float) -> None:
+    """Set the entries whose magnitude is below ``floor`` to 0, in place."""
+    below = float(torch.tensor(floor, dtype=task.dtype))
+    if below >= floor:
+        below = beside(below, -math.inf, task.dtype)
+    torch.hardshrink(task, below, out=task)

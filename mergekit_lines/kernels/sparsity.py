@@ -1,10 +1,11 @@
-"""Which entries of a task vector stay: mergekit's four sparsifications, by their numbers."""
+"""Which entries of a task vector stay: mergekit's four sparsifications, and a given cut."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-KINDS = ("none", "magnitude", "random", "magnitude_outliers", "della_magprune")
+KINDS = ("none", "magnitude", "floor", "random", "magnitude_outliers", "della_magprune")
 
 _EPSILON = 1e-7  # mergekit's: a norm below it is not matched
 
@@ -16,6 +17,7 @@ class Sparsity:
     Attributes:
         kind: one of :data:`KINDS`; the words are mergekit's.
         density: share of the entries to keep; 1 or more keeps all, 0 or less none.
+        floor: the least magnitude that stays; NaN while nobody knows it.
         gamma: magnitude_outliers: share of the entries to drop as too large.
         epsilon: della_magprune: half the range of the probabilities.
         rescale: make up for what is dropped: match the L1 norm from before.
@@ -32,6 +34,7 @@ class Sparsity:
     epsilon: float = 0.15
     rescale: bool = False
     by_share: bool = False
+    floor: float = math.nan
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -77,7 +80,7 @@ class Sparsity:
         Args:
             size: number of entries of the tensor.
         """
-        if self.kind == "none" or self.drawn or self.density >= 1:
+        if self.kind in ("none", "floor") or self.drawn or self.density >= 1:
             return None
         if self.density <= 0 or not size:
             return 0, 0

@@ -21,6 +21,7 @@ class Summary:
     containers: dict[str, list[list[float]]]  # container -> per block, its distinct coefficients
     outside: dict[str, float]
     by_depth: bool = True  # False: a merge alone, of which nothing is scaled
+    trim: dict[str, Any] | None = None  # the cuts of `trim: model`, as the report has them
 
 
 def summarise(
@@ -31,6 +32,7 @@ def summarise(
     wraps: Iterable[str] = (),
     seed: int = 0,
     by_depth: bool = True,
+    trim: dict[str, Any] | None = None,
 ) -> Summary:
     """Return the summary of a plan.
 
@@ -41,6 +43,7 @@ def summarise(
         wraps: names of the wrapped methods.
         seed: of the draws.
         by_depth: whether λ hangs on depth at all.
+        trim: the cuts of ``trim: model``.
     """
     containers: dict[str, dict[int, set[float]]] = defaultdict(lambda: defaultdict(set))
     outside, alphas = {}, set()
@@ -60,4 +63,5 @@ def summarise(
         },
         outside=outside,
         by_depth=by_depth,
+        trim=trim,
     )

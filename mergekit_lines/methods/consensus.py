@@ -11,8 +11,9 @@ from mergekit_lines.errors import LinesError
 from mergekit_lines.kernels.agreement import Agreement
 from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.sparsity import Sparsity
+from mergekit_lines.methods import trim
 from mergekit_lines.methods.own import OwnMerge
-from mergekit_lines.methods.words import SHARE, number, of_parameter, whole, word, wrong
+from mergekit_lines.methods.words import SHARE, TRIM, number, of_parameter, whole, word, wrong
 
 REFERENCE = "https://arxiv.org/abs/2405.07813"
 
@@ -67,11 +68,10 @@ def _of_ties(values: Mapping[str, Any], models: Sequence[Any]) -> Agreement:
     """Return the kernel around TIES' sum of agreeing entries, as the authors' code has it."""
     return Agreement(
         Merge(
-            sparsities=tuple(
-                Sparsity("magnitude", density=values["density"][model]) for model in models
-            ),
+            sparsities=trim.sparsities(values, models),
             weights=tuple(values["weight"][model] for model in models),
             consensus="sum",
+            zero_sign=trim.zero_sign(values),
         ),
         tall_lambdas=tuple(values["tall_lambda"][model] for model in models),
         min_agree=_checked_agreement(values, models),
@@ -113,5 +113,5 @@ DENSITY = word(
 
 CONSENSUS = (
     OwnMerge("consensus_ta", "Consensus of task arithmetic", REFERENCE, WORDS, _of_sum),
-    OwnMerge("consensus_ties", "Consensus of TIES", REFERENCE, (*WORDS, DENSITY), _of_ties),
+    OwnMerge("consensus_ties", "Consensus of TIES", REFERENCE, (*WORDS, DENSITY, TRIM), _of_ties),
 )

@@ -15,9 +15,11 @@ from mergekit.merge_methods.base import (
     TensorGroup,
 )
 
+from mergekit_lines.errors import LinesError
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.kernels.pieces import Held, Kernel
 from mergekit_lines.kernels.scale import work_dtype
+from mergekit_lines.methods.trim import ONE_TENSOR, by_model
 
 
 class OwnMerge(GroupMergeMethod):
@@ -57,7 +59,13 @@ class OwnMerge(GroupMergeMethod):
         self.kernel = kernel
 
     def merge_group(self, group: TensorGroup, /, **parameters: Any) -> torch.Tensor:
-        """Merge one tensor in memory, in fp32 (float64 in float64) and rounded once."""
+        """Merge one tensor in memory, in fp32 (float64 in float64) and rounded once.
+
+        Raises:
+            LinesError: the values want of it what takes the whole model.
+        """
+        if by_model(parameters):
+            raise LinesError(ONE_TENSOR)
         base, models = group.base, group.non_base
         if base is None or not models or not base.tensor.numel():
             return group.entries[0].tensor

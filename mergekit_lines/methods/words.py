@@ -229,9 +229,17 @@ def _rescale_by(value: Any) -> str:
     return str(value)
 
 
+def _trim(value: Any) -> str:
+    if value not in ("tensor", "model"):
+        meaning = "`tensor` (mergekit's) or `model` (the paper's: over the whole task vector)"
+        raise wrong("trim", value, meaning, ["tensor", "model"])
+    return str(value)
+
+
 # Words of ours for methods of mergekit, beside their own.
+TRIM = word("trim", _trim, "tensor", "over what TIES keeps the largest entries")
 RESCALE_BY = word("rescale_by", _rescale_by, "l1", "how `rescale` makes up for what is dropped")
-FOR_WRAP = {"dare_linear": (RESCALE_BY,), "dare_ties": (RESCALE_BY,)}
+FOR_WRAP = {"ties": (TRIM,), "dare_linear": (RESCALE_BY,), "dare_ties": (RESCALE_BY,)}
 
 # Words that hold for the whole recipe: a filter or a gradient over tensors has no meaning.
 WHOLE_RECIPE = ("blocks", "num_blocks", "norm", "seed")

@@ -30,8 +30,10 @@ from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.pieces import Kernel
 from mergekit_lines.kernels.scale import norm_terms, scale_task_vector, work_dtype
 from mergekit_lines.kernels.sparsity import Sparsity
+from mergekit_lines.methods import trim
 from mergekit_lines.methods.finite import refuse_input, refuse_result
 from mergekit_lines.methods.own import OwnMerge
+from mergekit_lines.methods.trim import SETTLED
 from mergekit_lines.methods.words import FOR_WRAP, strict
 
 REFERENCE = "https://arxiv.org/abs/2410.17146"
@@ -158,20 +160,27 @@ class LinesMethod(OurMethod):
             return Merge((Sparsity("none"),), (1.0,)) if len(models) == 1 else None
         wrapped = self.wrapped
         own = {name: values[word] for name, word in self.names.items()}
+        own |= {
+            key: values[key]
+            for key in (SETTLED, *(word.name for word in self._more))
+            if key in values
+        }
         if isinstance(wrapped, OwnMerge):
             return wrapped.kernel(own, models)
         if type(wrapped) is not GeneralizedTaskArithmeticMerge:
             return None
         kind = wrapped.sparsification_method
         return Merge(
-            sparsities=tuple(
+            sparsities=trim.sparsities(own, models)
+            if trim.by_model(own)
+            else tuple(
                 Sparsity(
                     kind=kind.value if kind else "none",
                     density=own["density"][model],
                     gamma=own["gamma"][model] if "gamma" in own else 0.0,
                     epsilon=own["epsilon"][model] if "epsilon" in own else 0.0,
                     rescale=own["rescale"],
-                    by_share=values.get("rescale_by") == "p",
+                    by_share=own.get("rescale_by") == "p",
                 )
                 for model in models
             ),
@@ -179,6 +188,7 @@ class LinesMethod(OurMethod):
             consensus=wrapped.consensus_method.value if wrapped.consensus_method else None,
             normalize=own["normalize"],
             scale=own["lambda"],
+            zero_sign=trim.zero_sign(own),
         )
 
     def _merge(
@@ -213,8 +223,9 @@ class LinesMethod(OurMethod):
         Raises:
             LinesError: the recipe wants of it what only our kernel can.
         """
+        unlike = any(not torch.equal(one.tensor, group.base.tensor) for one in group.non_base)
         for more in self._more:
-            if values[more.name] != more.default:
+            if values[more.name] != more.default and unlike:
                 raise LinesError(
                     f"tensor {group.metadata.name}: found {more.name}: {values[more.name]}, wanted "
                     f"{more.default} where a model lacks the tensor or it is no floating-point "

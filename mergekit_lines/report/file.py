@@ -54,6 +54,7 @@ def report(summary: Summary, method: str, recipe: str) -> dict[str, Any]:
             for name, blocks in summary.containers.items()
         ],
         "outside": summary.outside,
+        **({"trim": summary.trim} if summary.trim else {}),
         "recipe": recipe,
     }
 

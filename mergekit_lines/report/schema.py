@@ -99,6 +99,7 @@ OPTIONAL: dict[str, Check] = {
     ),
     "lora_merge_dtype": _or_none(_text),
     "output": _with({"shards": _FILES}, {"bytes": _whole, "tensors": _whole}),
+    "trim": _with({"magnitudes": _mapped(_number), "zero_sign": lambda sign: sign in (-1, 0, 1)}),
     "run": _with(
         {
             "seconds": _number,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mergekit_lines.engine.tasks import EngineGather, LinesTask
 from mergekit_lines.engine.workers import Workers
 from mergekit_lines.errors import LinesError, some
 from mergekit_lines.methods.registry import registered
+from mergekit_lines.methods.trim import by_model
 from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.verify import spectral
 from mergekit_lines.verify.comparison import (
@@ -26,8 +28,10 @@ from mergekit_lines.verify.comparison import (
     compare,
     compare_equal,
     compare_whole,
+    pieces,
     uses_draws,
 )
+from mergekit_lines.verify.cuts import Cuts
 from mergekit_lines.verify.exact import Exact, ExactInputs
 from mergekit_lines.verify.parameters import RESTATED, parameters_of
 from mergekit_lines.verify.sample import SHARE
@@ -57,8 +61,18 @@ class Stored:
 class Checker:
     """Recomputes one tensor after the other, and remembers how."""
 
-    def __init__(self, inputs: ExactInputs, seed: int, verdict: Verdict, workers: Workers) -> None:
+    def __init__(
+        self,
+        inputs: ExactInputs,
+        seed: int,
+        verdict: Verdict,
+        workers: Workers,
+        cuts: Cuts | None = None,
+        names: Mapping[ModelReference, str] | None = None,
+    ) -> None:
         self._inputs, self._seed, self._verdict, self._workers = inputs, seed, verdict, workers
+        self._cuts, self._names = cuts, names or {}
+        self.tied: Set[str] = frozenset()  # tensors that the cuts do not count
         self._own: set[str] = set()
         self._drawn = self._aligned = False
 
@@ -141,6 +155,13 @@ class Checker:
         cast = task.input_dtype()
         doubled = cast == torch.float64 if cast else any(one.doubled for one in inputs.values())
         parameters = parameters_of(task, method, tuned, coefficient)
+        if self._cuts is not None and by_model(dict(task.parameters.items())):
+            magnitudes = self._cuts.magnitudes
+            parameters = replace(
+                parameters,
+                floors=[magnitudes.get(self._names[model], 0.0) for model in tuned],
+                zero_sign=self._cuts.zero_sign,
+            )
         self._drawn |= uses_draws(method, dict(enumerate(parameters.densities)))
         merged = Restated(
             task.output_weight.name,
@@ -150,6 +171,10 @@ class Checker:
             [inputs[model] for model in tuned],
             torch.float64 if doubled else torch.float32,
         )
+        if self._cuts is not None and task.output_weight.name not in self.tied:
+            names = [self._names[model] for model in tuned]
+            for piece in pieces(merged):
+                self._cuts.add(names, parameters, piece, merged.arithmetic)
         return compare(merged, stored, self._workers)
 
     def _whole(

@@ -77,6 +77,13 @@ class Restated:
     arithmetic: torch.dtype
 
 
+def pieces(merged: Restated) -> Iterator[Piece]:
+    """Yield the entries of a tensor, run by run, with nothing said of which stay."""
+    for start in range(0, merged.base.tensor.numel(), PIECE):
+        kept = [Kept()] * len(merged.models)
+        yield _piece(merged, kept, start, min(start + PIECE, merged.base.tensor.numel()))
+
+
 def compare(merged: Restated, stored: torch.Tensor, workers: Workers) -> Comparison:
     """Recompute a tensor, and compare it with the stored one of the same shape."""
     size = stored.numel()

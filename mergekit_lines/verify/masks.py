@@ -72,6 +72,8 @@ def keep(
     if not kind or density >= 1:
         return Kept()
     size = delta.numel()
+    if parameters.floors and size:
+        return _reaching(delta.abs_(), error, parameters.floors[model], unit)
     if density <= 0 or not size:
         return Kept(torch.zeros(size, dtype=torch.bool))
     magnitude = delta.abs_()
@@ -97,6 +99,17 @@ def keep(
         if before >= 1e-7 and after >= 1e-7:  # mergekit matches no norm below
             kept.factor = before / after
     return kept
+
+
+def _reaching(
+    magnitude: torch.Tensor, error: torch.Tensor | None, floor: float, unit: float
+) -> Kept:
+    """Keep what reaches a magnitude that was found over the whole model."""
+    slack = 2 * unit * magnitude if error is None else 2 * unit * magnitude + error
+    doubtful = (magnitude + slack >= floor) & (magnitude - slack < floor)
+    if error is None and bool((magnitude[doubtful] == floor).all()):
+        return Kept(magnitude >= floor)  # it is a number of the merge's arithmetic, met exactly
+    return Kept(magnitude >= floor, doubtful)
 
 
 def _largest(magnitude: torch.Tensor, error: torch.Tensor | None, rank: int, unit: float) -> Kept:

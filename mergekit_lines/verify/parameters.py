@@ -38,6 +38,8 @@ class Parameters:
         epsilons: DELLA: half the range of the probabilities.
         rescale: match each task vector's L1 norm from before.
         by_share: multiply by 1/density in its place.
+        floors: TIES over the whole model: the least magnitude that stays; else empty.
+        zero_sign: the sign that a sum of 0 elects; 0 stands for −.
         normalize: divide by the sum of the weights.
         scale: mergekit's ``lambda``.
         tall_lambdas: consensus merging: λ_t of the masks; empty for all else.
@@ -57,6 +59,8 @@ class Parameters:
     tall_lambdas: Sequence[float] = ()
     min_agree: int = 0
     by_share: bool = False
+    floors: Sequence[float] = ()
+    zero_sign: int = 1
 
 
 def parameters_of(

@@ -97,7 +97,8 @@ def outcome(
         for term, own in zip(terms, bounds, strict=True):
             doubtful |= (term.abs() <= own) & (own > 0)
         allowed &= doubtful | (not turned)
-        total, sizes, bound, divisor = _elected(terms, bounds, weights, (total >= 0) != turned)
+        positive = total >= 0 if parameters.zero_sign > 0 else total > 0
+        total, sizes, bound, divisor = _elected(terms, bounds, weights, positive != turned)
         bound += count * unit * sizes
         divisor[divisor == 0] = 1
     else:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from mergekit_lines.checkpoint.headers import read_headers
 from mergekit_lines.checkpoint.remote.downloads import files_from_hub, hub_models
 from mergekit_lines.checkpoint.remote.session import hub_session
+from mergekit_lines.checkpoint.ties import tied_names
 from mergekit_lines.engine.workers import Workers
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.files import REPORT
@@ -33,6 +34,7 @@ from mergekit_lines.recipe.reading import one_document
 from mergekit_lines.report.file import read_report
 from mergekit_lines.report.fingerprints import changed_files, changed_input
 from mergekit_lines.verify.checker import Checker, Stored
+from mergekit_lines.verify.cuts import Cuts
 from mergekit_lines.verify.exact import ExactInputs
 from mergekit_lines.verify.sample import Choice, choose
 from mergekit_lines.verify.verdict import Verdict
@@ -77,10 +79,16 @@ def verify(out: Path, choice: Choice) -> Verdict:
         inputs = ExactInputs(models, stack)
         workers = Workers()
         stack.callback(workers.close)
-        checker = Checker(inputs, prepared.seed, verdict, workers)
+        cuts = Cuts.of(report)
+        checker = Checker(inputs, prepared.seed, verdict, workers, cuts, names)
+        checker.tied = tied_names(prepared.out_config, list(coefficients))
         for item in tqdm(chosen, desc="Verifying", unit="tensor", delay=2, disable=None):
             name = item.weight.name
             checker.check(item, coefficients[name], stored.tensor(name))
+    if cuts and len(chosen) == len(coefficients) and not verdict.skipped:
+        cuts.check()
+    elif cuts:
+        verdict.notes.append("the cuts of trim: model are the report's; --all counts them again")
     verdict.notes += checker.notes()
     return verdict
 
