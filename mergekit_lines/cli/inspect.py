@@ -57,14 +57,34 @@ def _merge_flags(function: Callable[..., None]) -> Callable[..., None]:
     metavar="FILE.png",
     help="Draw the coefficients over depth (needs the extra [plot]).",
 )
+@click.option("--deep", is_flag=True, help="Read the weights once too, and tell what lies in them.")
+@click.option(
+    "--page",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.html",
+    help="Write what --deep shows as one HTML page (needs the extra [plot]).",
+)
 @_merge_flags
-def inspect(recipe: Path, out: Path | None, as_json: bool, plot: Path | None, **flags: Any) -> None:
-    """Show what a recipe will do, without reading weights.
+def inspect(
+    recipe: Path,
+    out: Path | None,
+    as_json: bool,
+    plot: Path | None,
+    deep: bool,
+    page: Path | None,
+    **flags: Any,
+) -> None:
+    """Show what a recipe will do, without reading weights unless --deep is given.
 
     RECIPE is a file for mergekit-yaml, or one of several documents for mergekit-multi. Only
     configs, indexes and the headers of shards are read, of models on the Hub too. Shown are
     each block's coefficient and size, what lies outside the blocks, and what the run will
     read, write and need; then every problem for which the merge would be refused.
+
+    With --deep the weights are read once, those on the Hub downloaded: how far each model is
+    from the base in every block, how they point together or against each other, how many
+    directions their changes have, how much LiNeS keeps; and a warning for what makes merges
+    fail. --plot then draws these over depth.
 
     RECIPE may be the OUT of a merge too: then its report is shown, which says what was done.
 
@@ -76,8 +96,11 @@ def inspect(recipe: Path, out: Path | None, as_json: bool, plot: Path | None, **
     """  # noqa: D301 - the escape is click's mark, as a character
     if plot is not None and plot.suffix.lower() != ".png":
         raise click.BadParameter(f"found {plot.name!r}, wanted FILE.png", param_hint="'--plot'")
+    if page is not None and (not deep or page.suffix.lower() not in (".html", ".htm")):
+        meaning = "FILE.html, together with --deep"
+        raise click.BadParameter(f"found {page.name!r}, wanted {meaning}", param_hint="'--page'")
     if recipe.is_dir():
-        _report(recipe, as_json, out or plot)
+        _report(recipe, as_json, out or plot or (recipe if deep else None))
         return
     import mergekit_lines
 
@@ -86,7 +109,7 @@ def inspect(recipe: Path, out: Path | None, as_json: bool, plot: Path | None, **
     from mergekit_lines.inspection.documents import inspect_file
 
     with silent():
-        inspections = inspect_file(recipe, _options(flags), out)
+        inspections = inspect_file(recipe, _options(flags), out, deep=deep)
     if as_json:
         click.echo(_json(inspections, recipe))
     else:
@@ -99,7 +122,11 @@ def inspect(recipe: Path, out: Path | None, as_json: bool, plot: Path | None, **
         for problem in one.problems
     ]
     if plot is not None:
-        problems += _draw(inspections, plot, bool(problems))
+        problems += _draw(inspections, plot, bool(problems), deep=deep)
+    if page is not None and not problems:
+        from mergekit_lines.inspection.page import write_page
+
+        write_page(inspections, str(recipe), page)
     if problems:
         raise LinesError(problems)
 
@@ -110,7 +137,7 @@ def _report(folder: Path, as_json: bool, other: Path | None) -> None:
 
     report = read_report(folder)
     if other is not None:
-        raise click.UsageError("--out and --plot are for recipes, and this is a merged model.")
+        raise click.UsageError("--out, --plot, --deep are for recipes, and this is a merged model.")
     if as_json:
         click.echo(visible_json(report))
         return
@@ -135,12 +162,16 @@ def _json(inspections: list[Any], recipe: Path) -> str:
     return visible_json({**head, "documents": documents})
 
 
-def _draw(inspections: list[Any], path: Path, refused: bool) -> tuple[Problem, ...]:
+def _draw(inspections: list[Any], path: Path, refused: bool, *, deep: bool) -> tuple[Problem, ...]:
     """Draw the picture; where the recipe is refused anyway, a failure is one more problem."""
+    from mergekit_lines.inspection.landscape import draw_looks
     from mergekit_lines.inspection.plot import Panel, draw
 
     try:
-        draw(list(map(Panel.of, inspections)), path)
+        if deep and any(one.deep for one in inspections):
+            draw_looks(inspections, f"--plot {path}", path)
+        else:
+            draw(list(map(Panel.of, inspections)), path)
     except LinesError as error:
         if not refused:
             raise

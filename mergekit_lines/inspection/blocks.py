@@ -43,6 +43,16 @@ def with_coefficients(
     return replace(inspection, wraps=tuple(wraps), alpha=alpha, alpha_source=source), calibrated
 
 
+def known_coefficients(planned: list[PlannedTensor]) -> dict[str, float | None]:
+    """Return λ of every tensor, None where it hangs on weights that no header tells of."""
+    try:
+        calibration = _find_alpha(planned)
+    except _WeightsNeededError:
+        calibration = None
+    values = {item.weight.name: _coefficient(item, calibration) for item in planned}
+    return {name: None if one.plus_alpha else one.value for name, one in values.items()}
+
+
 def with_blocks(
     inspection: Inspection,
     sizes: Sizes,

@@ -15,8 +15,16 @@ from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.recipe.reading import Document, read_documents
 
 
-def inspect_file(path: Path, options: MergeOptions, out: Path | None = None) -> list[Inspection]:
-    """Inspect every document of a recipe file; ``out`` is where the one without a name goes.
+def inspect_file(
+    path: Path, options: MergeOptions, out: Path | None = None, *, deep: bool = False
+) -> list[Inspection]:
+    """Inspect every document of a recipe file.
+
+    Args:
+        path: of the file.
+        options: mergekit's flags.
+        out: where the document without a name goes.
+        deep: read the weights too.
 
     Raises:
         LinesError: the file cannot be read, or none of its recipes is one of ours.
@@ -33,10 +41,12 @@ def inspect_file(path: Path, options: MergeOptions, out: Path | None = None) -> 
             f"own, wanted {' or '.join(METHODS)}: only these have coefficients to show. To scale "
             f"that merge by depth write `merge_method: lines` and `wrap: {methods[-1]}`."
         )
-    return [_inspect(document, options, out) for document in documents]
+    return [_inspect(document, options, out, deep=deep) for document in documents]
 
 
-def _inspect(document: Document, options: MergeOptions, out: Path | None) -> Inspection:
+def _inspect(
+    document: Document, options: MergeOptions, out: Path | None, *, deep: bool
+) -> Inspection:
     inspection = Inspection(document.name, document.config.merge_method)
     if document.config.merge_method not in METHODS:
         return replace(
@@ -44,7 +54,9 @@ def _inspect(document: Document, options: MergeOptions, out: Path | None) -> Ins
         )
     place = out if document.name is None else None
     if not document.needs:
-        return inspect_recipe(document.config, document.source, options, place, document.name)
+        return inspect_recipe(
+            document.config, document.source, options, place, document.name, deep=deep
+        )
     outputs = ", ".join(document.needs)
     return replace(
         inspection,

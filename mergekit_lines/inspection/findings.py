@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mergekit_lines.errors import Problem
+from mergekit_lines.inspection.deep import Look
 from mergekit_lines.plan.memory import Memory
 
 FORMAT = 1
@@ -99,7 +100,10 @@ class Totals:
 
 @dataclass(frozen=True)
 class Inspection:
-    """One recipe of ``lines`` or ``lines_postprocess``; ``totals`` is None without a plan."""
+    """One recipe of a method of ours; ``totals`` is None without a plan.
+
+    ``deep`` and ``troubles`` are of a look at the weights, where one was asked for.
+    """
 
     name: str | None
     merge_method: str
@@ -113,6 +117,8 @@ class Inspection:
     totals: Totals | None = None
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
+    deep: Look | None = None
+    troubles: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON has it."""

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mergekit.config import MergeConfiguration
+from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.out import partial_path
-from mergekit_lines.checkpoint.remote.downloads import hub_models
+from mergekit_lines.checkpoint.remote.downloads import files_from_hub, hub_models
 from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.checkpoint.room import check_room, check_space
 from mergekit_lines.checkpoint.writer import lay_out
 from mergekit_lines.errors import LinesError, Problem, reason
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
-from mergekit_lines.inspection.blocks import with_blocks, with_coefficients
+from mergekit_lines.inspection.blocks import known_coefficients, with_blocks, with_coefficients
+from mergekit_lines.inspection.deep import look
 from mergekit_lines.inspection.findings import Inspection, Totals
 from mergekit_lines.inspection.traffic import adapted_bytes, inputs
+from mergekit_lines.inspection.troubles import troubles
 from mergekit_lines.merges.carrying import carried_files, left_behind
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.memory import estimate, process_bytes
+from mergekit_lines.plan.opening import open_models
 from mergekit_lines.plan.planned import MergeRun
 from mergekit_lines.plan.prepare import Prepared, prepare
 from mergekit_lines.plan.sizes import Sizes
 from mergekit_lines.plan.tokenizer import (
     check_tokenizers,
+    differing_vocabularies,
     donor_folders,
     lost_tokens,
     vocabulary,
@@ -44,6 +50,8 @@ def inspect_recipe(
     options: MergeOptions,
     out: Path | None = None,
     name: str | None = None,
+    *,
+    deep: bool = False,
 ) -> Inspection:
     """Tell what a merge of this recipe would do; only configs, indexes and headers are read.
 
@@ -53,6 +61,7 @@ def inspect_recipe(
         options: mergekit's flags.
         out: where the merge would write, checked if it is given.
         name: of the document, in a file of several.
+        deep: read the weights too, once, where nothing speaks against the merge.
     """
     process = process_bytes()
     inspection = Inspection(name, config.merge_method)
@@ -91,6 +100,9 @@ def inspect_recipe(
             else:
                 remarks.problems += room
             remarks.notes += [*prepared.notes, *sizes.notes]
+            if deep and not remarks.problems:
+                with remarks.refusals():
+                    inspection = _looked_at(inspection, config, effective, prepared)
     return replace(
         inspection,
         notes=tuple(dict.fromkeys(remarks.notes)),
@@ -173,6 +185,29 @@ def _room(
     except (OSError, RuntimeError):  # of a loop of links
         return ()  # a place that cannot be looked at is a problem of OUT's own check
     return ()
+
+
+def _looked_at(
+    inspection: Inspection, config: MergeConfiguration, options: MergeOptions, prepared: Prepared
+) -> Inspection:
+    """Read the weights once, after what is on the Hub was downloaded.
+
+    Raises:
+        LinesError: a model cannot be opened or read.
+    """
+    on_hub = hub_models(prepared.headers)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        if on_hub:
+            check_room(on_hub, 0, Path(folder), options)
+        stack.enter_context(fresh_caches())
+        stack.enter_context(files_from_hub(on_hub))
+        LoaderCache().setup(options=options)
+        opened = open_models(config, options, Path(folder), stack)
+        coefficients = known_coefficients(prepared.planned)
+        seen = look(prepared.planned, opened, coefficients, options.num_threads)
+        opened.check_unchanged()
+        sentences = (*troubles(seen), *differing_vocabularies(config, options))
+    return replace(inspection, deep=seen, troubles=sentences)
 
 
 def _with_known_dtypes(config: MergeConfiguration) -> MergeConfiguration:

@@ -17,6 +17,7 @@ from mergekit_lines.inspection.findings import (
     Outside,
     Totals,
 )
+from mergekit_lines.inspection.look_tables import look_lines, look_tables
 from mergekit_lines.lines.outside import NO_BLOCKS
 from mergekit_lines.plan.memory import Memory
 
@@ -39,6 +40,13 @@ def show(inspections: Sequence[Inspection], title: str) -> None:
             print_table(console, _inputs(inspection))
             for line in _totals(inspection.totals):
                 print_line(console, line)
+        if inspection.deep:
+            for table in look_tables(inspection.deep):
+                print_table(console, table)
+            for line in look_lines(inspection.deep):
+                print_line(console, line)
+        for trouble in inspection.troubles:
+            print_line(console, f"warning: {trouble}", "bold")
         for note in inspection.notes:
             print_line(console, f"note: {note}")
         print_line(console, "")

@@ -175,6 +175,44 @@ def lost_tokens(tokenizer: OrderedTokenizer | None) -> Iterator[str]:
             )
 
 
+def differing_vocabularies(config: MergeConfiguration, options: MergeOptions) -> Iterator[str]:
+    """Yield which models number tokens otherwise than the base; nothing where they are aligned.
+
+    A model without a tokenizer of its own has the base's.
+    """
+    if config.tokenizer is not None or config.tokenizer_source is not None:
+        return
+    base, *models = models_in_order(config)
+    known = _tokens(base, options)
+    for model in models if known else ():
+        own = _tokens(model, options)
+        moved = sorted(token for token, place in own.items() if known.get(token, place) != place)
+        lacking = sorted(known.keys() - own.keys()) if own else []
+        if moved or lacking:
+            yield (
+                f"{model}: its tokenizer numbers {len(moved)} tokens otherwise than the base's and "
+                f"lacks {len(lacking)} ({some([*moved, *lacking], 3)}): rows of the embeddings "
+                f"then mean other tokens. Write `tokenizer: {{source: union}}` to align them, or "
+                f"check that the model descends from this base"
+            )
+
+
+def _tokens(model: ModelReference, options: MergeOptions) -> dict[str, int]:
+    """Return the tokens of a model's own tokenizer by text; none where it has no whole one."""
+    folder = own_folder(model)
+    if not holds_tokenizer(folder):
+        return {}
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+    except Exception as error:
+        raise LinesError(
+            f"tokenizer: the one of model {model} cannot be loaded ({reason(error)}). Save it "
+            f"there again."
+        ) from error
+    tokens: dict[str, int] = loaded.get_vocab()
+    return tokens
+
+
 def vocabulary(config: MergeConfiguration, tokenizer: OrderedTokenizer | None) -> int | None:
     """Return the number of rows of the output's embeddings, where they are aligned."""
     if tokenizer is None:
