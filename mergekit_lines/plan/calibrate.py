@@ -1,17 +1,25 @@
-"""``alpha: auto`` of a recipe: the norms of Eq. 2, streamed over the whole model."""
+"""What takes the whole model before a tensor of it is merged, streamed over all tensors.
+
+``alpha: auto``: the norms of Eq. 2. ``trim: model``: the cuts of TIES as its paper has it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
+from mergekit.common import ImmutableMap
 from mergekit.graph import Executor
 
 from mergekit_lines.checkpoint.ties import tied_names
-from mergekit_lines.engine.tasks import NormTask, engine_task
+from mergekit_lines.engine.cuts import LOOK, Count, find, majority
+from mergekit_lines.engine.tasks import CountTask, EngineTask, NormTask, engine_task
+from mergekit_lines.errors import Problem, some
 from mergekit_lines.lines.alpha import Calibration, NormCollector, find_alpha
 from mergekit_lines.lines.placed import AUTO
+from mergekit_lines.methods.trim import SETTLED, Settled, by_model
+from mergekit_lines.methods.words import of_parameter
 from mergekit_lines.plan.planned import MergeRun, PlannedTensor
 
 
@@ -49,13 +57,7 @@ def calibrate(
             if item.weight.name not in tied
         ]
         run.engine.order(tasks)
-        executor = Executor(
-            tasks,
-            math_device=options.device,
-            storage_device=options.device if options.low_cpu_memory else "cpu",
-        )
-        for _ in executor.run(quiet=options.quiet, desc="Calibrating alpha"):
-            pass
+        _execute(tasks, options, "Calibrating alpha")
 
     if not any(item.placed.words.alpha == AUTO for item in planned):
         return None
@@ -64,3 +66,93 @@ def calibrate(
     if calibration is not None and run.partial:
         run.partial.keep("alpha", asdict(calibration))
     return calibration
+
+
+def trim_problems(planned: Sequence[PlannedTensor]) -> Iterator[Problem]:
+    """Yield what differs between tensors, and a cut over the whole model cannot."""
+    seen: dict[str, set[float]] = {}
+    cut = [by_model(dict(item.task.parameters.items())) for item in planned]
+    if any(cut) and not all(cut):
+        names = [item.weight.name for item, one in zip(planned, cut, strict=True) if not one]
+        yield of_parameter(
+            "trim",
+            f"found 'model' for some tensors and not for {some(names, 2)}, wanted one value: the "
+            f"cut is over all of them. Give it, and wrap, without filter.",
+        )
+    for item, one in zip(planned, cut, strict=True):
+        if one:
+            for model, values in item.task.input_parameters.items():
+                if "density" in values:
+                    seen.setdefault(str(model), set()).add(values["density"])
+    for values in seen.values():
+        if len(values) > 1:
+            listed = some([f"{value:g}" for value in sorted(values)], 3)
+            yield of_parameter(
+                "density",
+                f"found {listed} for different tensors of one model, wanted one value: trim: model "
+                f"cuts the whole task vector at one magnitude. Give it without filter or gradient.",
+            )
+            return
+
+
+def settle(
+    planned: Sequence[PlannedTensor], run: MergeRun, options: Any, out_model_config: Any
+) -> Settled | None:
+    """Return the cuts of every model, or None where no tensor asks for them.
+
+    Every tensor counts once, a tied one once, as for α of Eq. 2.
+    An interrupted run's are taken over.
+
+    Raises:
+        LinesError: an input cannot be read.
+    """
+    if not any(by_model(dict(item.task.parameters.items())) for item in planned):
+        return None
+    kept = run.partial.recall("trim") if run.partial else None
+    if kept is not None:
+        return Settled(tuple(kept["magnitudes"].items()), kept["zero_sign"])
+    tied = tied_names(out_model_config, [item.weight.name for item in planned])
+    counted = [item for item in planned if item.weight.name not in tied]
+
+    def walk(items: Sequence[PlannedTensor], count: Count, text: str) -> None:
+        tasks = [
+            engine_task(item.task, CountTask, engine=run.engine, number=number, count=count)
+            for number, item in enumerate(items)
+        ]
+        run.engine.order(tasks if text != LOOK else [])
+        _execute(tasks, options, f"{text} (trim: model)")
+
+    densities: dict[str, float] = {}
+    for item in counted:
+        for model, values in item.task.input_parameters.items():
+            if "density" in values:
+                densities[str(model)] = values["density"]
+    magnitudes = find(densities, lambda count, text: walk(counted, count, text))
+    settled = Settled(tuple(magnitudes.items()))
+    items = [with_settled(item, settled) for item in counted]
+    sign = majority(lambda count, text: walk(items, count, text))
+    settled = replace(settled, zero_sign=sign)
+    if run.partial:
+        run.partial.keep("trim", to_json(settled))
+    return settled
+
+
+def to_json(settled: Settled) -> dict[str, Any]:
+    """Return the cuts as a state and a report hold them."""
+    return {"magnitudes": dict(settled.floors), "zero_sign": settled.zero_sign}
+
+
+def with_settled(item: PlannedTensor, settled: Settled) -> PlannedTensor:
+    """Return a planned tensor whose kernel knows the cuts."""
+    parameters = ImmutableMap({**dict(item.task.parameters.items()), SETTLED: settled})
+    return replace(item, task=item.task.model_copy(update={"parameters": parameters}))
+
+
+def _execute(tasks: Sequence[EngineTask], options: Any, text: str) -> None:
+    executor = Executor(
+        tasks,
+        math_device=options.device,
+        storage_device=options.device if options.low_cpu_memory else "cpu",
+    )
+    for _ in executor.run(quiet=options.quiet, desc=text):
+        pass

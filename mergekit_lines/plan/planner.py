@@ -27,8 +27,13 @@ from mergekit_lines.lines.summary import Summary, summarise
 from mergekit_lines.methods.complete import incomplete
 from mergekit_lines.methods.registry import alone, method_for, postprocess_method
 from mergekit_lines.methods.words import WHOLE_RECIPE, WRAP, of_parameter
-from mergekit_lines.plan import trim
-from mergekit_lines.plan.calibrate import calibrate
+from mergekit_lines.plan.calibrate import (
+    calibrate,
+    settle,
+    to_json,
+    trim_problems,
+    with_settled,
+)
 from mergekit_lines.plan.planned import ACTIVE, PlannedTensor
 from mergekit_lines.plan.tokenizer import OrderedTokenizer
 from mergekit_lines.recipe.models import models_in_order
@@ -244,7 +249,7 @@ class LinesPlanner(plan.MergePlanner):
                 self._problems.append(replace(problem, tensors=(weight.name,)))
             placed = Placed(weight.name, depths[weight.name], ScheduleWords.of(values))
             planned.append(PlannedTensor(weight, task, wrap, placed))
-        self._problems += trim.problems(planned)
+        self._problems += trim_problems(planned)
         needs_alpha = any(item.placed.words.alpha == AUTO for item in planned)
         if needs_alpha and len({item.wrap for item in planned}) > 1:
             self._problems.append(
@@ -291,9 +296,9 @@ class LinesPlanner(plan.MergePlanner):
     def finish(self) -> None:
         """Find α where it is wanted, and write each tensor's coefficient into its task."""
         planned = self.planned()
-        settled = trim.settle(planned, self._run, self.options, self.out_model_config)
+        settled = settle(planned, self._run, self.options, self.out_model_config)
         if settled:
-            planned = self._planned = [trim.with_settled(item, settled) for item in planned]
+            planned = self._planned = [with_settled(item, settled) for item in planned]
         calibration = calibrate(planned, self._run, self.seed, self.options, self.out_model_config)
         alpha = calibration.alpha if calibration else None
         self._coefficients = {item.placed.name: item.placed.coefficient(alpha) for item in planned}
@@ -304,7 +309,7 @@ class LinesPlanner(plan.MergePlanner):
             wraps=[item.wrap for item in planned if item.wrap],
             seed=self.seed,
             by_depth=not self._alone,
-            trim=trim.to_json(settled) if settled else None,
+            trim=to_json(settled) if settled else None,
         )
         if self._run.on_summary:
             self._run.on_summary(self.summary)
