@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,6 @@ class Row:
         lora: the modules that a LoRA adapter of it changes; none where none is tried.
         in_files: what the files call parts of the names that the adapter has from the class.
         mergekit: what mergekit writes with a method of its own.
-        not_live: why a live model refuses it.
     """
 
     name: str
@@ -188,7 +187,6 @@ class Row:
     containers: Containers
     lora: tuple[str, ...] = ()
     mergekit: str = SAME
-    not_live: str = ""
     in_files: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> Path:
@@ -431,7 +429,7 @@ PAIRS = (
     _pair("BartForConditionalGeneration", "Bart"),
     _pair("MBartForConditionalGeneration", "MBart"),
     _pair("PegasusForConditionalGeneration", "Pegasus"),
-    replace(_pair("MarianMTModel", "Marian"), not_live="no: its positions are not in the files"),
+    _pair("MarianMTModel", "Marian"),
     Row(
         "WhisperForConditionalGeneration",
         _config("Whisper", PAIR, **WHISPER),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,20 +63,44 @@ def maker(config: Any, dtype: torch.dtype, *, trust_remote_code: bool) -> Callab
     return make
 
 
+def without_its_head(model: nn.Module, outputs: Sequence[Slot]) -> str | None:
+    """Return the class of a model's trunk, where the output holds the trunk and no head; or None.
+
+    Sentence encoders are stored so, under the class that they were trained with first.
+    """
+    names = ModelNames(model)
+    held = {names.loaded(slot.name)[0] for slot in outputs}
+    shared = {name for group in find_tied_parameters(model) if held & {*group} for name in group}
+    empty = [name for name, _ in model.named_parameters() if name not in held | shared]
+    if not empty or names.heads(held) or any(map(names.in_trunk, empty)):
+        return None
+    return names.trunk
+
+
 @dataclass(frozen=True)
 class Part:
-    """Where an output tensor goes in a model.
+    """Where an output tensor, or a run of its entries, goes in a model.
 
     Attributes:
         parameter: or persistent buffer, by its name in the model.
         slot: the output tensor.
         offset: entries of the parameter that stand before it: experts that a class fuses are
             parts of one parameter.
+        start: entries of the output tensor that go elsewhere before this run: a class that
+            splits what the files hold as one has several parts of it.
+        entries: of the run; all of the tensor's if it is not given.
     """
 
     parameter: str
     slot: Slot
     offset: int = 0
+    start: int = 0
+    entries: int | None = None
+
+    @property
+    def count(self) -> int:
+        """Entries of the run."""
+        return math.prod(self.slot.shape) if self.entries is None else self.entries
 
 
 @dataclass(frozen=True)
@@ -83,11 +109,13 @@ class Parts:
 
     Attributes:
         slots: the parameters, by their names in the model.
-        of_output: the part of one that each output tensor is, by the output's name.
+        of_output: the parts of them that each output tensor is, by the output's name.
+        computed: values of parameters that no file holds, as the class computes them.
     """
 
     slots: Mapping[str, Slot]
-    of_output: Mapping[str, Part]
+    of_output: Mapping[str, Sequence[Part]]
+    computed: Mapping[str, torch.Tensor]
 
 
 def parameter_parts(model: nn.Module, outputs: Sequence[Slot]) -> Parts:
@@ -103,7 +131,7 @@ def parameter_parts(model: nn.Module, outputs: Sequence[Slot]) -> Parts:
     held: dict[str, torch.Tensor] = dict(model.state_dict(keep_vars=True))
     names = ModelNames(model)
     ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
-    parts: dict[str, Part] = {}
+    parts: dict[str, list[Part]] = {}
     fused: dict[str, list[tuple[Slot, str, Any]]] = {}
     strange, unlike = [], []
     for slot in sorted(outputs, key=lambda slot: slot.name):  # as transformers sorts them
@@ -116,29 +144,33 @@ def parameter_parts(model: nn.Module, outputs: Sequence[Slot]) -> Parts:
         elif tuple(held[name].shape) != slot.shape:
             unlike.append(f"{slot.name} {slot.shape} and {tuple(held[name].shape)}")
         else:
-            parts[slot.name] = Part(name, slot)
-    slots = {part.parameter: part.slot for part in parts.values()}
-    twice = [name for name, part in parts.items() if slots[part.parameter].name != name]
+            parts[slot.name] = [Part(name, slot)]
+    slots = {part.parameter: part.slot for (part,) in parts.values()}
+    twice = [name for name, (part,) in parts.items() if slots[part.parameter].name != name]
     for name, members in fused.items():
-        own = list(_fused_parts(name, tuple(held[name].shape), members))
-        if not own or name in slots:
+        own = [*_fused_parts(name, tuple(held[name].shape), members), *_split(name, held, members)]
+        if not own or any(part.parameter in slots for part in own):
             strange += [slot.name for slot, _, _ in members]
             continue
-        slots[name] = Slot(name, tuple(held[name].shape), members[0][0].dtype)
-        parts |= {part.slot.name: part for part in own}
+        for part in own:
+            shape = tuple(held[part.parameter].shape)
+            slots[part.parameter] = Slot(part.parameter, shape, part.slot.dtype)
+            parts.setdefault(part.slot.name, []).append(part)
     _check(model, strange + twice, unlike)
     _untie(model, slots)
     groups = find_tied_parameters(model)
     shared = {name for group in groups if any(n in slots for n in group) for name in group}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     empty = [name for name in parameters if name not in slots and name not in shared]
-    if empty:
+    computed = {name: value for name in empty if (value := _computed(model, name)) is not None}
+    slots |= {name: Slot(name, tuple(each.shape), each.dtype) for name, each in computed.items()}
+    if empty := [name for name in empty if name not in computed]:
         raise LinesError(
             f"architecture {type(model).__name__}: {some(empty, 3)} of the model are not in the "
             f"recipe's output, wanted a value for every parameter. Is config.json that of these "
             f"checkpoints?"
         )
-    return Parts(slots, parts)
+    return Parts(slots, parts, computed)
 
 
 def _check(model: nn.Module, strange: Sequence[str], unlike: Sequence[str]) -> None:
@@ -195,6 +227,46 @@ def _fused_parts(
             parts.append(Part(name, slot, int(view.storage_offset())))
     if entries == whole.numel():
         yield from parts
+
+
+def _split(
+    name: str, held: Mapping[str, torch.Tensor], members: Sequence[tuple[Slot, str, Any]]
+) -> Iterator[Part]:
+    """Yield where the rows of a tensor stand that a class splits (a gated MLP's two matrices)."""
+    (slot, _, converter), *others = members
+    first, *_ = targets = list(converter.target_patterns)
+    names = [name.replace(first, target) for target in targets]
+    kinds = [(type(one).__name__, getattr(one, "dim", None)) for one in converter.operations]
+    if others or kinds != [("Chunk", 0)] or len({*names}) < 2 or not {*names} <= held.keys():
+        return
+    shapes = [tuple(held[one].shape) for one in names]
+    rows, *rest = shapes[0]
+    if {*shapes} != {shapes[0]} or (rows * len(names), *rest) != slot.shape:
+        return
+    entries = math.prod(shapes[0])
+    for number, one in enumerate(names):
+        yield Part(one, slot, start=number * entries, entries=entries)
+
+
+def _computed(model: nn.Module, name: str) -> torch.Tensor | None:
+    """Return a parameter's value that a class computes and no file holds (Marian's positions).
+
+    The class says that its files lack it; what it would draw at random is none of these.
+    """
+    declared = getattr(model, "_keys_to_ignore_on_load_missing", None) or []
+    initialize: Any = getattr(model, "_init_weights", None)
+    if initialize is None or not any(re.fullmatch(pattern, name) for pattern in declared):
+        return None
+    holder, _, own = name.rpartition(".")
+    values = []
+    for seed in range(2):
+        module = copy.deepcopy(model.get_submodule(holder)).to_empty(device="cpu")
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            getattr(module, own).fill_(seed)  # what is left as it was is not computed
+            initialize(module)
+        values.append(getattr(module, own).detach())
+    return values[0] if torch.equal(*values) else None
 
 
 def _untie(model: nn.Module, stored: Collection[str]) -> None:

@@ -26,7 +26,7 @@ from mergekit_lines.host.names import METHODS
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
 from mergekit_lines.lines.placed import AUTO
-from mergekit_lines.live.architecture import maker, parameter_parts
+from mergekit_lines.live.architecture import maker, parameter_parts, without_its_head
 from mergekit_lines.live.placement import Device, Layout, empty_model, in_dtypes, lay_out
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.memory import working_bytes
@@ -155,6 +155,9 @@ class Blueprint:
         floating = (each for each in dtypes if each is not None and each.is_floating_point)
         dtype = next(floating, torch.float32)
         model = empty_model(maker(self.config, dtype, trust_remote_code=trust))
+        if trunk := without_its_head(model, outputs):
+            self.config.architectures = [trunk]
+            model = empty_model(maker(self.config, dtype, trust_remote_code=trust))
         parts = parameter_parts(model, outputs)
         in_dtypes(model, parts.slots)
         on_gpu = device.type != "cpu" or any(key not in ("cpu", "disk") for key in max_memory or ())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from mergekit_lines.checkpoint.writer import Slot
 from mergekit_lines.engine.pieces import HeldResult, Sink
 from mergekit_lines.engine.vectors import OnDisk, reserve
 from mergekit_lines.errors import LinesError, reason
-from mergekit_lines.live.architecture import Parts
+from mergekit_lines.live.architecture import Part, Parts
 
 Device = int | str
 
@@ -189,6 +189,9 @@ class LiveWeights:
                 set_module_tensor_to_device(self.model, name, place, value=value, dtype=slot.dtype)
                 self._tie(names)
         save_offload_index(index, str(folder))
+        for name, value in self._layout.parts.computed.items():
+            part = Part(name, self._layout.parts.slots[name])
+            self._place(part).write(0, value.flatten())
 
     def _tie(self, names: Sequence[str]) -> None:
         first, *others = names
@@ -202,13 +205,16 @@ class LiveWeights:
         self.model.eval()
         main = self._layout.main
         if self._files or self._host or len(set(self._layout.device_map.values())) > 1:
-            dispatch_model(
-                self.model,
-                dict(self._layout.device_map),
-                main_device=_named(main),  # accelerate compares it with "cpu"
-                state_dict=self._host or None,
-                offload_dir=str(folder) if self._files else None,
-            )
+            with warnings.catch_warnings():
+                # Of what stands in no module, which accelerate has named itself.
+                warnings.filterwarnings("ignore", "The following device_map keys", UserWarning)
+                dispatch_model(
+                    self.model,
+                    dict(self._layout.device_map),
+                    main_device=_named(main),  # accelerate compares it with "cpu"
+                    state_dict=self._host or None,
+                    offload_dir=str(folder) if self._files else None,
+                )
         else:
             self.model.to(main)  # buffers that were computed on the CPU
 
@@ -218,17 +224,20 @@ class LiveWeights:
 
     def slot(self, name: str) -> Slot:
         """Return what the tensor has to be."""
-        return self._layout.parts.of_output[name].slot
+        return self._layout.parts.of_output[name][0].slot
 
     def sink(self, name: str) -> Sink:
         """Return the place of a tensor."""
-        part = self._layout.parts.of_output[name]
+        parts = self._layout.parts.of_output[name]
+        places = [self._place(part) for part in parts]
+        return places[0] if len(parts) == 1 else _Runs(parts, places)
+
+    def _place(self, part: Part) -> Sink:
         own = part.parameter
         if own in self._files:
             return _DiskSink(self._files[own], part.offset)
-        entries = math.prod(part.slot.shape)
         if own in self._host:
-            return HeldResult(self._host[own].view(-1).narrow(0, part.offset, entries))
+            return HeldResult(self._host[own].view(-1).narrow(0, part.offset, part.count))
         holder, _, last = own.rpartition(".")
         module = self.model.get_submodule(holder)
         tensor: torch.Tensor = getattr(module, last)
@@ -239,7 +248,7 @@ class LiveWeights:
                 f"{tuple(tensor.shape)}, wanted {slot.dtype} {slot.shape}. Let evaluators work on "
                 f"a copy, and open the model again."
             )
-        return HeldResult(tensor.detach().view(-1).narrow(0, part.offset, entries))
+        return HeldResult(tensor.detach().view(-1).narrow(0, part.offset, part.count))
 
     def stored(self, name: str) -> None:
         """Take note of nothing: a weight in its place is there."""
@@ -252,6 +261,21 @@ class LiveWeights:
 
     def abandon(self) -> None:
         """Leave the weights as they are; the next setting writes all of them."""
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The places of a tensor that goes to several parameters, one run after another."""
+
+    parts: Sequence[Part]
+    places: Sequence[Sink]
+
+    def write(self, start: int, piece: torch.Tensor) -> None:
+        for part, place in zip(self.parts, self.places, strict=True):
+            begin = max(start, part.start)
+            end = min(start + len(piece), part.start + part.count)
+            if begin < end:
+                place.write(begin - part.start, piece[begin - start : end - start])
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def headers_layout(
     names = {model: list(LoaderCache().get(model).index.tensor_paths) for model in headers}
     whole = _is_whole(base, headers, options)
     if whole is False:
-        whole = _is_trunk(base, headers, options)
+        whole = _are_trunks(base, headers, options)
     if whole is None:
         _check_names(base, names)
     elif not whole:
@@ -163,26 +163,38 @@ def _is_whole(
     return not loading.missing and not loading.mismatched
 
 
-def _is_trunk(
-    model: ModelReference, headers: Mapping[ModelReference, Headers], options: MergeOptions
+def _are_trunks(
+    base: ModelReference, headers: Mapping[ModelReference, Headers], options: MergeOptions
 ) -> bool:
-    """Tell whether a checkpoint is the trunk of its class, which another model's class is.
+    """Tell whether the base is the trunk of its class, and the others are such or are of its kind.
 
     Sentence encoders are stored so: without the head that they were trained with first, and
     under its class.
     """
-    tensors = headers[model].tensors
     trust = options.trust_remote_code
     kinds = {(one.config(trust_remote_code=trust).architectures or [""])[0] for one in headers}
+    trunk = _trunk(base, headers, options)
+    return trunk is not None and (
+        trunk in kinds or all(_trunk(model, headers, options) == trunk for model in headers)
+    )
+
+
+def _trunk(
+    model: ModelReference, headers: Mapping[ModelReference, Headers], options: MergeOptions
+) -> str | None:
+    """Return the class of the trunk that a checkpoint without its head is, or None."""
+    tensors = headers[model].tensors
+    trust = options.trust_remote_code
     try:
         with silent():
             config = model.config(trust_remote_code=trust)
             names = ModelNames(meta_model(config, trust_remote_code=trust))
             loading = tried_loading(config, tensors or {})
     except Exception:  # noqa: BLE001 - a class that transformers cannot make, of many kinds
-        return False
+        return None
     heads = names.heads(names.of(tensors or {}).values()) | names.heads(loading.mismatched)
-    return not heads and names.heads(loading.missing) == {*loading.missing} and names.trunk in kinds
+    lost = {*loading.missing}
+    return names.trunk if lost and not heads and names.heads(lost) == lost else None
 
 
 def layout_from_names(held: HeldNames, options: MergeOptions) -> ModelArchitecture:

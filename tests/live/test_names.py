@@ -83,15 +83,57 @@ def test_names_that_transformers_changes_are_followed(name: str, tmp_path: Path)
         assert_as_loaded(live, name, tmp_path / "out")
 
 
-def test_a_tensor_that_becomes_several_parameters_is_refused(tmp_path: Path) -> None:
-    """A DINOv2 whose gated layers are stored as one and loaded as two is refused by name."""
+@pytest.mark.parametrize("on_disk", [False, True], ids=["held", "disk"])
+def test_a_tensor_that_becomes_several_parameters_is_set(on_disk: bool, tmp_path: Path) -> None:
+    """A DINOv2's gated layers, stored as one and loaded as two, are set by runs of entries."""
     config = transformers.Dinov2Config(**IMAGE, use_swiglu_ffn=True)
-    row = Row("Dinov2Model", lambda: config, {"encoder.layer": 3})
+    recipe = made(Row("Dinov2Model", lambda: config, {"encoder.layer": 3}), tmp_path)
+    limits = {"cpu": Blueprint(recipe).working + 60_000} if on_disk else None
+    with LiveModel(recipe, quiet=True, max_memory=limits) as live:
+        assert ("disk" in live.accounting.weights) == on_disk
+        live.set(alpha=0.9, beta=-0.3)
+        live.set(density=0.7)
+        assert_as_loaded(live, "Dinov2Model", tmp_path / "out")
+        live.load()
+        base = transformers.Dinov2Model.from_pretrained(recipe["base_model"]).state_dict()
+        assert all(same_bits(tensor, base[name]) for name, tensor in weights(live).items())
+
+
+@pytest.mark.parametrize("on_disk", [False, True], ids=["held", "disk"])
+def test_positions_that_a_class_computes_are_there(on_disk: bool, tmp_path: Path) -> None:
+    """Marian's files hold no tables of positions; the live model's are those of a loaded one."""
+    row = ROW["MarianMTModel"]
     recipe = made(row, tmp_path)
-    model = transformers.Dinov2Model(config)
-    if set(models.read(recipe["base_model"])) <= set(model.state_dict()):
-        pytest.skip("this transformers loads them as they are stored")
-    with pytest.raises(LinesError, match=r"Dinov2Model: .* names that are one-to-one"):
+    limits = {"cpu": Blueprint(recipe).working + 60_000} if on_disk else None
+    with LiveModel(recipe, quiet=True, max_memory=limits) as live:
+        assert "model.encoder.embed_positions.weight" in live.model.state_dict()
+        live.set(alpha=0.9, beta=-0.3)
+        assert_as_loaded(live, row.name, tmp_path / "out")
+
+
+@pytest.mark.parametrize("whose", ["base", "all"])
+def test_a_trunk_under_a_class_with_a_head_is_live_as_the_trunk(whose: str, tmp_path: Path) -> None:
+    """A sentence encoder's file lacks the head of the class that its config names."""
+    recipe = made(ROW["MPNetModel"], tmp_path)
+    others = [entry["model"] for entry in recipe["models"]] if whose == "all" else []
+    for folder in (recipe["base_model"], *others):
+        models.edit_config(Path(folder), architectures=["MPNetForMaskedLM"])
+    with LiveModel(recipe, quiet=True) as live:
+        assert type(live.model) is transformers.MPNetModel
+        live.set(alpha=0.9, beta=-0.3)
+        assert_as_loaded(live, "MPNetModel", tmp_path / "out")
+
+
+def test_a_trunk_beside_whole_models_of_its_class_is_no_trunk(tmp_path: Path) -> None:
+    """A base that has lost its head is refused where the fine-tunes have theirs."""
+    recipe = made(ROW["BertForMaskedLM"], tmp_path)
+
+    def behead(tensors: models.Tensors) -> None:
+        for name in [name for name in tensors if name.startswith("cls.")]:
+            del tensors[name]
+
+    models.rewrite(recipe["base_model"], behead)
+    with pytest.raises(LinesError, match="lacks tensors that the merge needs"):
         LiveModel(recipe, quiet=True)
 
 
