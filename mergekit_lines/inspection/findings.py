@@ -69,6 +69,7 @@ class Input:
         download: those that a run fetches from the Hub first.
         merge: what the merge takes of it.
         calibration: what Eq. 2 takes before, for ``alpha: auto`` without a closed form.
+        cuts: what counting takes before, for ``trim: model``.
         adapter: the adapter's file.
         copy: BASE+ADAPTER of a kind that only peft can merge: the checkpoint that it makes of
             them, which lasts as long as the run; the merge reads that one.
@@ -80,6 +81,7 @@ class Input:
     download: int
     merge: int
     calibration: int
+    cuts: int
     adapter: int
     copy: int
     read: int

@@ -99,9 +99,14 @@ def _lambda(coefficients: Sequence[Coefficient]) -> str:
 
 
 def _inputs(inspection: Inspection) -> Table:
-    table = new_table("model", "checkpoint", "to download", "for Eq. 2", "for the merge", "read")
+    cuts = any(model.cuts for model in inspection.inputs)
+    more = ("for the cuts",) if cuts else ()
+    table = new_table(
+        "model", "checkpoint", "to download", "for Eq. 2", *more, "for the merge", "read"
+    )
     for model in inspection.inputs:
-        sizes = (model.checkpoint, model.download, model.calibration, model.merge, model.read)
+        before = (model.calibration, model.cuts) if cuts else (model.calibration,)
+        sizes = (model.checkpoint, model.download, *before, model.merge, model.read)
         table.add_row(model.model, *map(short, sizes))
     return table
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from mergekit_lines.checkpoint.headers import Headers
 from mergekit_lines.checkpoint.remote.headers import RemoteHeaders
+from mergekit_lines.checkpoint.ties import tied_names
 from mergekit_lines.inspection.findings import Input
 from mergekit_lines.plan.prepare import Prepared
 from mergekit_lines.plan.sizes import Sized, header_bytes
@@ -24,20 +25,24 @@ def inputs(
     headers, copied = prepared.headers, prepared.copied
     result = []
     bases = {str(model) for model in headers}
+    tied = tied_names(prepared.out_config, [one.item.weight.name for one in tensors])
     for model, model_headers in headers.items():
         scale = _copy_scale(model_headers, options) if model in copied else 1.0
         sizes = {one.item.weight.name: int(one.read.get(model, 0) * scale) for one in tensors}
         merge, again = sum(sizes.values()), sum(sizes[name] for name in calibrated & sizes.keys())
+        cut = [one for one in tensors if one.item.cut and one.item.weight.name not in tied]
+        counted = int(sum(one.counted(model, options.device or "cpu") for one in cut) * scale)
         checkpoint = sum(header_bytes(header) for header in (model_headers.tensors or {}).values())
         checkpoint = checkpoint or merge  # a pickle: what the config says of it
         adapter = _adapter_bytes(model)
         if model.lora is not None and model not in copied:
             # Read over the base, piece by piece: a base that is an input is read anyway.
             base = str(ModelReference(model=model.model))
-            merge, again = (0, 0) if base in bases else (merge, again)
+            merge, again, counted = (0, 0, 0) if base in bases else (merge, again, counted)
             bases.add(base)
             merge += adapter
             again += adapter if calibrated else 0
+            counted += 2 * adapter if cut else 0
         loaded = checkpoint + adapter if model in copied else 0
         result.append(
             Input(
@@ -46,9 +51,10 @@ def inputs(
                 download=checkpoint if isinstance(model_headers, RemoteHeaders) else 0,
                 merge=merge,
                 calibration=again,
+                cuts=counted,
                 adapter=adapter,
                 copy=int(checkpoint * scale) if model in copied else 0,
-                read=merge + again + loaded,
+                read=merge + again + counted + loaded,
             )
         )
     return tuple(result)

@@ -45,19 +45,19 @@ BUDGET = 4 << 30
 
 
 class Calibrations:
-    """The α of Eq. 2 that were found, by what they hang on."""
+    """What was found over the whole model (α of Eq. 2, the cuts of TIES), by what it hangs on."""
 
     def __init__(self) -> None:
-        self._found: dict[str, Any] = {}
+        self._found: dict[tuple[str, str], Any] = {}
         self.key = ""
 
-    def recall(self, _what: str) -> Any:
+    def recall(self, what: str) -> Any:
         """Return the one of the present key, or None."""
-        return self._found.get(self.key)
+        return self._found.get((what, self.key))
 
-    def keep(self, _what: str, value: Any) -> None:
+    def keep(self, what: str, value: Any) -> None:
         """Keep it under the present key."""
-        self._found[self.key] = value
+        self._found[what, self.key] = value
 
 
 def _texts(folder: Path) -> dict[str, str]:
@@ -332,6 +332,7 @@ class LiveModel:
         if problems:
             raise LinesError(problems)
         calibrated = any(item.placed.words.alpha == AUTO for item in planned)
-        keys = [wrapped_key(item.task) for item in planned] if calibrated else None
+        cut = any(item.cut for item in planned)
+        keys = [wrapped_key(item.task) for item in planned] if calibrated or cut else None
         text = repr((calibrated and planned[0].norm, keys))
         self._calibrations.key = hashlib.sha256(text.encode()).hexdigest()

@@ -29,6 +29,7 @@ from mergekit_lines.lines.placed import AUTO, Placed, ScheduleWords
 from mergekit_lines.merges.groups import bind, check_groups
 from mergekit_lines.merges.state_dicts import merge_group
 from mergekit_lines.methods.registry import method_for, postprocess_method
+from mergekit_lines.methods.trim import ONE_TENSOR, by_model
 from mergekit_lines.methods.words import LINES_WORDS, plain_sum_factors
 from mergekit_lines.methods.wrapped import LinesMethod, Scaling
 
@@ -64,6 +65,8 @@ def merge_raw(
     check_groups(name, [group], dtype, out_dtype)
     method = postprocess_method() if name == "lines_postprocess" else method_for(resolved["wrap"])
     (values,) = bind(method, [group], _given(method, group, resolved))
+    if by_model(values):
+        raise LinesError(ONE_TENSOR)
     tensor = str(group.metadata.name)
     depth = _depth(tensor, names, values["blocks"], values["num_blocks"])
     placed = Placed(tensor, depth, ScheduleWords.of(values))

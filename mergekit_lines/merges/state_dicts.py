@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from mergekit.merge_methods.base import PerGroupValues, TensorGroup
 
 from mergekit_lines.checkpoint.sources import HeldTensor
+from mergekit_lines.engine.cuts import Count, find, majority
 from mergekit_lines.engine.pieces import HeldResult, Job, TensorPieces, merge_tensor, tensor_norms
 from mergekit_lines.engine.workers import Workers
 from mergekit_lines.errors import LinesError, reason
@@ -26,6 +28,7 @@ from mergekit_lines.lines.placed import AUTO, Placed, ScheduleWords
 from mergekit_lines.lines.schedule import plain
 from mergekit_lines.merges.groups import bind, check_groups, lone_depth, storage
 from mergekit_lines.methods.registry import method_for, postprocess_method
+from mergekit_lines.methods.trim import SETTLED, Settled, by_model
 from mergekit_lines.methods.words import WRAP, plain_sum_factors
 from mergekit_lines.methods.wrapped import SCALING, LinesMethod, Scaling
 
@@ -65,6 +68,10 @@ def merge_groups(
     ties = _ties(groups)
     contributions = _place(method, groups, values, names)
     seed = values[0]["seed"] or 0 if values and "seed" in values[0] else 0
+
+    if any(map(by_model, values)):
+        settled = _settled(method, groups, values, sorted(set(ties)), dtype)
+        values = [{**own, SETTLED: settled} for own in values]
 
     def merged(number: int, scaling: Scaling) -> torch.Tensor:
         return merge_group(method, groups[number], values[number], scaling, dtype, out_dtype)
@@ -145,6 +152,27 @@ def _in_pieces(
     dtype: torch.dtype | None,
     out_dtype: torch.dtype | None,
 ) -> torch.Tensor:
+    job, pieces = _streamed(method, group, values, scaling, kernel, dtype)
+    base = next(entry.tensor for entry in group.entries if entry.is_base)
+    with one_thread(), torch.no_grad():
+        if scaling.collector is not None:
+            power = scaling.collector.power
+            scaling.collector.terms[group.metadata.name] = tensor_norms(job, pieces, power)
+            return base
+        result_dtype = out_dtype or pieces.aligned
+        result = torch.empty(base.shape, dtype=result_dtype, device=base.device)
+        merge_tensor(job, pieces, result_dtype, HeldResult(result))
+    return result
+
+
+def _streamed(
+    method: LinesMethod,
+    group: TensorGroup,
+    values: dict[str, Any],
+    scaling: Scaling,
+    kernel: Kernel,
+    dtype: torch.dtype | None,
+) -> tuple[Job, TensorPieces]:
     base = next(entry for entry in group.entries if entry.is_base)
     pieces = TensorPieces(
         HeldTensor(base.tensor.contiguous()),
@@ -163,15 +191,43 @@ def _in_pieces(
         seed=scaling.seed,
         allow_nonfinite=values["allow_nonfinite"],
     )
-    with one_thread(), torch.no_grad():
-        if scaling.collector is not None:
-            power = scaling.collector.power
-            scaling.collector.terms[group.metadata.name] = tensor_norms(job, pieces, power)
-            return base.tensor
-        result_dtype = out_dtype or pieces.aligned
-        result = torch.empty(base.tensor.shape, dtype=result_dtype, device=base.tensor.device)
-        merge_tensor(job, pieces, result_dtype, HeldResult(result))
-    return result
+    return job, pieces
+
+
+def _settled(
+    method: LinesMethod,
+    groups: Sequence[TensorGroup],
+    values: Sequence[dict[str, Any]],
+    numbers: Sequence[int],
+    dtype: torch.dtype | None,
+) -> Settled:
+    """Return the cuts of ``trim: model`` over all tensors.
+
+    Raises:
+        LinesError: a density or ``trim`` itself differs between tensors.
+    """
+    densities: dict[str, float] = {}
+    for own in values:
+        for model, density in own["density"].items():
+            if not by_model(own) or densities.setdefault(str(model), density) != density:
+                raise LinesError(
+                    "parameters.trim: found 'model' with a trim or a density per tensor, wanted "
+                    "one of each: the cut is over all tensors."
+                )
+    settled: Settled | None = None
+
+    def walk(count: Count, _text: str) -> None:
+        with one_thread(), torch.no_grad():
+            for number in numbers:
+                group, own = groups[number], {**values[number], SETTLED: settled}
+                models = [entry.id for entry in group.non_base]
+                if models and group.base is not None and group.base.tensor.numel():
+                    kernel = method.kernel(own, models)
+                    if kernel is not None:
+                        count(*_streamed(method, group, own, Scaling(1.0), kernel, dtype))
+
+    settled = Settled(tuple(find(densities, walk).items()))
+    return replace(settled, zero_sign=majority(walk))
 
 
 def _method(name: str, words: Mapping[str, Any]) -> LinesMethod:

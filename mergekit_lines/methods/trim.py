@@ -16,6 +16,11 @@ ONE_TENSOR = of_parameter(
     "found 'model', wanted `tensor` here: one tensor is merged at a time, and a cut over the whole "
     "model takes all of them before. Merge the recipe with mergekit-yaml.",
 )
+NO_RESCALE = of_parameter(
+    "rescale",
+    "found true with trim: model, wanted false: the paper's merge matches no norms. Leave it out, "
+    "or take trim: tensor.",
+)
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,8 @@ class LinesMethod(OurMethod):
             return wrapped.kernel(own, models)
         if type(wrapped) is not GeneralizedTaskArithmeticMerge:
             return None
+        if trim.by_model(own) and own["rescale"]:
+            raise LinesError(trim.NO_RESCALE)
         kind = wrapped.sparsification_method
         return Merge(
             sparsities=trim.sparsities(own, models)

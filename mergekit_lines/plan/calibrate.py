@@ -18,7 +18,7 @@ from mergekit_lines.engine.tasks import CountTask, EngineTask, NormTask, engine_
 from mergekit_lines.errors import Problem, some
 from mergekit_lines.lines.alpha import Calibration, NormCollector, find_alpha
 from mergekit_lines.lines.placed import AUTO
-from mergekit_lines.methods.trim import SETTLED, Settled, by_model
+from mergekit_lines.methods.trim import SETTLED, Settled
 from mergekit_lines.methods.words import of_parameter
 from mergekit_lines.plan.planned import MergeRun, PlannedTensor
 
@@ -71,7 +71,7 @@ def calibrate(
 def trim_problems(planned: Sequence[PlannedTensor]) -> Iterator[Problem]:
     """Yield what differs between tensors, and a cut over the whole model cannot."""
     seen: dict[str, set[float]] = {}
-    cut = [by_model(dict(item.task.parameters.items())) for item in planned]
+    cut = [item.cut for item in planned]
     if any(cut) and not all(cut):
         names = [item.weight.name for item, one in zip(planned, cut, strict=True) if not one]
         yield of_parameter(
@@ -106,7 +106,7 @@ def settle(
     Raises:
         LinesError: an input cannot be read.
     """
-    if not any(by_model(dict(item.task.parameters.items())) for item in planned):
+    if not any(item.cut for item in planned):
         return None
     kept = run.partial.recall("trim") if run.partial else None
     if kept is not None:

@@ -18,11 +18,13 @@ import torch
 from mergekit_lines.engine.engine import DEVICE_THREADS
 from mergekit_lines.engine.pieces import cut, held_at_once
 from mergekit_lines.host.process import available_cores
+from mergekit_lines.kernels.floors import BINS
 from mergekit_lines.kernels.pieces import Kernel
 from mergekit_lines.kernels.scale import work_dtype
 from mergekit_lines.plan.allocations import Allocations, peak
 from mergekit_lines.plan.sizes import Sized, Sizes
 
+COUNTING = 3  # of the counters of `trim: model`, those that one model's sum takes besides
 STATUS = Path("/proc/self/status")
 
 
@@ -81,8 +83,11 @@ def working_bytes(
         if tensor.item.weight.name in calibrated:
             logs.append(allocations.of(tensor, calibrating=True))
         whole = max(whole, *(peak([*tensor.temporaries, tensor.whole, *log]) for log in logs))
+    cut = [one for one in sizes.tensors if one.item.cut]
+    models = max((len(tensor.inputs) - 1 for tensor in cut), default=0)
+    counters = (models + COUNTING) * 8 * BINS if models else 0
     # What pieces were in is kept for the next ones: it comes on top of what is whole by then.
-    return sizes.unpickled() + whole + pieces
+    return sizes.unpickled() + whole + pieces + counters
 
 
 def _device(name: str) -> torch.device:

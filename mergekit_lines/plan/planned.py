@@ -16,6 +16,7 @@ from mergekit_lines.engine.tasks import LinesTask
 from mergekit_lines.lines.alpha import Contribution
 from mergekit_lines.lines.placed import Placed
 from mergekit_lines.lines.summary import Summary
+from mergekit_lines.methods.trim import by_model
 from mergekit_lines.methods.words import plain_sum_factors
 from mergekit_lines.plan.tokenizer import OrderedTokenizer
 from mergekit_lines.recipe.models import base_listed
@@ -78,6 +79,11 @@ class PlannedTensor:
     def norm(self) -> str:
         """The norm of Eq. 2, which holds for the whole recipe."""
         return str(self.task.parameters["norm"])
+
+    @property
+    def cut(self) -> bool:
+        """Whether TIES cuts it by a magnitude of the whole model, which is found before."""
+        return by_model(dict(self.task.parameters.items()))
 
     def contribution(self) -> Contribution:
         """Return the tensor as Eq. 2 sees it."""

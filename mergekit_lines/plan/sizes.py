@@ -19,6 +19,8 @@ from transformers.initialization import no_init_weights
 from mergekit_lines.checkpoint.headers import Headers, TensorHeader
 from mergekit_lines.checkpoint.sources import DTYPES
 from mergekit_lines.checkpoint.writer import NAMES, Slot
+from mergekit_lines.engine.pieces import cut
+from mergekit_lines.kernels.floors import looked_at
 from mergekit_lines.plan.layout import names_of
 from mergekit_lines.plan.planned import PlannedTensor
 
@@ -55,6 +57,15 @@ class Sized:
     def bytes(self) -> int:
         """Bytes in the output."""
         return self.entries * self.dtype.itemsize
+
+    def counted(self, model: ModelReference, device: str) -> float:
+        """Return the bytes of a model's tensor that counting reads: in a look, and twice whole."""
+        kernel, size = self.item.task.kernel(self.inputs), self.read.get(model, 0)
+        if kernel is None or not self.entries:
+            return 0.0
+        bounds = cut(self.shape, kernel, torch.device(device))
+        looked = sum(bounds[number][1] - bounds[number][0] for number in looked_at(len(bounds)))
+        return size * (2 + looked / self.entries)
 
 
 class Sizes:

@@ -15,6 +15,7 @@ from mergekit_lines.methods.complete import MISSING_GAMMA, missing_beta, values_
 from mergekit_lines.methods.registry import alone, check_wrap, method_for, postprocess_method
 from mergekit_lines.methods.words import (
     ALONE_WORDS,
+    FOR_WRAP,
     LINES_WORDS,
     POSTPROCESS_WORDS,
     of_parameter,
@@ -181,7 +182,12 @@ def _check_values(
             f'schedule: "{", ".join(map(str, lists[0]))}".'
         )
         return
-    ours = any(name == word.name for word in (*LINES_WORDS, *POSTPROCESS_WORDS))
+    words = (
+        *LINES_WORDS,
+        *POSTPROCESS_WORDS,
+        *(word for more in FOR_WRAP.values() for word in more),
+    )
+    ours = any(name == word.name for word in words)
     if ours and any(_is_word_gradient(part) for part in _parts(setting)):
         yield wrong(
             f"found {setting!r}, a list of which mergekit would take one word by the place in the "

@@ -123,4 +123,56 @@ MERGES = [
         words(wrap="ties", rescale_by="p"),
         ("parameters.rescale_by", "nobody declares this name"),
     ),
+    Case(
+        "trim-unknown",
+        "What TIES trims over has two answers.",
+        words(wrap="ties", trim="layer"),
+        ("parameters.trim", "'layer'", "tensor", "model"),
+    ),
+    Case(
+        "trim-misspelt-alone",
+        "A misspelt trim gets the nearest.",
+        alone("consensus_ties", trim="modle"),
+        ("parameters.trim", "'modle'", "Did you mean 'model'?"),
+    ),
+    Case(
+        "trim-without-ties",
+        "A wrap that trims nothing has no trim.",
+        words(wrap="dare_ties", density=0.5, trim="model"),
+        ("parameters.trim", "nobody declares this name"),
+    ),
+    Case(
+        "trim-gradient",
+        "Words have no gradient.",
+        words(wrap="ties", trim=["tensor", "model"]),
+        ("parameters.trim", "a list", "one value"),
+    ),
+    Case(
+        "trim-for-some-tensors",
+        "A cut over the whole model is one for all tensors.",
+        words(wrap="ties", trim=[{"filter": "mlp", "value": "model"}, {"value": "tensor"}]),
+        ("parameters.trim", "'model' for some tensors", "one value"),
+    ),
+    Case(
+        "trim-under-a-model",
+        "trim stands under the recipe's own parameters.",
+        lambda folder, models: recipe(
+            models,
+            models=[entry(models.a, trim="model"), entry(models.b)],
+            parameters={"wrap": "ties", "beta": 1.0},
+        ),
+        ("models[0].parameters.trim", "found under one model", "Move it"),
+    ),
+    Case(
+        "trim-with-a-density-gradient",
+        "One magnitude cuts all tensors, so that their densities cannot differ.",
+        words(wrap="ties", trim="model", density=[0.2, 0.8]),
+        ("parameters.density", "different tensors of one model", "trim: model"),
+    ),
+    Case(
+        "trim-with-rescale",
+        "The paper's merge matches no norm.",
+        words(wrap="ties", trim="model", density=0.2, rescale=True),
+        ("parameters.rescale", "found true with trim: model", "false"),
+    ),
 ]

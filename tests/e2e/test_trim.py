@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from mergekit.merge_methods import get, merge_state_dicts
+from mergekit.merge_methods.base import TensorGroup
 
+from mergekit_lines import LinesError, LiveModel
 from mergekit_lines.cli import main
+from mergekit_lines.engine import engine
+from mergekit_lines.plan import calibrate
 from tests import models
-from tests.e2e.runner import in_process
+from tests.e2e.runner import in_process, recipe_text
 from tests.e2e.test_own_merges import assert_near, check, recipe, weights_of
 from tests.flattened import consensus, task_vectors, tensors_of, ties
+from tests.live.compare import assert_as_merged
 
 
 def around_ties(*sources: Path, **words: Any) -> dict[str, Any]:
@@ -129,3 +135,93 @@ def test_an_edited_cut_is_noticed(
         done = CliRunner().invoke(main, ["verify", str(out), "--all"])
         assert done.exit_code == 1, done.output
         assert f"the {words} " in done.output, done.output
+
+
+def test_goes_on_after_an_interrupt_without_counting_again(
+    llama_base: Path,
+    llama_a: Path,
+    llama_b: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The cuts stand in the state: the run that goes on reads none of it, and writes the same."""
+    around = around_ties(llama_base, llama_a, llama_b, alpha=0.5, beta=1.0)
+    sizes = {"out_shard_size": 30_000, "write_model_card": False}
+    whole = in_process(around, tmp_path / "whole", **sizes)
+    merged: list[str] = []
+    merge = engine.merge_tensor
+
+    def stopping(job: Any, *rest: Any) -> None:
+        if len(merged) == 20:
+            raise KeyboardInterrupt
+        merged.append(job.name)
+        merge(job, *rest)
+
+    monkeypatch.setattr(engine, "merge_tensor", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        in_process(around, tmp_path / "out", **sizes)
+    monkeypatch.setattr(engine, "merge_tensor", merge)
+    monkeypatch.setattr(calibrate, "find", None)
+    monkeypatch.setattr(calibrate, "majority", None)
+    out = in_process(around, tmp_path / "out", **sizes)
+    assert weights_of(out) == weights_of(whole)
+    reports = [json.loads((at / "lines_report.json").read_text("utf-8")) for at in (whole, out)]
+    assert reports[0]["trim"] == reports[1]["trim"]
+    assert reports[1]["run"]["resumed"]
+
+
+def test_bytes_told_are_the_bytes_read(
+    llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: Path
+) -> None:
+    """``inspect`` counts the passes: what the report says was read is what was told before."""
+    around = around_ties(llama_base, llama_a, llama_b)
+    (tmp_path / "recipe.yml").write_text(recipe_text(around), encoding="utf-8")
+    done = CliRunner().invoke(main, ["inspect", str(tmp_path / "recipe.yml"), "--json"])
+    assert done.exit_code == 0, done.output
+    (inspection,) = json.loads(done.stdout)["documents"]
+    out = in_process(around, tmp_path / "out")
+    report = json.loads((out / "lines_report.json").read_text(encoding="utf-8"))
+    size = sum(tensor.nbytes for tensor in models.read(llama_base).values())
+    assert [model["cuts"] for model in inspection["inputs"]] == [3 * size] * 3
+    # A small tensor's own pass, for mergekit's cut, is no pass of this one: each is merged once.
+    assert report["run"]["bytes_read"] == inspection["totals"]["read"] == 3 * 4 * size
+
+
+def test_a_live_model_is_the_merge(
+    llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: Path
+) -> None:
+    """Live weights are those of the files, to the bit; other coefficients count nothing again."""
+    around = around_ties(llama_base, llama_a, llama_b, alpha="auto", beta=0.7)
+    around = json.loads(json.dumps(around, default=str))
+    with LiveModel(around, quiet=True) as live:
+        assert_as_merged(live, tmp_path / "auto")
+        live.set(alpha=0.3)
+        assert_as_merged(live, tmp_path / "fixed")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(calibrate, "find", None)
+            live.set(beta=0.1)
+        assert_as_merged(live, tmp_path / "again")
+        live.set(density=0.6)
+        assert_as_merged(live, tmp_path / "denser")
+
+
+def test_state_dicts_are_cut_alike(
+    llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: Path
+) -> None:
+    """``merge_state_dicts`` gives the tensors of the recipe, to the bit."""
+    out = in_process(around_ties(llama_base, llama_a, llama_b), tmp_path / "out")
+    states = {
+        name: models.read(path)
+        for name, path in {"base": llama_base, "a": llama_a, "b": llama_b}.items()
+    }
+    parameters = {"wrap": "ties", "trim": "model", "alpha": 1.0, "beta": 0.0, "density": 0.2}
+    merged = merge_state_dicts(states, "lines", parameters=parameters, base="base")
+    for name, tensor in models.read(out).items():
+        assert torch.equal(merged[name], tensor), name
+
+
+def test_one_tensor_at_a_time_is_refused() -> None:
+    """mergekit's own call of one tensor cannot cut over a model, and says by what to merge."""
+    group = TensorGroup.from_tensors([torch.ones(3), torch.zeros(3)], base_index=0)
+    with pytest.raises(LinesError, match=r"parameters\.trim: found 'model'.*mergekit-yaml"):
+        get("consensus_ties")([group], parameters={"trim": "model", "min_agree": 1})
