@@ -22,7 +22,7 @@ from mergekit_lines.checkpoint.remote.failures import reading, status_of, unreac
 from mergekit_lines.checkpoint.remote.headers import files_of
 from mergekit_lines.checkpoint.stand_ins import outward_links, pointers
 from mergekit_lines.errors import LinesError, Problem, TextError, nearest_name, reason
-from mergekit_lines.files import names_no_class
+from mergekit_lines.files import MODULES, names_no_class
 from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.spelling import spelling_problem
 
@@ -153,6 +153,8 @@ def _check_config(folder: Path) -> Iterator[str]:
             hint = f" It holds an adapter: write `BASE+{folder}`."
         elif (folder / "model_index.json").exists():
             hint = " It holds a pipeline of diffusers: name the folder of its transformer or U-Net."
+        elif (folder / MODULES).exists():
+            hint = f" By its {MODULES} the transformer is in a folder below: name that."
         yield f"{folder}: found no config.json, wanted a transformers checkpoint.{hint}"
         return
     except (OSError, ValueError) as error:

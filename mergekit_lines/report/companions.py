@@ -29,7 +29,14 @@ from mergekit_lines.files import (
     travels,
     within_bounds,
 )
-from mergekit_lines.report.usage import GENERATION, content_of, entry, write_json
+from mergekit_lines.report.usage import (
+    CONFIG,
+    GENERATION,
+    PROCESSORS,
+    content_of,
+    entry,
+    write_json,
+)
 
 # What belongs together, and is taken from one model: tokens of one vocabulary, the parts of a
 # processor, the steps behind a transformer.
@@ -39,7 +46,7 @@ _KINDS = (
     (TEMPLATES, re.compile(r"chat_template\..*|additional_chat_templates")),
     (SETTINGS, re.compile(re.escape(GENERATION))),
     (GENERATE, re.compile(r"custom_generate")),
-    (PROCESSOR, re.compile(r".*processor(_config)?\.json")),
+    (PROCESSOR, PROCESSORS),
     (STEPS, re.compile(r"modules\.json|(config_)?sentence_.*\.json|router_config\.json")),
     (
         TOKENIZER,
@@ -100,6 +107,12 @@ def companions(folder: Path) -> tuple[list[Companion], list[str]]:
             f"{folder}: {some(left, 3)} stay behind: of the files beside the weights those of at "
             f"most 64 MiB are carried, 256 MiB and {MOST_FILES:,} of them together"
         )
+    odd = [path.name for path in folder.iterdir() if path.is_file() and _is_odd(path.name)]
+    if odd:
+        notes.append(
+            f"{folder}: {some(odd, 3)} stay behind: of the files beside the weights those are "
+            f"carried whose names are of letters that can be shown, without a backslash"
+        )
     files = [Companion(name, folder / name, kind_of(name)) for name in names]
     modules = _module_folders(folder, names, notes, problems)
     folders = {**modules, **{one: folder / one for one in FOLDERS if (folder / one).is_dir()}}
@@ -111,6 +124,7 @@ def companions(folder: Path) -> tuple[list[Companion], list[str]]:
             Companion(f"{name}/{file.relative_to(path).as_posix()}", file, kind)
             for file in _files_below(path, problems)
         ]
+    problems += _transformers(folder, modules)
     problems += _unreadable([*files, *below])
     if not problems:
         problems += _unbounded(folder, below)
@@ -157,6 +171,25 @@ def _module_folders(
         if not folders[path].is_dir() and not classes[path].endswith(_WITHOUT_FILES)
     ]
     return {path: place for path, place in folders.items() if place.is_dir()}
+
+
+def _is_odd(name: str) -> bool:
+    """Tell whether a file would travel by another name."""
+    plain = "".join(one for one in name if one.isprintable() and one != "\\")
+    return plain != name and travels(plain or "x")
+
+
+def _transformers(folder: Path, modules: Mapping[str, Path]) -> Iterator[str]:
+    """Yield modules that are transformers themselves: their weights are not what is merged."""
+    for name, path in modules.items():
+        config = content_of(path / CONFIG)
+        of_transformers = isinstance(config, dict) and "architectures" in config
+        if of_transformers and any(one.name.endswith(_WEIGHTS) for one in path.iterdir()):
+            yield (
+                f"{folder / MODULES}: {name} holds a transformer of its own, which would be "
+                f"carried as it is and not merged, wanted one beside {MODULES}. Name {path} as "
+                f"the model, and put what comes of it in its place."
+            )
 
 
 def _files_below(folder: Path, problems: list[str]) -> Iterator[Path]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ TEMPLATE = "chat_template.jinja"
 # Ids of special tokens, which config.json repeats.
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id")
 _TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "additional_special_tokens")
+PROCESSORS = re.compile(r".*processor(_config)?\.json")
+# Parts of a processor, under whose names one release of transformers writes what another writes
+# plainly; and what names a class, which changes from release to release.
+_PARTS = ("image_processor", "feature_extractor")
+_CLASSES = re.compile(r"_.*|.*(_type|_class|_version)|auto_map")
+_SHOWN = 60  # letters of a value in a line
 # Of generation_config.json, what tells of the writer and not of the model.
 _WRITER = ("transformers_version", "_from_model_config")
 
@@ -102,7 +109,41 @@ def differences(carried: Path, other: Path, *, template: bool = True) -> list[st
     names += [f"{one} {theirs.get(one)!r}" for one in _TOKENS if ours.get(one) != theirs.get(one)]
     ours, theirs = (_settings(folder) for folder in (carried, other))
     keys = sorted(key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key))
-    return names + [f"{key} {theirs.get(key)!r}" for key in keys]
+    names += [f"{key} {theirs.get(key)!r}" for key in keys]
+    return names + list(_processor_differences(_processor(carried), _processor(other)))
+
+
+def _processor_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what both processors say, and say otherwise: a default is not known here."""
+    if bool(ours) != bool(theirs):
+        yield "processor" if theirs else "want of a processor"
+    for key in sorted(ours.keys() & theirs.keys()):
+        if ours[key] != theirs[key]:
+            value = repr(theirs[key])
+            yield f"{key} {value if len(value) <= _SHOWN else value[: _SHOWN - 1] + '…'}"
+
+
+def _processor(folder: Path) -> dict[str, Any]:
+    """Return what a model's processor is set to, by dotted key, whichever release wrote it."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    settings: dict[str, Any] = {}
+    for name in sorted(name for name in names if PROCESSORS.fullmatch(name)):
+        content = content_of(folder / name)
+        place = "video_processor." if name.startswith("video_") else ""
+        settings |= _leaves(content, place) if isinstance(content, dict) else {}
+    return settings
+
+
+def _leaves(content: Mapping[str, Any], place: str) -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in content.items():
+        if _CLASSES.fullmatch(key) or value is None:
+            continue
+        if isinstance(value, dict):
+            leaves |= _leaves(value, place if key in _PARTS else f"{place}{key}.")
+        else:
+            leaves[f"{place}{key}"] = value
+    return leaves
 
 
 def chat_template(folder: Path) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,7 +159,9 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     return base, models.finetuned(base, tmp_path / "tuned", seed=1)
 
 
-def test_a_processor_is_one_models(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_processor_is_one_models(
+    pair: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """An edited model's processor comes without the base's older files; labels come from both."""
     base, tuned = pair
     write_json(base / "preprocessor_config.json", size=1)
@@ -174,11 +177,26 @@ def test_a_processor_is_one_models(pair: tuple[Path, Path], tmp_path: Path) -> N
     assert (out / "labels.txt").read_text() == "tuned"
     assert (out / "LICENSE").read_text() == "base's"
     assert "not this one" not in (out / "README.md").read_text()
-    out = in_process(recipe(base, tuned), tmp_path / "merged")
+    with caplog.at_level(logging.INFO):
+        out = in_process(recipe(base, tuned), tmp_path / "merged")
+    (line,) = [entry for entry in caplog.messages if "OUT carries" in entry]
+    assert f"settings of {base}, and not this model's size 2." in line
     assert sorted(path.name for path in out.glob("*processor*")) == [
         *("preprocessor_config.json", "video_preprocessor_config.json"),
     ]
     assert (out / "labels.txt").read_text() == "base"
+
+
+def test_a_transformer_below_a_sentence_encoder_is_named(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Where modules.json keeps the transformer in a folder of its own, that is to be merged."""
+    base, tuned = pair
+    (tmp_path / "encoder").mkdir()
+    shutil.copytree(tuned, tmp_path / "encoder" / "0_Transformer")
+    write_json(tmp_path / "encoder" / "modules.json")
+    with pytest.raises(LinesError, match=r"By its modules\.json the transformer is in a folder"):
+        in_process(recipe(base, tmp_path / "encoder"), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,39 @@ def test_large_files_stay_and_are_told(tmp_path: Path) -> None:
     assert note.startswith(f"{tmp_path}: a.txt, b4.txt stay behind")
 
 
+def test_names_that_cannot_be_shown_are_told(tmp_path: Path) -> None:
+    """A file whose name is the only thing against it stays behind, and a line says so."""
+    for name in ("a\x1b[2J.json", "vocab\u202e.txt", "win\\dows.json", "model\n.bin", ".x\x07"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "labels.txt").write_text("{}")
+    files, (note,) = companions(tmp_path)
+    assert [one.name for one in files] == ["labels.txt"]
+    assert "a\x1b[2J.json, vocab\u202e.txt, win\\dows.json stay behind" in note
+    assert "letters that can be shown" in note
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin", None])
+def test_a_transformer_in_a_module_of_its_own_is_refused(
+    weights: str | None, tmp_path: Path
+) -> None:
+    """Its weights would come along unmerged, and SentenceTransformer(OUT) would load them."""
+    modules(
+        tmp_path,
+        {"type": "sentence_transformers.models.Transformer", "path": "0_Transformer"},
+        POOLING,
+    )
+    for name, config in (("0_Transformer", {"architectures": ["BertModel"]}), ("1_Pooling", {})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    if weights is None:  # nothing of it could be loaded in the place of what is merged
+        assert "0_Transformer/config.json" in names(tmp_path)
+        return
+    (tmp_path / "0_Transformer" / weights).write_text("x")
+    text = refusal(tmp_path)
+    assert "0_Transformer holds a transformer of its own" in text
+    assert f"Name {tmp_path / '0_Transformer'} as the model" in text
+
+
 def test_folders_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules of more than 1 GiB, or of more than 1,000 files, are no small part of a model."""
     (tmp_path / "1_Pooling").mkdir()
