@@ -75,7 +75,7 @@ def test_table_of_words() -> None:
     assert {name for name, _, _ in rows} == set(ours)
     defaults = {
         "alpha": "`auto`",
-        "beta": "to be given, but where `schedule` has values",
+        "beta": "to be given, but where `schedule` has values or is `larv`",
         "gamma": "",
         "blocks": "all found",
         "num_blocks": "from the names",

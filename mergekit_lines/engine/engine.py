@@ -22,6 +22,7 @@ from mergekit_lines.engine.pieces import (
     rescale_tensor,
     tensor_norms,
 )
+from mergekit_lines.engine.ranks import spectrum_terms
 from mergekit_lines.engine.tasks import LinesTask
 from mergekit_lines.engine.vectors import TaskVectors
 from mergekit_lines.engine.workers import Workers
@@ -240,6 +241,24 @@ class Engine:
         with task.failures(sources):
             if streamed := self._streamed(task, sources):
                 count(*streamed)
+
+    def spectrum(
+        self,
+        task: LinesTask,
+        collector: Any,
+        tensors: dict[ModelReference, torch.Tensor] | None = None,
+    ) -> None:
+        """Put what a sample of one tensor tells of its block's update into the collector.
+
+        Raises:
+            LinesError: names the tensor.
+        """
+        name, sources = task.output_weight.name, self._inputs(task, tensors)
+        base = sources.pop(task.base_model, None)
+        with task.failures(sources):
+            own = base and spectrum_terms(name, base, sources, task.input_dtype())
+        if own:
+            collector.add(name, *own)
 
     def _sources(self, gather: Any) -> dict[ModelReference, Source]:
         sources = {

@@ -207,6 +207,18 @@ class CountTask(EngineTask):
         self.engine.count(self.plain(), self.count, tensors)
 
 
+class SpectrumTask(EngineTask):
+    """What the same tensor tells of its block's update instead of the tensor, to a collector."""
+
+    collector: Any
+
+    def execute(
+        self, tensors: dict[ModelReference, torch.Tensor] | None = None, **_kwargs: Any
+    ) -> None:
+        """Add this tensor's terms to the collector."""
+        self.engine.spectrum(self.plain(), self.collector, tensors)
+
+
 class EngineGather(GatherTensors):
     """The inputs of one tensor, read whole by the engine."""
 

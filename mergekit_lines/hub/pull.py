@@ -179,7 +179,8 @@ def _report(where: str, files: HubFiles) -> HubReport:
     flags = content.get("flags")
     alpha = _mapping(content.get("alpha"))
     value = alpha.get("value")
-    by_eq2 = "models" in alpha and isinstance(value, float) and math.isfinite(value)
+    one = "models" in alpha and "blocks" not in alpha  # by Eq. 2, for the whole model
+    by_eq2 = one and isinstance(value, float) and math.isfinite(value)
     return HubReport(inputs, safe_flags(flags), are_safe(flags), value if by_eq2 else None)
 
 

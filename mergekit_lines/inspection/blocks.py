@@ -7,15 +7,21 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mergekit_lines.checkpoint.ties import tied_names
+from mergekit_lines.console import short
 from mergekit_lines.inspection.findings import Block, Coefficient, Container, Inspection, Outside
-from mergekit_lines.lines.alpha import Calibration, NormCollector, find_alpha
+from mergekit_lines.lines.alpha import NormCollector, find_alpha
 from mergekit_lines.lines.depth import natural_key
-from mergekit_lines.lines.placed import AUTO
+from mergekit_lines.lines.placed import AUTO, BLOCK, LARV
+from mergekit_lines.lines.readings import Calibration, Readings
 from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.plan.prepare import Prepared
 from mergekit_lines.plan.sizes import Sized, Sizes
 
-WEIGHTS = "Eq. 2, found when the weights are read"
+WEIGHTS = {
+    AUTO: "Eq. 2, found when the weights are read",
+    BLOCK: "Eq. 2, found for each block when the weights are read",
+}
+ZERO = Readings(Calibration(alpha=0.0, models=0, norm=""))  # what comes on top of α then
 
 
 class _WeightsNeededError(Exception):
@@ -40,7 +46,19 @@ def with_coefficients(
     alpha, source = _alpha(planned, calibration)
     inspection = with_blocks(inspection, sizes, lambda item: _coefficient(item, calibration))
     wraps = sorted({item.wrap for item in planned if item.wrap})
-    return replace(inspection, wraps=tuple(wraps), alpha=alpha, alpha_source=source), calibrated
+    inspection = replace(inspection, wraps=tuple(wraps), alpha=alpha, alpha_source=source)
+    return inspection, calibrated
+
+
+def sampled_note(sizes: Sizes) -> str | None:
+    """Return what ``schedule: larv`` reads before the merge, in words; None without it."""
+    sampled = sum(sum(sized.sampled.values()) for sized in sizes.tensors)
+    if not sampled:
+        return None
+    return (
+        f"schedule: larv reads {short(sampled)} of the matrices before the merge, and multiplies "
+        f"alpha by a level for each block"
+    )
 
 
 def known_coefficients(planned: list[PlannedTensor]) -> dict[str, float | None]:
@@ -50,13 +68,15 @@ def known_coefficients(planned: list[PlannedTensor]) -> dict[str, float | None]:
     except _WeightsNeededError:
         calibration = None
     values = {item.weight.name: _coefficient(item, calibration) for item in planned}
-    return {name: None if one.plus_alpha else one.value for name, one in values.items()}
+    return {
+        name: None if one is None or one.plus_alpha else one.value for name, one in values.items()
+    }
 
 
 def with_blocks(
     inspection: Inspection,
     sizes: Sizes,
-    coefficient: Callable[[PlannedTensor], Coefficient] | None = None,
+    coefficient: Callable[[PlannedTensor], Coefficient | None] | None = None,
 ) -> Inspection:
     """Fill in the blocks and what lies outside; without ``coefficient`` none are told."""
     blocks: dict[str, dict[int, list[Sized]]] = defaultdict(lambda: defaultdict(list))
@@ -76,9 +96,12 @@ def with_blocks(
 
 
 def _block(
-    index: int, inside: list[Sized], coefficient: Callable[[PlannedTensor], Coefficient] | None
+    index: int,
+    inside: list[Sized],
+    coefficient: Callable[[PlannedTensor], Coefficient | None] | None,
 ) -> Block:
-    coefficients = {coefficient(sized.item) for sized in inside} if coefficient else set()
+    values = [coefficient(sized.item) for sized in inside] if coefficient else []
+    coefficients = {value for value in values if value is not None}
     return Block(
         index=index + 1,
         coefficients=tuple(sorted(coefficients)),
@@ -89,7 +112,7 @@ def _block(
 
 
 def _find_alpha(planned: list[PlannedTensor]) -> Calibration | None:
-    if not any(item.placed.words.alpha == AUTO for item in planned):
+    if not any(item.placed.words.from_norms for item in planned):
         return None
     contributions = [item.contribution() for item in planned]
     return find_alpha(contributions, planned[0].norm, _needs_weights)
@@ -107,19 +130,25 @@ def _alpha(
         models = f"{calibration.models} model{'s' if calibration.models != 1 else ''}"
         return calibration.alpha, f"Eq. 2 in closed form, {models}"
     alphas = {item.placed.words.alpha for item in planned}
-    if AUTO in alphas:
-        return None, WEIGHTS
+    for word in (BLOCK, AUTO):
+        if word in alphas:
+            return None, WEIGHTS[word]
     if len(alphas) > 1:
         return None, "the recipe: it differs between tensors"
     return float(alphas.pop()), "the recipe"
 
 
-def _coefficient(item: PlannedTensor, calibration: Calibration | None) -> Coefficient:
-    """Return λ; with ``alpha: auto`` and no closed form what comes on top of α."""
+def _coefficient(item: PlannedTensor, calibration: Calibration | None) -> Coefficient | None:
+    """Return λ; of ``alpha: auto`` and ``block`` without a closed form what comes on top of α.
+
+    None in a block of ``schedule: larv``: only the weights tell its level.
+    """
     placed = item.placed
+    if placed.words.shape == LARV and placed.depth is not None:
+        return None
     if calibration is not None:
-        return Coefficient(placed.coefficient(calibration.alpha))
+        return Coefficient(placed.coefficient(Readings(calibration)))
     absolute = placed.depth is None and placed.words.outside != "alpha"
-    if placed.words.alpha != AUTO or absolute:
+    if not placed.words.from_norms or absolute:
         return Coefficient(placed.coefficient())
-    return Coefficient(placed.coefficient(0.0), plus_alpha=True)
+    return Coefficient(placed.coefficient(ZERO), plus_alpha=True)

@@ -68,7 +68,8 @@ class Input:
         checkpoint: all its weights.
         download: those that a run fetches from the Hub first.
         merge: what the merge takes of it.
-        calibration: what Eq. 2 takes before, for ``alpha: auto`` without a closed form.
+        calibration: what is read before for the coefficients: for ``alpha: auto`` and ``block``
+            without a closed form, and a sample for ``schedule: larv``.
         cuts: what counting takes before, for ``trim: model``.
         adapter: the adapter's file.
         copy: BASE+ADAPTER of a kind that only peft can merge: the checkpoint that it makes of

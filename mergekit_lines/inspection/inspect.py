@@ -19,7 +19,12 @@ from mergekit_lines.checkpoint.room import check_room, check_space
 from mergekit_lines.checkpoint.writer import lay_out
 from mergekit_lines.errors import LinesError, Problem, reason
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
-from mergekit_lines.inspection.blocks import known_coefficients, with_blocks, with_coefficients
+from mergekit_lines.inspection.blocks import (
+    known_coefficients,
+    sampled_note,
+    with_blocks,
+    with_coefficients,
+)
 from mergekit_lines.inspection.deep import look
 from mergekit_lines.inspection.findings import Inspection, Totals
 from mergekit_lines.inspection.traffic import adapted_bytes, inputs
@@ -99,7 +104,8 @@ def inspect_recipe(
                 remarks.notes += map(str, room)
             else:
                 remarks.problems += room
-            remarks.notes += [*prepared.notes, *sizes.notes]
+            sampled = sampled_note(sizes) if is_sound else None
+            remarks.notes += [*prepared.notes, *sizes.notes, *([sampled] if sampled else [])]
             if deep and not remarks.problems:
                 with remarks.refusals():
                     inspection = _looked_at(inspection, config, effective, prepared)

@@ -151,6 +151,8 @@ def _draw_container(
             label=name if alone else f"{name} (several λ in a block)",
             zorder=3 - number * 0.1,
         )
+    if not values:
+        _only_name(axes, f"{name}: λ once the weights are read")
     if elsewhere := {value for _, value in values if value.plus_alpha != relative}:
         _only_name(axes, f"{name}: {_range(elsewhere)}{' too' if points else ''}")
 

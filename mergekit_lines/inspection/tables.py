@@ -101,9 +101,7 @@ def _lambda(coefficients: Sequence[Coefficient]) -> str:
 def _inputs(inspection: Inspection) -> Table:
     cuts = any(model.cuts for model in inspection.inputs)
     more = ("for the cuts",) if cuts else ()
-    table = new_table(
-        "model", "checkpoint", "to download", "for Eq. 2", *more, "for the merge", "read"
-    )
+    table = new_table("model", "checkpoint", "to download", "for λ", *more, "for the merge", "read")
     for model in inspection.inputs:
         before = (model.calibration, model.cuts) if cuts else (model.calibration,)
         sizes = (model.checkpoint, model.download, *before, model.merge, model.read)

@@ -21,7 +21,7 @@ from mergekit_lines.plan.sizes import Sized, header_bytes
 def inputs(
     tensors: Sequence[Sized], calibrated: Set[str], prepared: Prepared, options: MergeOptions
 ) -> tuple[Input, ...]:
-    """Return what becomes of every model; ``calibrated`` are the tensors that Eq. 2 reads."""
+    """Return what becomes of every model; ``calibrated`` are the tensors that Eq. 2 reads whole."""
     headers, copied = prepared.headers, prepared.copied
     result = []
     bases = {str(model) for model in headers}
@@ -32,6 +32,7 @@ def inputs(
         merge, again = sum(sizes.values()), sum(sizes[name] for name in calibrated & sizes.keys())
         cut = [one for one in tensors if one.item.cut and one.item.weight.name not in tied]
         counted = int(sum(one.counted(model, options.device or "cpu") for one in cut) * scale)
+        again += int(sum(one.sampled.get(model, 0) for one in tensors) * scale)
         checkpoint = sum(header_bytes(header) for header in (model_headers.tensors or {}).values())
         checkpoint = checkpoint or merge  # a pickle: what the config says of it
         adapter = _adapter_bytes(model)

@@ -1,7 +1,8 @@
-"""Singular vectors of task vectors: the leading ones, and orthonormal factors; one matrix each."""
+"""Singular values and vectors of one matrix: leading ones, orthonormal factors, how many count."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -85,6 +86,26 @@ def isotropic(matrix: torch.Tensor) -> torch.Tensor:
     left, squares = _decomposed(exact @ exact.T, RESOLVED**2)
     values = squares.sqrt()
     return (left * (values.mean() / values)) @ (left.T @ exact) if len(values) else exact
+
+
+def effective_rank(matrix: torch.Tensor) -> float:
+    """Return r_eff(A) = exp(H(p)), p = σ²/Σσ² over the singular values; 0 for a matrix of zeros.
+
+    The squares σ² are the eigenvalues of A·Aᵀ, or of Aᵀ·A where that is smaller.
+
+    Args:
+        matrix: A, [rows, columns], float64.
+
+    Source: arXiv 2602.09413.
+    """
+    rows, columns = matrix.shape
+    gram = matrix @ matrix.T if rows <= columns else matrix.T @ matrix
+    values = torch.linalg.eigvalsh(gram).clamp_(min=0)
+    total = float(values.sum())
+    if not total:
+        return 0.0
+    shares = values / total
+    return math.exp(-float(torch.special.xlogy(shares, shares).sum()))
 
 
 def orthonormal(columns: torch.Tensor) -> torch.Tensor:

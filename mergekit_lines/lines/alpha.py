@@ -1,28 +1,14 @@
-"""α of Eq. 2, from two norms over the whole model or from their closed form."""
+"""α of Eq. 2, from two norms over the whole model or a block, or from their closed form."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mergekit_lines.errors import LinesError, some
-from mergekit_lines.lines.placed import AUTO, Placed
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """α of Eq. 2 and where it came from.
-
-    ``tau_sum`` and ``tau_mtl`` are the two norms; None for the closed form, which reads
-    no weight.
-    """
-
-    alpha: float
-    models: int
-    norm: str
-    tau_sum: float | None = None
-    tau_mtl: float | None = None
+from mergekit_lines.lines.placed import BLOCK, Placed
+from mergekit_lines.lines.readings import Calibration
 
 
 @dataclass(eq=False)
@@ -32,9 +18,10 @@ class NormCollector:
     power: int
     terms: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def total(self, which: int) -> float:
-        """Return the norm; fsum makes it independent of the order of the tensors."""
-        total = math.fsum(terms[which] for terms in self.terms.values())
+    def total(self, which: int, names: Iterable[str] | None = None) -> float:
+        """Return the norm over all tensors, or over some; no order of them changes it."""
+        chosen = self.terms if names is None else [name for name in names if name in self.terms]
+        total = math.fsum(self.terms[name][which] for name in chosen)
         return total if self.power == 1 else math.sqrt(total)
 
 
@@ -58,7 +45,10 @@ def find_alpha(
 ) -> Calibration | None:
     """Return α = (1/N)·‖τ_sum‖/‖τ_MTL‖ (Eq. 2), or None where no tensor asks for it.
 
-    N counts the models that are not the base.
+    N counts the models that are not the base. Where a tensor has ``alpha: block``, the same ratio
+    over the tensors of each block is there too (the magnitude that a merge loses is given back
+    layer by layer: the idea of arXiv 2512.19320, by the norms of Eq. 2); in the closed form all
+    blocks have the one α.
 
     Args:
         tensors: every output tensor.
@@ -71,7 +61,7 @@ def find_alpha(
 
     Source: arXiv 2410.17146, Eq. 2.
     """
-    if not any(tensor.placed.words.alpha == AUTO for tensor in tensors):
+    if not any(tensor.placed.words.from_norms for tensor in tensors):
         return None
     count = _count_models(tensors)
     factor = _common_factor(tensors)
@@ -94,7 +84,32 @@ def find_alpha(
                 f"parameters.alpha: auto found a norm of {value} for {name}: an input holds NaN or "
                 f"infinity. Give alpha as a number, or repair the model."
             )
-    return Calibration(tau_sum / tau_mtl / count, count, norm, tau_sum, tau_mtl)
+    alpha = tau_sum / tau_mtl / count
+    by_block = any(tensor.placed.words.alpha == BLOCK for tensor in tensors)
+    blocks = _by_block(tensors, collector, count, alpha) if by_block else None
+    return Calibration(alpha, count, norm, tau_sum, tau_mtl, blocks)
+
+
+def _by_block(
+    tensors: Sequence[Contribution], collector: NormCollector, count: int, alpha: float
+) -> dict[str, list[float]]:
+    """Return α of Eq. 2 over the tensors of each block, by container.
+
+    A block that the merge leaves as it was, or in which the task vectors cancel, has no ratio:
+    it gets the α of the whole model.
+    """
+    blocks: dict[str, list[list[str]]] = {}
+    for tensor in tensors:
+        depth = tensor.placed.depth
+        if depth is not None:
+            inside = blocks.setdefault(depth.container, [[] for _ in range(depth.count)])
+            inside[depth.index].append(tensor.placed.name)
+
+    def of(names: list[str]) -> float:
+        tau_sum, tau_mtl = (collector.total(which, names) for which in (0, 1))
+        return tau_sum / tau_mtl / count if tau_sum and tau_mtl else alpha
+
+    return {container: [of(names) for names in inside] for container, inside in blocks.items()}
 
 
 def _count_models(tensors: Sequence[Contribution]) -> int:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergekit_lines.lines.depth import BlockDepth
+from mergekit_lines.lines.readings import UNREAD, Readings
 from mergekit_lines.lines.rules import at_depth
 from mergekit_lines.lines.schedule import Schedule
 
 AUTO = "auto"
+BLOCK = "block"
+LARV = "larv"
 
 
 @dataclass(frozen=True)
@@ -18,17 +21,23 @@ class ScheduleWords:
     """What a recipe says of one tensor's coefficient; γ is folded into α and β.
 
     Attributes:
-        alpha: coefficient of the first block, or ``auto`` (Eq. 2).
-        beta: coefficient gained from the first block to the last; 0 where values are written out.
+        alpha: coefficient of the first block; or ``auto`` (Eq. 2), or ``block``, by which each
+            block has its own α, of Eq. 2 over the tensors in it.
+        beta: coefficient gained from the first block to the last; 0 where the shape says it all.
         shape: the exponent of the schedule, 1 for linear; or the coefficients themselves, from
-            the first block to the last.
+            the first block to the last; or ``larv``: α times a level that the weights tell.
         outside: coefficient of a tensor outside the blocks: ``alpha``, or a number.
     """
 
     alpha: float | str
     beta: float
-    shape: float | tuple[float, ...]
+    shape: float | tuple[float, ...] | str
     outside: float | str
+
+    @property
+    def from_norms(self) -> bool:
+        """Whether α is that of Eq. 2."""
+        return self.alpha in (AUTO, BLOCK)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> ScheduleWords:
@@ -48,6 +57,8 @@ class ScheduleWords:
             alpha, beta = gamma, 1 - gamma
         elif alpha is None:
             alpha = AUTO
+        if shape == LARV:
+            beta = 0.0
         return cls(alpha, beta, shape, values["outside"])
 
 
@@ -59,13 +70,20 @@ class Placed:
     depth: BlockDepth | None
     words: ScheduleWords
 
-    def coefficient(self, auto: float | None = None) -> float:
-        """Return λ, with ``auto`` in the place of ``alpha: auto``."""
+    def coefficient(self, readings: Readings = UNREAD) -> float:
+        """Return λ, with α and levels from ``readings`` where the words leave them to the weights.
+
+        Outside the blocks ``alpha: block`` is the α of the whole model.
+        """
         words = self.words
-        alpha: Any = auto if words.alpha == AUTO else words.alpha
+        alpha: Any = words.alpha
+        if words.from_norms:
+            alpha = readings.alpha(self.depth if words.alpha == BLOCK else None)
         if self.depth is None:
             return float(alpha if words.outside == "alpha" else words.outside)
         if isinstance(words.shape, tuple):
             return at_depth(words.shape, self.depth.index, self.depth.count)
+        if isinstance(words.shape, str):
+            return float(alpha) * readings.level(self.depth)
         schedule = Schedule(alpha, words.beta, words.shape)
         return schedule.coefficient(self.depth.index, self.depth.count)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mergekit_lines.lines.depth import natural_key
 from mergekit_lines.lines.placed import Placed
+from mergekit_lines.lines.readings import UNREAD, Readings, Tier
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,13 @@ class Summary:
     outside: dict[str, float]
     by_depth: bool = True  # False: a merge alone, of which nothing is scaled
     trim: dict[str, Any] | None = None  # the cuts of `trim: model`, as the report has them
+    larv: Mapping[str, Sequence[Tier]] | None = None  # container -> its blocks' tiers
 
 
 def summarise(
     placed: Iterable[Placed],
     coefficients: Mapping[str, float],
-    alpha: Any,
+    readings: Readings = UNREAD,
     *,
     wraps: Iterable[str] = (),
     seed: int = 0,
@@ -39,7 +41,7 @@ def summarise(
     Args:
         placed: every output tensor.
         coefficients: λ by tensor name.
-        alpha: the calibration of Eq. 2; None where α is the recipe's.
+        readings: what the coefficients were found by in the weights.
         wraps: names of the wrapped methods.
         seed: of the draws.
         by_depth: whether λ hangs on depth at all.
@@ -56,7 +58,7 @@ def summarise(
     return Summary(
         wraps=tuple(sorted(set(wraps))),
         seed=seed,
-        alpha=alpha or (alphas.pop() if len(alphas) == 1 else None),
+        alpha=readings.calibration or (alphas.pop() if len(alphas) == 1 else None),
         containers={
             name: [sorted(blocks[index]) for index in sorted(blocks)]
             for name, blocks in sorted(containers.items(), key=lambda item: natural_key(item[0]))
@@ -64,4 +66,5 @@ def summarise(
         outside=outside,
         by_depth=by_depth,
         trim=trim,
+        larv=readings.larv,
     )

@@ -25,7 +25,6 @@ from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.host.names import METHODS
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
-from mergekit_lines.lines.placed import AUTO
 from mergekit_lines.live.architecture import maker, parameter_parts, without_its_head
 from mergekit_lines.live.placement import Device, Layout, empty_model, in_dtypes, lay_out
 from mergekit_lines.plan.inputs import check_models
@@ -162,7 +161,7 @@ class Blueprint:
         in_dtypes(model, parts.slots)
         on_gpu = device.type != "cpu" or any(key not in ("cpu", "disk") for key in max_memory or ())
         calibrated = {
-            item.weight.name for item in self.prepared.planned if item.placed.words.alpha == AUTO
+            item.weight.name for item in self.prepared.planned if item.placed.words.from_norms
         }
         kind = torch.device("cuda" if on_gpu else "cpu")
         self.working = working_bytes(self.sizes, calibrated, kind, self.options.num_threads)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,14 +22,14 @@ from mergekit_lines.checkpoint.opened import OpenedModels
 from mergekit_lines.checkpoint.sources import HeldTensor, Source
 from mergekit_lines.engine.engine import Engine
 from mergekit_lines.engine.tasks import WriteTask, engine_task
-from mergekit_lines.engine.vectors import TaskVectors, wrapped_key
+from mergekit_lines.engine.vectors import TaskVectors
 from mergekit_lines.errors import LinesError, plain_failures
 from mergekit_lines.files import file_digest
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches, names_from_indexes
-from mergekit_lines.lines.placed import AUTO
 from mergekit_lines.lines.summary import Summary
 from mergekit_lines.live.blueprint import Accounting, Blueprint
+from mergekit_lines.live.calibrations import Calibrations
 from mergekit_lines.live.inputs import copy_tensor, input_problem
 from mergekit_lines.live.placement import Device, LiveWeights
 from mergekit_lines.plan.planned import MergeRun, planning
@@ -42,22 +41,6 @@ from mergekit_lines.recipe.settings import with_settings, without_parameters
 
 DISK = "Check the disk, or give an offload_folder on another one."
 BUDGET = 4 << 30
-
-
-class Calibrations:
-    """What was found over the whole model (α of Eq. 2, the cuts of TIES), by what it hangs on."""
-
-    def __init__(self) -> None:
-        self._found: dict[tuple[str, str], Any] = {}
-        self.key = ""
-
-    def recall(self, what: str) -> Any:
-        """Return the one of the present key, or None."""
-        return self._found.get((what, self.key))
-
-    def keep(self, what: str, value: Any) -> None:
-        """Keep it under the present key."""
-        self._found[what, self.key] = value
 
 
 def _texts(folder: Path) -> dict[str, str]:
@@ -331,8 +314,4 @@ class LiveModel:
         problems = refused_values(planned)[:1]
         if problems:
             raise LinesError(problems)
-        calibrated = any(item.placed.words.alpha == AUTO for item in planned)
-        cut = any(item.cut for item in planned)
-        keys = [wrapped_key(item.task) for item in planned] if calibrated or cut else None
-        text = repr((calibrated and planned[0].norm, keys))
-        self._calibrations.key = hashlib.sha256(text.encode()).hexdigest()
+        self._calibrations.plan(planned)

@@ -24,10 +24,12 @@ from tqdm import tqdm
 from mergekit_lines.errors import LinesError, nearest, some, tell
 from mergekit_lines.lines.alpha import Contribution, NormCollector, find_alpha
 from mergekit_lines.lines.depth import BlockDepth
+from mergekit_lines.lines.larv import MatrixTerms, tiers
 from mergekit_lines.lines.outside import checked_depths, described
-from mergekit_lines.lines.placed import AUTO, Placed, ScheduleWords
+from mergekit_lines.lines.placed import LARV, Placed, ScheduleWords
+from mergekit_lines.lines.readings import UNREAD, Readings
 from mergekit_lines.merges.groups import bind, check_groups
-from mergekit_lines.merges.state_dicts import merge_group
+from mergekit_lines.merges.state_dicts import group_spectrum, merge_group
 from mergekit_lines.methods.registry import method_for, postprocess_method
 from mergekit_lines.methods.trim import ONE_TENSOR, by_model
 from mergekit_lines.methods.words import LINES_WORDS, plain_sum_factors
@@ -78,18 +80,23 @@ def merge_raw(
         measured.wraps.add(method.wrapped.spec.name)
         norm = values["norm"]
         collector = measured.collectors.setdefault(norm, NormCollector(1 if norm == "l1" else 2))
+        if placed.words.shape == LARV and depth is not None:
+            measured.depths[tensor] = depth
+            if (own := group_spectrum(group, dtype)) is not None:
+                measured.terms[tensor] = own
         scaling = Scaling(1.0, _seed(values), collector=collector)
         return merge_group(method, group, values, scaling, dtype, out_dtype)
-    alpha = None
-    if placed.words.alpha == AUTO:
+    readings = UNREAD
+    if placed.words.from_norms or placed.words.shape == LARV:
         context = click.get_current_context(silent=True)
         if context is None:
             raise LinesError(
-                "parameters.alpha: found 'auto', and no command whose recipe says what else is "
-                "merged, wanted a finite number: Eq. 2 compares norms over the whole model."
+                f"parameters.alpha: found {placed.words.alpha!r}, schedule {placed.words.shape!r} "
+                f"and no command whose recipe says what else is merged, wanted numbers: they are "
+                f"found over the whole model."
             )
-        alpha = _alpha(context)
-    scaling = Scaling(placed.coefficient(alpha), _seed(values))
+        readings = _readings(context)
+    scaling = Scaling(placed.coefficient(readings), _seed(values))
     return merge_group(method, group, values, scaling, dtype, out_dtype)
 
 
@@ -100,14 +107,16 @@ class Measured:
     contributions: list[Contribution] = field(default_factory=list)
     collectors: dict[str, NormCollector] = field(default_factory=dict)
     wraps: set[str] = field(default_factory=set)
+    depths: dict[str, BlockDepth] = field(default_factory=dict)  # where the schedule is larv
+    terms: dict[str, MatrixTerms] = field(default_factory=dict)  # likewise, of the matrices
 
 
 MEASURED: ContextVar[Measured | None] = ContextVar("mergekit_lines_measured", default=None)
 
 
 @lru_cache(maxsize=1)
-def _alpha(context: click.Context) -> float:
-    """Return α of Eq. 2 of the whole recipe: its tensors are read once more, one at a time.
+def _readings(context: click.Context) -> Readings:
+    """Return what the whole recipe's weights give: they are read once more, one at a time.
 
     Raises:
         LinesError: the norms give no α, or it would be compared over unlike merges.
@@ -126,27 +135,28 @@ def _alpha(context: click.Context) -> float:
     token = MEASURED.set(measured)
     try:
         saves = [task for task in tasks if isinstance(task, script.SaveTensor)]
-        for save in tqdm(saves, desc="Measuring task vectors (alpha: auto)", delay=2):
+        for save in tqdm(saves, desc="Measuring task vectors", delay=2):
             merge = save.tensor_task
             loads = merge.gather_tensors.tensors
             tensors = {model: load.execute() for model, load in loads.items()}
             merge.execute({m: tensor for m, tensor in tensors.items() if tensor is not None})
     finally:
         MEASURED.reset(token)
-    if len(measured.wraps) > 1 or len(measured.collectors) > 1:
+    by_norms = any(one.placed.words.from_norms for one in measured.contributions)
+    if by_norms and (len(measured.wraps) > 1 or len(measured.collectors) > 1):
         raise LinesError(
             f"parameters.alpha: found 'auto' over {some(sorted(measured.wraps))} and norms "
             f"{some(sorted(measured.collectors))}, wanted one wrap and one norm: Eq. 2 compares "
             f"the norms of one merge over the whole model. Give alpha as a number."
         )
-    ((norm, collected),) = measured.collectors.items()
+    norm, collected = next(iter(measured.collectors.items()))
     calibration = find_alpha(
         measured.contributions, norm, lambda own: own.terms.update(collected.terms)
     )
-    if calibration is None:
-        raise LinesError("parameters.alpha: found 'auto' for no tensor at all.")
-    tell(f"alpha = {calibration.alpha} (auto: Eq. 2, {calibration.models} models)")
-    return calibration.alpha
+    if calibration is not None:
+        tell(f"alpha = {calibration.alpha} (auto: Eq. 2, {calibration.models} models)")
+    larv = tiers(measured.terms, measured.depths) if measured.depths else None
+    return Readings(calibration, larv)
 
 
 def _names(base: Hashable) -> tuple[str, ...] | None:

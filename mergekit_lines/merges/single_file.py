@@ -137,7 +137,7 @@ def _plan(
     words = ScheduleWords.of(values)
     placed = [Placed(name, depths[name], words) for name in sorted(sizes, key=natural_key)]
     coefficients = {item.name: item.coefficient() for item in placed}
-    return coefficients, summarise(placed, coefficients, None)
+    return coefficients, summarise(placed, coefficients)
 
 
 @dataclass(frozen=True)

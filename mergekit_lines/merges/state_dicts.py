@@ -18,13 +18,16 @@ from mergekit.merge_methods.base import PerGroupValues, TensorGroup
 from mergekit_lines.checkpoint.sources import HeldTensor
 from mergekit_lines.engine.cuts import Count, find, majority
 from mergekit_lines.engine.pieces import HeldResult, Job, TensorPieces, merge_tensor, tensor_norms
+from mergekit_lines.engine.ranks import spectrum_terms
 from mergekit_lines.engine.workers import Workers
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.kernels.pieces import Kernel
 from mergekit_lines.lines.alpha import Contribution, NormCollector, find_alpha
+from mergekit_lines.lines.larv import MatrixTerms, tiers
 from mergekit_lines.lines.outside import NO_BLOCKS, checked_depths, described
-from mergekit_lines.lines.placed import AUTO, Placed, ScheduleWords
+from mergekit_lines.lines.placed import LARV, Placed, ScheduleWords
+from mergekit_lines.lines.readings import Readings, Tier
 from mergekit_lines.lines.schedule import plain
 from mergekit_lines.merges.groups import bind, check_groups, lone_depth, storage
 from mergekit_lines.methods.registry import method_for, postprocess_method
@@ -87,8 +90,9 @@ def merge_groups(
         alpha, models = calibration.alpha, calibration.models
         LOG.info("alpha %s (Eq. 2, %s norm, %s models)", alpha, calibration.norm, models)
     placed = [contribution.placed for contribution in contributions]
-    auto = calibration.alpha if calibration else None
-    coefficients = [each.coefficient(auto) for each in placed]
+    larv = _tiers(groups, contributions, dtype)
+    readings = Readings(calibration, larv)
+    coefficients = [each.coefficient(readings) for each in placed]
     results: list[torch.Tensor] = []
     for number, first in enumerate(ties):
         if coefficients[number] != coefficients[first]:
@@ -253,10 +257,17 @@ def _place(
     every = [*names, *others]
     if len(every) == 1:
         depths = {names[0]: lone_depth(names[0], blocks, num_blocks)}
-        if ScheduleWords.of(values[0]).alpha == AUTO:
+        words = ScheduleWords.of(values[0])
+        if words.from_norms:
             raise LinesError(
-                "parameters.alpha: found 'auto' for one tensor alone, wanted a finite number: "
-                "Eq. 2 compares norms over the whole model. Give alpha, or use merge_state_dicts."
+                f"parameters.alpha: found {words.alpha!r} for one tensor alone, wanted a finite "
+                f"number: Eq. 2 compares norms over the whole model. Give alpha, or use "
+                f"merge_state_dicts."
+            )
+        if words.shape == LARV:
+            raise LinesError(
+                "parameters.schedule: found 'larv' for one tensor alone, wanted a schedule that "
+                "compares no blocks. Name another, or use merge_state_dicts."
             )
     else:
         entries = [group.tensors[0].numel() for group in groups]
@@ -272,6 +283,37 @@ def _place(
         placed = Placed(name, depths[name], ScheduleWords.of(own))
         contributions.append(Contribution(placed, frozenset(models), factors))
     return contributions
+
+
+def _tiers(
+    groups: Sequence[TensorGroup], contributions: Sequence[Contribution], dtype: torch.dtype | None
+) -> dict[str, list[Tier]] | None:
+    """Return LARV's tiers of all blocks, or None where no tensor asks for them."""
+    if not any(tensor.placed.words.shape == LARV for tensor in contributions):
+        return None
+    terms, depths = {}, {}
+    for group, tensor in zip(groups, contributions, strict=True):
+        depth, name = tensor.placed.depth, tensor.placed.name
+        if tensor.placed.words.shape == LARV and depth is not None:
+            depths[name] = depth
+            if (own := group_spectrum(group, dtype)) is not None:
+                terms[name] = own
+    return tiers(terms, depths)
+
+
+def group_spectrum(group: TensorGroup, dtype: torch.dtype | None) -> MatrixTerms | None:
+    """Return what a tensor in memory tells of its block's update, or None for no matrix.
+
+    Args:
+        group: base and models.
+        dtype: to which inputs are rounded first; or None.
+    """
+    if group.base is None:
+        return None
+    held = {entry.id: HeldTensor(entry.tensor.contiguous().cpu()) for entry in group.entries}
+    base = held.pop(group.base.id)
+    own = spectrum_terms(group.metadata.name or "", base, held, dtype)
+    return None if own is None else MatrixTerms(*own)
 
 
 def _ties(groups: Sequence[TensorGroup]) -> list[int]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergekit_lines.errors import Problem
+from mergekit_lines.lines.placed import LARV
 from mergekit_lines.lines.schedule import EXPONENTS
 from mergekit_lines.methods.words import of_parameter
 
@@ -30,6 +31,14 @@ GAMMA_TWICE = of_parameter(
     "gamma",
     "found together with alpha or beta, wanted one way of saying it: gamma alone (alpha = gamma, "
     "beta = 1 - gamma), or alpha and beta.",
+)
+
+
+LARV_AND_BETA = of_parameter(
+    "schedule",
+    "found larv together with beta, wanted one of the two: larv multiplies alpha by levels that "
+    "the weights tell, and nothing is gained by depth. Take beta out, or name a shape: "
+    f"{', '.join(EXPONENTS)}.",
 )
 
 
@@ -71,6 +80,8 @@ def incomplete(values: Mapping[str, Any], wrap: str) -> Problem | None:
     own = ["alpha", "beta"] if "wrap" in values else ["alpha", "beta", "gamma"]
     if isinstance(values["schedule"], tuple):
         return values_and_more([name for name in own if values[name] is not None])
+    if values["schedule"] == LARV:
+        return None if values["beta"] is None else LARV_AND_BETA
     if "wrap" in values:
         return missing_beta(wrap) if values["beta"] is None else None
     pair = [values["alpha"], values["beta"]]

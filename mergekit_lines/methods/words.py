@@ -15,6 +15,7 @@ from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 from pydantic import PlainValidator, ValidationError
 
 from mergekit_lines.errors import LinesError, Problem, nearest
+from mergekit_lines.lines.placed import AUTO, BLOCK, LARV
 from mergekit_lines.lines.schedule import EXPONENTS
 
 FP32_MAX = 3.4e38
@@ -97,39 +98,56 @@ def whole(name: str, value: Any, least: int) -> int:
 
 
 def _alpha(value: Any) -> float | str:
-    if value == "auto":
-        return "auto"
+    if isinstance(value, str) and value in (AUTO, BLOCK):
+        return value
     try:
         return number("alpha", value)
     except LinesError:
-        raise wrong("alpha", value, "a finite number or `auto`", ["auto"]) from None
+        choices = [AUTO, BLOCK]
+        raise wrong("alpha", value, "a finite number, `auto` or `block`", choices) from None
 
 
 def _alpha_postprocess(value: Any) -> float:
-    if value == "auto":
+    if isinstance(value, str) and value in (AUTO, BLOCK):
         raise LinesError(
             of_parameter(
                 "alpha",
-                "found 'auto', wanted a finite number: lines_postprocess sees one model, for which "
-                "Eq. 2 says nothing. Write gamma (0 to 1), or alpha and beta.",
+                f"found {value!r}, wanted a finite number: lines_postprocess sees one model, for "
+                f"which Eq. 2 says nothing. Write gamma (0 to 1), or alpha and beta.",
             )
         )
     return number("alpha", value)
 
 
-def _schedule(value: Any) -> float | tuple[float, ...]:
+def _schedule(value: Any) -> float | tuple[float, ...] | str:
+    return LARV if value == LARV else _shape(value, [*EXPONENTS, LARV])
+
+
+def _schedule_postprocess(value: Any) -> float | tuple[float, ...]:
+    if value == LARV:
+        raise LinesError(
+            of_parameter(
+                "schedule",
+                "found 'larv', wanted a schedule that reads no weights: lines_postprocess sees one "
+                "model, and larv compares several. Write merge_method: lines, or another schedule.",
+            )
+        )
+    return _shape(value, EXPONENTS)
+
+
+def _shape(value: Any, names: Iterable[str]) -> float | tuple[float, ...]:
     if isinstance(value, str) and value in EXPONENTS:
         return EXPONENTS[value]
     if isinstance(value, tuple) or (isinstance(value, str) and "," in value):
         return _values(value)
     meaning = (
-        f"{', '.join(EXPONENTS)}, an exponent above 0, or the coefficients from the first block "
+        f"{', '.join(names)}, an exponent above 0, or the coefficients from the first block "
         f'to the last in ONE text, e.g. "0.1, 0.2, 0.4"'
     )
     try:
         exponent = number("schedule", value)
     except LinesError:
-        raise wrong("schedule", value, meaning, EXPONENTS) from None
+        raise wrong("schedule", value, meaning, names) from None
     if exponent <= 0:
         raise wrong("schedule", value, meaning)
     return exponent
@@ -187,9 +205,11 @@ def _wrap_name(value: Any) -> str:
     return value
 
 
+_BETA = word(
+    "beta", lambda v: number("beta", v), None, "coefficient gained from first to last block"
+)
+_SHAPES = "linear, sqrt, quadratic, an exponent, or coefficients"
 _SCHEDULE_WORDS = (
-    word("beta", lambda v: number("beta", v), None, "coefficient gained from first to last block"),
-    word("schedule", _schedule, "linear", "linear, sqrt, quadratic, an exponent, or coefficients"),
     word("outside", _outside, "alpha", "coefficient of tensors outside the blocks"),
     word("blocks", _blocks, None, "containers that count as blocks, comma-separated"),
     word("num_blocks", lambda v: whole("num_blocks", v, 1), None, "block count"),
@@ -204,7 +224,9 @@ _SCHEDULE_WORDS = (
 LINES_WORDS = (
     word("wrap", _wrap_name, "task_arithmetic", "merge method whose task vector is scaled"),
     # Where the schedule gives values there is no α to give: the default `auto` is taken later.
-    word("alpha", _alpha, None, "coefficient of the first block, or auto (Eq. 2)"),
+    word("alpha", _alpha, None, "coefficient of the first block, or auto or block (Eq. 2)"),
+    _BETA,
+    word("schedule", _schedule, "linear", f"{_SHAPES}, or larv"),
     *_SCHEDULE_WORDS,
     word("norm", _norm, "l1", "norm of Eq. 2 for alpha: auto"),
     word("seed", lambda v: whole("seed", v, 0), None, "seed of wraps that draw at random"),
@@ -218,6 +240,8 @@ WRAP = next(word for word in LINES_WORDS if word.name == "wrap")
 POSTPROCESS_WORDS = (
     word("alpha", _alpha_postprocess, None, "coefficient of the first block"),
     word("gamma", lambda v: number("gamma", v), None, "alpha = gamma, beta = 1 - gamma"),
+    _BETA,
+    word("schedule", _schedule_postprocess, "linear", _SHAPES),
     *_SCHEDULE_WORDS,
 )
 

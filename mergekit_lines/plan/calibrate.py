@@ -1,11 +1,12 @@
 """What takes the whole model before a tensor of it is merged, streamed over all tensors.
 
-``alpha: auto``: the norms of Eq. 2. ``trim: model``: the cuts of TIES as its paper has it.
+``alpha: auto`` and ``block``: the norms of Eq. 2. ``schedule: larv``: a sample of the blocks'
+matrices. ``trim: model``: the cuts of TIES as its paper has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,13 +15,36 @@ from mergekit.graph import Executor
 
 from mergekit_lines.checkpoint.ties import tied_names
 from mergekit_lines.engine.cuts import LOOK, Count, find, majority
-from mergekit_lines.engine.tasks import CountTask, EngineTask, NormTask, engine_task
+from mergekit_lines.engine.tasks import CountTask, EngineTask, NormTask, SpectrumTask, engine_task
 from mergekit_lines.errors import Problem, some
-from mergekit_lines.lines.alpha import Calibration, NormCollector, find_alpha
-from mergekit_lines.lines.placed import AUTO
+from mergekit_lines.lines.alpha import NormCollector, find_alpha
+from mergekit_lines.lines.depth import BlockDepth
+from mergekit_lines.lines.larv import TermCollector, tiers
+from mergekit_lines.lines.placed import LARV
+from mergekit_lines.lines.readings import Calibration, Readings, Tier
 from mergekit_lines.methods.trim import SETTLED, Settled
 from mergekit_lines.methods.words import of_parameter
 from mergekit_lines.plan.planned import MergeRun, PlannedTensor
+
+
+def read_weights(
+    planned: Sequence[PlannedTensor],
+    run: MergeRun,
+    seed: int,
+    options: Any,
+    out_model_config: Any,
+) -> Readings:
+    """Return what the coefficients need of the weights; nothing is read where none needs any.
+
+    An interrupted run's values are taken over.
+
+    Raises:
+        LinesError: a norm is zero, or tensors are merged from different models.
+    """
+    return Readings(
+        calibrate(planned, run, seed, options, out_model_config),
+        find_tiers(planned, run, seed, options),
+    )
 
 
 def calibrate(
@@ -59,13 +83,58 @@ def calibrate(
         run.engine.order(tasks)
         _execute(tasks, options, "Calibrating alpha")
 
-    if not any(item.placed.words.alpha == AUTO for item in planned):
+    if not any(item.placed.words.from_norms for item in planned):
         return None
     contributions = [item.contribution() for item in planned]
     calibration = find_alpha(contributions, planned[0].norm, collect)
     if calibration is not None and run.partial:
         run.partial.keep("alpha", asdict(calibration))
     return calibration
+
+
+def find_tiers(
+    planned: Sequence[PlannedTensor], run: MergeRun, seed: int, options: Any
+) -> Mapping[str, Sequence[Tier]] | None:
+    """Return LARV's tiers of all blocks, or None where no tensor asks for them.
+
+    The matrices that ask for them are looked at, and no others. An interrupted run's tiers are
+    taken over.
+
+    Raises:
+        LinesError: an input holds NaN or infinity.
+    """
+    depths: dict[str, BlockDepth] = {
+        item.weight.name: item.placed.depth
+        for item in planned
+        if item.placed.words.shape == LARV and item.placed.depth
+    }
+    if not any(item.placed.words.shape == LARV for item in planned):
+        return None
+    kept = run.partial.recall("larv") if run.partial else None
+    if kept is not None:
+        return {name: [Tier(**tier) for tier in blocks] for name, blocks in kept.items()}
+    collector = TermCollector()
+    tasks = [
+        engine_task(
+            item.task,
+            SpectrumTask,
+            engine=run.engine,
+            number=number,
+            seed=seed,
+            collector=collector,
+        )
+        for number, item in enumerate(planned)
+        if item.weight.name in depths
+    ]
+    if tasks:
+        run.engine.order([])  # of these only rows are read
+        _execute(tasks, options, "Looking at the updates")
+    result = tiers(collector.terms, depths)
+    if run.partial:
+        run.partial.keep(
+            "larv", {name: [asdict(tier) for tier in blocks] for name, blocks in result.items()}
+        )
+    return result
 
 
 def trim_problems(planned: Sequence[PlannedTensor]) -> Iterator[Problem]:

@@ -22,13 +22,13 @@ from mergekit_lines.engine.tasks import LinesTask, WriteTask, engine_task
 from mergekit_lines.errors import LinesError, Problem, reason, together
 from mergekit_lines.host.names import METHODS, OWN, REMEDY
 from mergekit_lines.lines.depth import block_depths, natural_key
-from mergekit_lines.lines.placed import AUTO, Placed, ScheduleWords
+from mergekit_lines.lines.placed import Placed, ScheduleWords
 from mergekit_lines.lines.summary import Summary, summarise
 from mergekit_lines.methods.complete import incomplete
 from mergekit_lines.methods.registry import alone, method_for, postprocess_method
 from mergekit_lines.methods.words import WHOLE_RECIPE, WRAP, of_parameter
 from mergekit_lines.plan.calibrate import (
-    calibrate,
+    read_weights,
     settle,
     to_json,
     trim_problems,
@@ -250,14 +250,14 @@ class LinesPlanner(plan.MergePlanner):
             placed = Placed(weight.name, depths[weight.name], ScheduleWords.of(values))
             planned.append(PlannedTensor(weight, task, wrap, placed))
         self._problems += trim_problems(planned)
-        needs_alpha = any(item.placed.words.alpha == AUTO for item in planned)
-        if needs_alpha and len({item.wrap for item in planned}) > 1:
+        by_norms = {item.placed.words.alpha for item in planned if item.placed.words.from_norms}
+        if by_norms and len({item.wrap for item in planned}) > 1:
             self._problems.append(
                 of_parameter(
                     "wrap",
                     f"found {', '.join(sorted(set(self._wraps.values())))} in one recipe with "
-                    f"alpha: auto, wanted one wrap: Eq. 2 compares the norms of one merge over the "
-                    f"whole model. Give alpha as a number, or one wrap.",
+                    f"alpha: {min(map(str, by_norms))}, wanted one wrap: Eq. 2 compares the norms "
+                    f"of one merge over the whole model. Give alpha as a number, or one wrap.",
                 )
             )
         return planned
@@ -294,18 +294,19 @@ class LinesPlanner(plan.MergePlanner):
         return self._planned or []
 
     def finish(self) -> None:
-        """Find α where it is wanted, and write each tensor's coefficient into its task."""
+        """Read the weights where a coefficient hangs on them, and settle each tensor's."""
         planned = self.planned()
         settled = settle(planned, self._run, self.options, self.out_model_config)
         if settled:
             planned = self._planned = [with_settled(item, settled) for item in planned]
-        calibration = calibrate(planned, self._run, self.seed, self.options, self.out_model_config)
-        alpha = calibration.alpha if calibration else None
-        self._coefficients = {item.placed.name: item.placed.coefficient(alpha) for item in planned}
+        readings = read_weights(planned, self._run, self.seed, self.options, self.out_model_config)
+        self._coefficients = {
+            item.placed.name: item.placed.coefficient(readings) for item in planned
+        }
         self.summary = summarise(
             [item.placed for item in planned],
             self._coefficients,
-            calibration,
+            readings,
             wraps=[item.wrap for item in planned if item.wrap],
             seed=self.seed,
             by_depth=not self._alone,

@@ -20,7 +20,9 @@ from mergekit_lines.checkpoint.headers import Headers, TensorHeader
 from mergekit_lines.checkpoint.sources import DTYPES
 from mergekit_lines.checkpoint.writer import NAMES, Slot
 from mergekit_lines.engine.pieces import cut
+from mergekit_lines.engine.ranks import sampled_entries
 from mergekit_lines.kernels.floors import looked_at
+from mergekit_lines.lines.placed import LARV
 from mergekit_lines.plan.layout import names_of
 from mergekit_lines.plan.planned import PlannedTensor
 
@@ -47,6 +49,15 @@ class Sized:
     def entries(self) -> int:
         """Number of entries."""
         return math.prod(self.shape)
+
+    @property
+    def sampled(self) -> Mapping[ModelReference, int]:
+        """Bytes of each input that ``schedule: larv`` reads before the merge."""
+        placed = self.item.placed
+        if placed.words.shape != LARV or placed.depth is None or not self.entries:
+            return {}
+        entries = sampled_entries(self.shape)
+        return {model: size * entries // self.entries for model, size in self.read.items()}
 
     @property
     def slot(self) -> Slot:

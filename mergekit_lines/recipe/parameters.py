@@ -11,7 +11,13 @@ from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
 from mergekit_lines.errors import LinesError, Problem, nearest, nearest_name
 from mergekit_lines.host.names import OWN
-from mergekit_lines.methods.complete import MISSING_GAMMA, missing_beta, values_and_more
+from mergekit_lines.lines.placed import LARV
+from mergekit_lines.methods.complete import (
+    LARV_AND_BETA,
+    MISSING_GAMMA,
+    missing_beta,
+    values_and_more,
+)
 from mergekit_lines.methods.registry import alone, check_wrap, method_for, postprocess_method
 from mergekit_lines.methods.words import (
     ALONE_WORDS,
@@ -208,19 +214,8 @@ def _check_values(
 def _check_required(config: MergeConfiguration, methods: list[LinesMethod]) -> Iterator[Problem]:
     present = {name for section in sections(config) for name in section.parameters}
     wraps = [method.wrapped.spec.name for method in methods]
-    postprocess = config.merge_method == "lines_postprocess"
-    if _values_everywhere(config):
-        own = ("alpha", "beta", "gamma") if postprocess else ("alpha", "beta")
-        problem = values_and_more([name for name in own if name in present])
-        if problem:
-            yield problem
-    elif _values_somewhere(config):
-        pass  # who lacks a beta is seen tensor by tensor
-    elif postprocess and "gamma" not in present and not {"alpha", "beta"} <= present:
-        yield MISSING_GAMMA
-    elif config.merge_method == "lines" and "beta" not in present:
-        yield missing_beta(wraps[0] if wraps else "task_arithmetic")
-    if postprocess:
+    yield from _check_coefficients(config, present, wraps)
+    if config.merge_method == "lines_postprocess":
         return
     sliced = config.slices or any(module.slices for module in (config.modules or {}).values())
     for wrap, method in zip(wraps, methods, strict=True):
@@ -241,6 +236,34 @@ def _check_required(config: MergeConfiguration, methods: list[LinesMethod]) -> I
                 )
 
 
+def _check_coefficients(
+    config: MergeConfiguration, present: set[str], wraps: list[str]
+) -> Iterator[Problem]:
+    """Check that the coefficients are said, and once.
+
+    Args:
+        config: the recipe.
+        present: names of all its parameters.
+        wraps: the wrapped methods.
+    """
+    postprocess = config.merge_method == "lines_postprocess"
+    whole, schedules = (config.parameters or {}).get("schedule"), _schedules(config)
+    own = ("alpha", "beta", "gamma") if postprocess else ("alpha", "beta")
+    problem = None
+    if _is_values(whole) and all(map(_is_values, schedules)):
+        problem = values_and_more([name for name in own if name in present])
+    elif whole == LARV and all(schedule == LARV for schedule in schedules):
+        problem = LARV_AND_BETA if "beta" in present else None
+    elif any(_is_values(schedule) or schedule == LARV for schedule in schedules):
+        pass  # who lacks a beta is seen tensor by tensor
+    elif postprocess and "gamma" not in present and not {"alpha", "beta"} <= present:
+        yield MISSING_GAMMA
+    elif config.merge_method == "lines" and "beta" not in present:
+        yield missing_beta(wraps[0] if wraps else "task_arithmetic")
+    if problem:
+        yield problem
+
+
 def _schedules(config: MergeConfiguration) -> list[Any]:
     """Return every schedule of the recipe, whichever tensors it is for."""
     return [
@@ -253,15 +276,6 @@ def _schedules(config: MergeConfiguration) -> list[Any]:
 
 def _is_values(schedule: Any) -> bool:
     return isinstance(schedule, str) and "," in schedule
-
-
-def _values_somewhere(config: MergeConfiguration) -> bool:
-    return any(map(_is_values, _schedules(config)))
-
-
-def _values_everywhere(config: MergeConfiguration) -> bool:
-    whole = _is_values((config.parameters or {}).get("schedule"))
-    return whole and all(map(_is_values, _schedules(config)))
 
 
 def _check_counts(config: MergeConfiguration, methods: list[LinesMethod]) -> Iterator[Problem]:

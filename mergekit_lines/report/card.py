@@ -212,6 +212,12 @@ def _alpha(alpha: Mapping[str, Any]) -> str:
         return "given tensor by tensor, see the recipe."
     if "models" not in alpha:
         return f"{value}, given by the recipe."
+    if "blocks" in alpha:
+        norm = alpha["norm"].upper()
+        return (
+            f"found for each block, by Eq. 2 of the paper over the tensors in it "
+            f"({alpha['models']} models, {norm} norms); {value} over the whole model."
+        )
     how = "in closed form" if alpha.get("tau_sum") is None else f"by {alpha['norm'].upper()} norms"
     return f"{value}, found by Eq. 2 of the paper over {alpha['models']} models, {how}."
 

@@ -6,6 +6,9 @@ import importlib.metadata
 import json
 import platform
 import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,8 @@ from mergekit_lines._version import __version__
 from mergekit_lines.checkpoint.bounded import read_json
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.files import REPORT
-from mergekit_lines.lines.alpha import Calibration
 from mergekit_lines.lines.outside import NO_BLOCKS
+from mergekit_lines.lines.readings import Calibration, Readings, Tier
 from mergekit_lines.lines.summary import Summary
 from mergekit_lines.report.schema import unfit_keys
 
@@ -40,6 +43,8 @@ def report(summary: Summary, method: str, recipe: str) -> dict[str, Any]:
             "tau_sum": calibration.tau_sum,
             "tau_mtl": calibration.tau_mtl,
         }
+        if calibration.blocks is not None:
+            alpha["blocks"] = {name: list(values) for name, values in calibration.blocks.items()}
     return {
         "format": FORMAT,
         "mergekit_lines": __version__,
@@ -55,8 +60,26 @@ def report(summary: Summary, method: str, recipe: str) -> dict[str, Any]:
         ],
         "outside": summary.outside,
         **({"trim": summary.trim} if summary.trim else {}),
+        **({"larv": _tiers(summary.larv)} if summary.larv is not None else {}),
         "recipe": recipe,
     }
+
+
+def _tiers(larv: Mapping[str, Sequence[Tier]]) -> dict[str, list[dict[str, float]]]:
+    return {name: [asdict(tier) for tier in blocks] for name, blocks in larv.items()}
+
+
+def reported_readings(report: Mapping[str, Any]) -> Readings:
+    """Return what a report says was read of the weights; its keys were checked."""
+    alpha, larv = report["alpha"], report.get("larv")
+    # One tensor by the recipe's number beside others by Eq. 2: the number is Eq. 2's all the same.
+    calibration = None
+    if alpha["value"] is not None:
+        keys = ("models", "norm", "tau_sum", "tau_mtl", "blocks")
+        facts = {"models": 0, "norm": "", **{key: alpha[key] for key in keys if key in alpha}}
+        calibration = Calibration(alpha["value"], **facts)
+    tiers = larv and {name: [Tier(**one) for one in blocks] for name, blocks in larv.items()}
+    return Readings(calibration, tiers)
 
 
 def run_figures(
@@ -121,9 +144,15 @@ def describe(summary: Summary) -> list[str]:
     if isinstance(summary.alpha, Calibration):
         calibration = summary.alpha
         how = "closed form" if calibration.tau_sum is None else f"{calibration.norm.upper()} norms"
-        lines.append(
-            f"alpha = {calibration.alpha!r} (auto: Eq. 2, {calibration.models} models, {how})"
-        )
+        own, alphas = "auto", repr(calibration.alpha)
+        if calibration.blocks is not None:
+            values = sorted(each for blocks in calibration.blocks.values() for each in blocks)
+            own, alphas = "block", f"{_range(values)} by block, {alphas} of the whole model"
+        lines.append(f"alpha = {alphas} ({own}: Eq. 2, {calibration.models} models, {how})")
+    for name, tiers in (summary.larv or {}).items():
+        levels = Counter(tier.level for tier in tiers)
+        shares = ", ".join(f"{level:g} for {levels[level]}" for level in sorted(levels))
+        lines.append(f"{name}: larv multiplies alpha by {shares} of {len(tiers)} blocks")
     for name, blocks in summary.containers.items():
         first, last = _range(blocks[0]), _range(blocks[-1])
         lines.append(f"{name}: {len(blocks)} blocks, coefficient {first} to {last}")

@@ -69,8 +69,14 @@ def _alpha(value: Any) -> bool:
             "norm": lambda norm: norm in ("l1", "l2"),
             "tau_sum": _or_none(_number),
             "tau_mtl": _or_none(_number),
+            "blocks": _mapped(_listed(_number, 1)),
         },
     )(value) and (by_eq2 <= value.keys() or not by_eq2 & value.keys())
+
+
+def _tier(value: Any) -> bool:
+    keys = {"contrast", "conflict", "level"}
+    return isinstance(value, dict) and value.keys() == keys and all(map(_number, value.values()))
 
 
 _FILES = _mapped(
@@ -90,6 +96,7 @@ REQUIRED: dict[str, Check] = {
 }
 OPTIONAL: dict[str, Check] = {
     "dropped": _mapped(_listed(_text)),
+    "larv": _mapped(_listed(_tier, 1)),
     "flags": _listed(_text),
     "inputs": _mapped(
         _with(

@@ -20,9 +20,14 @@ def show_report(report: Mapping[str, Any], title: str) -> None:
     for text in _facts(report):
         print_line(console, text)
     for container in report["containers"]:
-        table = new_table(container["name"], "block", "λ")
+        tiers = report.get("larv", {}).get(container["name"])
+        heads = ("r_eff(θ₀)/r_eff(τ)", "conflict", "level") if tiers else ()
+        table = new_table(container["name"], "block", "λ", *heads)
         for number, value in enumerate(container["coefficients"], 1):
-            table.add_row("", str(number), _lambdas(value if isinstance(value, list) else [value]))
+            values = value if isinstance(value, list) else [value]
+            own = tiers[number - 1] if tiers and number <= len(tiers) else {}
+            cells = [f"{own[key]:.4g}" for key in ("contrast", "conflict", "level") if key in own]
+            table.add_row("", str(number), _lambdas(values), *cells)
         print_table(console, table)
     if report["outside"]:
         print_table(console, _outside(report["outside"]))
@@ -37,7 +42,8 @@ def _facts(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"merge_method {report['merge_method']}{wraps}, seed {report['seed']}"
     alpha = report["alpha"]
     value = "differs between tensors" if alpha["value"] is None else f"= {alpha['value']:.6g}"
-    yield f"α {value}: {'the recipe' if alpha['source'] == 'recipe' else alpha['source']}"
+    blocks = " over the whole model, and for each block" if alpha.get("blocks") else ""
+    yield f"α {value}: {'the recipe' if alpha['source'] == 'recipe' else alpha['source']}{blocks}"
     versions = {"mergekit-lines": report["mergekit_lines"], **report["versions"]}
     yield f"made with {', '.join(f'{name} {version}' for name, version in versions.items())}"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Settings
+from mergekit_lines.lines.placed import AUTO, BLOCK, LARV
 from mergekit_lines.recipe.settings import tuned_entries, with_settings
 from mergekit_lines.search.bench import Bench, Recipe, unscaled
 from mergekit_lines.search.checks import check_recipes, input_names, make_evaluators, open_recipe
@@ -148,9 +149,15 @@ def _check_soup(document: Recipe, places: Sequence[int]) -> None:
             f"parameters.lambda: found {words['lambda']!r}, wanted none: a soup is the mean of "
             f"checkpoints, and alpha and beta say how far it goes."
         )
-    if words.get("alpha", "auto") == "auto" and "," not in str(words.get("schedule", "")):
+    alpha, schedule = words.get("alpha", AUTO), str(words.get("schedule", ""))
+    if schedule == LARV:
         raise LinesError(
-            "parameters.alpha: found auto, wanted a number (the paper's for soups is 1): Eq. 2 "
+            "parameters.schedule: found larv, wanted another: its levels come from the models, and "
+            "which those are is not known before the choice."
+        )
+    if alpha in (AUTO, BLOCK) and "," not in schedule:
+        raise LinesError(
+            f"parameters.alpha: found {alpha}, wanted a number (the paper's for soups is 1): Eq. 2 "
             "counts the models, and which those are is not known before the choice."
         )
 

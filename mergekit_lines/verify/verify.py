@@ -31,7 +31,7 @@ from mergekit_lines.plan.prepare import prepare
 from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.reading import one_document
-from mergekit_lines.report.file import read_report
+from mergekit_lines.report.file import read_report, reported_readings
 from mergekit_lines.report.fingerprints import changed_files, changed_input
 from mergekit_lines.verify.checker import Checker, Stored
 from mergekit_lines.verify.cuts import Cuts
@@ -217,7 +217,7 @@ def _check_inputs(
 def _coefficients(
     report: Mapping[str, Any], planned: Sequence[PlannedTensor], seed: int, stored: Stored
 ) -> dict[str, float]:
-    """Return λ of every tensor; α is the report's, and nothing else of it.
+    """Return λ of every tensor; what the weights gave, α for one, is the report's, no more of it.
 
     Raises:
         LinesError: the report's recipe does not give what else the report says.
@@ -236,8 +236,8 @@ def _coefficients(
     if sorted({item.wrap for item in planned if item.wrap}) != report["wrap"]:
         unlike.append("wrap")
     try:
-        alpha = report["alpha"]["value"]
-        coefficients = {name: item.placed.coefficient(alpha) for name, item in items.items()}
+        readings = reported_readings(report)
+        coefficients = {name: item.placed.coefficient(readings) for name, item in items.items()}
         blocks = {one["name"]: one["coefficients"] for one in report["containers"]}
         for name, item in items.items():
             place = item.placed.depth

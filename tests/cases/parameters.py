@@ -50,6 +50,24 @@ WORDS = [
         ("parameters.schedule", "found values together with alpha and beta", "Take", "linear"),
     ),
     Case(
+        "larv-and-beta",
+        "Levels that the weights tell leave nothing for beta to say.",
+        words(schedule="larv"),
+        ("parameters.schedule", "found larv together with beta", "Take beta out", "linear"),
+    ),
+    Case(
+        "larv-for-some-tensors-and-beta-for-all",
+        "Tensors that have larv and a beta too are named.",
+        words(schedule=[{"filter": "mlp", "value": "larv"}, {"value": "linear"}]),
+        ("parameters.schedule", "found larv together with beta", "mlp"),
+    ),
+    Case(
+        "block-under-wraps-of-two-kinds",
+        "alpha: block compares the norms of one merge, as auto does.",
+        words(alpha="block", wrap=[{"filter": "mlp", "value": "ties"}, {"value": "linear"}]),
+        ("parameters.wrap", "alpha: block", "one wrap"),
+    ),
+    Case(
         "values-for-some-tensors-and-beta-for-all",
         "Tensors that have values and a beta too are named.",
         words(alpha=DROP, schedule=[{"filter": "mlp", "value": "0.1, 0.2"}, {"value": "linear"}]),
@@ -242,6 +260,18 @@ POSTPROCESS = [
         "lines_postprocess has no alpha: auto.",
         post(alpha="auto", beta=0.5),
         ("parameters.alpha", "'auto'", "number", "gamma"),
+    ),
+    Case(
+        "postprocess-block",
+        "lines_postprocess has no alpha: block.",
+        post(alpha="block", beta=0.5),
+        ("parameters.alpha", "'block'", "number", "gamma"),
+    ),
+    Case(
+        "postprocess-larv",
+        "lines_postprocess has no models to compare, as larv does.",
+        post(gamma=0.5, schedule="larv"),
+        ("parameters.schedule", "'larv'", "merge_method: lines"),
     ),
     Case(
         "postprocess-gamma-and-alpha",

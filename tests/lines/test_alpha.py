@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from mergekit_lines.errors import LinesError
 from mergekit_lines.lines.alpha import Contribution, NormCollector, find_alpha
-from mergekit_lines.lines.placed import AUTO, Placed, ScheduleWords
+from mergekit_lines.lines.depth import BlockDepth
+from mergekit_lines.lines.placed import AUTO, BLOCK, Placed, ScheduleWords
 
 WORDS = ScheduleWords(AUTO, 0.5, 1.0, "alpha")
 # |x| of τ_sum and of τ_MTL, tensor by tensor.
@@ -95,6 +97,50 @@ def test_other_models_in_one_tensor() -> None:
     with pytest.raises(LinesError, match="from the same models") as caught:
         find_alpha([tensor("t0", "ab"), tensor("t1", "a")], "l1", lambda to: None)
     assert "t0" in str(caught.value) and "t1" in str(caught.value)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_alpha_of_each_block(norm: str) -> None:
+    """`block` is Eq. 2 over the tensors of one block; a ratio of zero leaves the whole one."""
+    values = {  # of τ_sum and of τ_MTL, by block
+        ("layers", 0): ([[3.0, -4.0], [12.0]], [[1.0, 2.0], [2.0]]),
+        ("layers", 1): ([[0.0, 0.0]], [[1.0, 1.0]]),  # the task vectors cancel
+        ("layers", 2): ([[5.0]], [[0.0]]),  # the merge leaves it as it was
+        ("tower", 0): ([[6.0]], [[2.0]]),
+        ("embed", None): ([[1.0]], [[0.5]]),
+    }
+    counts = {"layers": 4, "tower": 1}  # block 3 of the first has no tensor
+    words = ScheduleWords(BLOCK, 0.5, 1.0, "alpha")
+    tensors, vectors = [], {}
+    for (place, index), (sums, merged) in values.items():
+        depth = None if index is None else BlockDepth(place, index, counts[place])
+        for number, pair in enumerate(zip(sums, merged, strict=True)):
+            name = f"{place}.{index}.{number}"
+            tensors.append(Contribution(Placed(name, depth, words), frozenset("ab"), None))
+            vectors[name] = pair
+
+    def collect(collector: NormCollector) -> None:
+        for name, pair in vectors.items():
+            one, other = (sum(abs(x) ** collector.power for x in values) for values in pair)
+            collector.terms[name] = (one, other)
+
+    def ratio(place: str) -> float:
+        chosen = [pair for name, pair in vectors.items() if name.startswith(place)]
+        order = 1 if norm == "l1" else 2
+        up, down = (
+            np.linalg.norm(np.concatenate([pair[which] for pair in chosen]), order)
+            for which in (0, 1)
+        )
+        return float(up / down / 2)
+
+    calibration = find_alpha(tensors, norm, collect)
+    assert calibration is not None and calibration.blocks is not None
+    assert calibration.alpha == pytest.approx(ratio(""), rel=1e-14)
+    whole = calibration.alpha
+    assert calibration.blocks["layers"] == pytest.approx(
+        [ratio("layers.0"), whole, whole, whole], rel=1e-14
+    )
+    assert calibration.blocks["tower"] == pytest.approx([ratio("tower.0")], rel=1e-14)
 
 
 def test_the_order_of_tensors_does_not_matter() -> None:

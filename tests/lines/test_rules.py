@@ -9,6 +9,7 @@ import pytest
 
 from mergekit_lines.lines.depth import BlockDepth
 from mergekit_lines.lines.placed import Placed, ScheduleWords
+from mergekit_lines.lines.readings import Calibration, Readings
 from mergekit_lines.lines.rules import at_depth
 
 VALUES = (0.1, 0.7, -0.4, 1.3, 0.2)
@@ -59,5 +60,6 @@ def test_outside_gets_the_first_value() -> None:
 
 def test_values_need_no_calibration() -> None:
     """Values stand in the place of α: what Eq. 2 found for other tensors is not taken."""
-    assert Placed("w", BlockDepth("layers", 0, 5), words()).coefficient(0.125) == 0.1
-    assert Placed("w", None, words()).coefficient(0.125) == 0.1
+    read = Readings(Calibration(0.125, 2, "l1"))
+    assert Placed("w", BlockDepth("layers", 0, 5), words()).coefficient(read) == 0.1
+    assert Placed("w", None, words()).coefficient(read) == 0.1

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from mergekit.options import MergeOptions
 
-from mergekit_lines.lines.alpha import Calibration
+from mergekit_lines.lines.readings import Calibration
 from mergekit_lines.plan.calibrate import calibrate
 from mergekit_lines.plan.planned import MergeRun
 from tests.plan.preparing import configuration, prepared
