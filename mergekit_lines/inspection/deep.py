@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from mergekit.common import ModelReference
 from tqdm import tqdm
@@ -21,9 +22,9 @@ from mergekit_lines.checkpoint.sources import Source
 from mergekit_lines.host.process import available_cores
 from mergekit_lines.plan.planned import PlannedTensor
 
-PIECE = 1 << 18  # entries
-EVERY = 8  # of so many pieces one is looked at for signs
-ROWS = 64  # of a matrix, for its effective rank
+PIECE = 1 << 17  # entries
+EVERY = 16  # of so many pieces one is looked at for signs
+ROWS, RUNS = 64, 8  # of a matrix for its effective rank, read in so many runs
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class _Sums:
 
     def __init__(self, models: int) -> None:
         self.base = 0.0
-        self.products = torch.zeros(models, models, dtype=torch.float64)
+        self.products = np.zeros((models, models))
         self.signs = [0, 0]  # entries that differ in sign, entries that two or more change
         self.ranks: list[list[float]] = [[] for _ in range(models)]
 
@@ -112,8 +113,7 @@ class _Sums:
             own.extend(more)
 
     def depth(self, container: str, index: int, coefficient: float | None) -> Depth:
-        squares = self.products.diagonal().clamp_min(0)
-        changes = squares.sqrt().tolist()
+        changes = np.sqrt(self.products.diagonal()).tolist()
         cosines: list[float | None] = []
         for first in range(len(changes)):
             for second in range(first + 1, len(changes)):
@@ -125,7 +125,7 @@ class _Sums:
             container,
             index,
             coefficient,
-            math.sqrt(max(self.base, 0.0)),
+            math.sqrt(self.base),
             tuple(changes),
             tuple(cosines),
             differ / both if both else None,
@@ -276,14 +276,26 @@ def _piece(tensor: _Tensor, start: int, stop: int, *, signs: bool) -> tuple[_Sum
         for second in range(first, len(deltas)):
             product = float(torch.dot(row, deltas[second]))
             sums.products[first, second] = sums.products[second, first] = product
-    if not (math.isfinite(sums.base) and bool(torch.isfinite(sums.products).all())):
+    if not (math.isfinite(sums.base) and np.isfinite(sums.products).all()):
         return _Sums(len(tensor.tuned)), _strange(base, deltas)
     if signs and len(deltas) > 1:
-        positive, negative = (deltas > 0).sum(dim=0), (deltas < 0).sum(dim=0)
-        both = positive + negative >= 2
-        differ = (positive > 0) & (negative > 0)
-        sums.signs = [int(differ.sum()), int(both.sum())]
+        sums.signs = _signs(deltas)
     return sums, []
+
+
+def _signs(deltas: torch.Tensor) -> list[int]:
+    """Count the entries whose signs differ between rows, and those that two or more rows have."""
+    positive, negative = deltas[0] > 0, deltas[0] < 0
+    some = positive | negative
+    both = torch.zeros_like(some)
+    for row in deltas[1:]:
+        more, less = row > 0, row < 0
+        positive |= more
+        negative |= less
+        more |= less
+        both |= some & more
+        some |= more
+    return [int(torch.count_nonzero(positive & negative)), int(torch.count_nonzero(both))]
 
 
 def _strange(base: torch.Tensor, deltas: torch.Tensor) -> list[int]:
@@ -300,18 +312,22 @@ def _ranks(tensor: _Tensor) -> list[list[float]]:
     if len(shape) != 2 or min(shape) < 2:
         return [[] for _ in tensor.tuned]
     rows, columns = shape
-    count = min(ROWS, rows, columns)
-    picked = [place * rows // count for place in range(count)]
-    base, result = torch.empty(count, columns), []
-    for row, place in zip(base, picked, strict=True):
-        tensor.base.read_into(place * columns, (place + 1) * columns, row)
+    runs = min(RUNS, *shape)
+    height = min(ROWS, rows, columns) // runs
+    starts = [run * rows // runs for run in range(runs)]
+    base, result = _rows(tensor.base, starts, height, columns), []
     for source in tensor.tuned:
-        delta = torch.empty(count, columns)
-        for row, place in zip(delta, picked, strict=True):
-            source.read_into(place * columns, (place + 1) * columns, row)
-        delta.sub_(base)
+        delta = _rows(source, starts, height, columns).sub_(base)
         result.append(list(_effective_rank(delta)))
     return result
+
+
+def _rows(source: Source, starts: Sequence[int], height: int, columns: int) -> torch.Tensor:
+    """Return ``height`` rows from each start on, (rows, columns), fp32."""
+    picked = torch.empty(len(starts), height * columns)
+    for run, start in zip(picked, starts, strict=True):
+        source.read_into(start * columns, (start + height) * columns, run)
+    return picked.view(-1, columns)
 
 
 def _effective_rank(matrix: torch.Tensor) -> Iterator[float]:
