@@ -124,8 +124,9 @@ def test_inspect_commands_shown(
     monkeypatch.chdir(tmp_path)
     text = runner.recipe_text(localised(blocks(README, "yaml")[1], llama_base, llama_a))
     Path("recipe.yml").write_text(text, encoding="utf-8")
-    commands = re.findall(r"^mergekit-lines (inspect recipe\.yml --.*?) +#", RECIPES, re.MULTILINE)
-    assert len(commands) == 2
+    lines = re.findall(r"^mergekit-lines (inspect recipe\.yml --.*)$", RECIPES, re.MULTILINE)
+    commands = [line.partition("#")[0].strip() for line in lines]
+    assert len(commands) == 4
     for command in commands:
         flags, _, target = command.partition(" > ")
         result = CliRunner().invoke(main, flags.split())
@@ -133,7 +134,9 @@ def test_inspect_commands_shown(
         if target:
             Path(target).write_text(result.stdout, encoding="utf-8")
     assert json.loads(Path("plan.json").read_text())["documents"][0]["totals"]["read"] > 0
-    assert Path("depth.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("depth.png", "look.png"):
+        assert Path(picture).read_bytes().startswith(b"\x89PNG")
+    assert "<table>" in Path("look.html").read_text(encoding="utf-8")
 
 
 SHOWN = {
