@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from tests.e2e.torture import Torturer
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models are slowed by torch's pool, the more so where tests run side by side."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that holds the run's checkpoints; the workers of pytest-xdist share it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -123,11 +124,17 @@ def peak_rss() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+@functools.cache
+def _version(name: str) -> str:
+    """Return a package's version; a merge asks twice, and each answer parses a long text."""
+    return importlib.metadata.version(name)
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a merge's bytes may hang on."""
     return {
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: _version(name) for name in PACKAGES},
     }
 
 

@@ -15,15 +15,6 @@ from mergekit_lines.evaluate import Evaluator, Settings, parse_evaluators
 from tests import models
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models are slowed by torch's pool, the more so where tests run side by side."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def sharp(checkpoints: Path) -> Path:
     """A LLaMA whose logits are far apart: what it generates hangs on the prompt."""
