@@ -230,6 +230,7 @@ class ForkServer:
         log: where the parent's own stderr goes.
         env: changes to the environment of all commands.
         preload: modules that the parent imports too, beside those of the commands.
+        ours: whether it knows our own commands; else it imports nothing of ours.
         script: the parent's, if not this file.
     """
 
@@ -238,13 +239,20 @@ class ForkServer:
         log: Path,
         env: Environment | None = None,
         preload: Sequence[str] = (),
+        *,
+        ours: bool = True,
         script: str = __file__,
     ) -> None:
         changes = {"OMP_NUM_THREADS": "1", **(env or {})}
         self._log = log
         with log.open("wb") as stderr:
             self._parent = subprocess.Popen(
-                [sys.executable, str(Path(script).resolve()), "serve", *preload],
+                [
+                    sys.executable,
+                    str(Path(script).resolve()),
+                    "serve" if ours else "stock",
+                    *preload,
+                ],
                 cwd=log.parent,
                 env=environment(changes),
                 stdin=subprocess.PIPE,
@@ -335,21 +343,23 @@ _LATER = (
 )
 
 
-def import_mains(*preload: str) -> dict[str, Any]:
+def import_mains(*preload: str, ours: bool = True) -> dict[str, Any]:
     """Return the commands' own functions, with all imported that their forks are to share."""
-    mains = {name: importlib.import_module(module).main for name, module in _MAINS.items()}
+    names = [name for name in _MAINS if ours or name != "mergekit-lines"]
+    mains = {name: importlib.import_module(_MAINS[name]).main for name in names}
     for module in (*_LATER, *preload):
-        importlib.import_module(module)
+        if ours or not module.startswith("mergekit_lines"):
+            importlib.import_module(module)
     gc.collect()
     gc.freeze()  # else the forks' collectors copy every page
     return mains
 
 
-def _serve(*preload: str) -> None:
+def _serve(*preload: str, ours: bool) -> None:
     """Answer every job on stdin with the exit status of its command."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever prints must not get between the answers
-    mains = import_mains(*preload)
+    mains = import_mains(*preload, ours=ours)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         job = json.loads(line)
@@ -432,7 +442,7 @@ def _main(jobs_file: str, report_file: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["serve"]:
-        _serve(*sys.argv[2:])
+    if sys.argv[1] in ("serve", "stock"):
+        _serve(*sys.argv[2:], ours=sys.argv[1] == "serve")
     else:
         _main(*sys.argv[1:])

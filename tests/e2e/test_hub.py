@@ -7,7 +7,7 @@ import random
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,18 +121,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 # --- the whole circle --------------------------------------------------------------------
 
 
-def test_there_and_back(world: World, tmp_path: Path) -> None:
+@pytest.fixture
+def empty_cache(world: World, tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """Puts the cache aside when it is called; after the test it is back."""
+    cache, aside = world.work / "home", tmp_path / "aside"
+    yield lambda: shutil.move(cache, aside)
+    shutil.rmtree(cache)
+    shutil.move(aside, cache)
+
+
+def test_there_and_back(world: World, empty_cache: Callable[[], None], tmp_path: Path) -> None:
     """Hub ids → merge → push → pull with an empty cache → merge: the same bytes.
 
     Every command is a process of its own, the first merge that of the fixture.
     """
     hub = world.hub
-    push = ["mergekit-lines", "push", "merged", "user/circle"]
-    runner.run(push, world.work, hub.environment(world.work / "home", TOKEN)).succeeded()
-    env = hub.environment(tmp_path / "home", TOKEN)
-    pull = ["mergekit-lines", "pull", "user/circle", "back.yml", "--pin"]
+    world.run("mergekit-lines", "push", "merged", "user/circle").succeeded()
+    empty_cache()
     before = dict(hub.sent)
-    told = runner.run(pull, tmp_path, env).succeeded().stdout
+    pull = ["mergekit-lines", "pull", "user/circle", "back.yml", "--pin"]
+    told = world.server.run(pull, tmp_path, tmp_path).succeeded().stdout
     found = re.findall(r"(org/\w+)@[0-9a-f]{40} +on the Hub, ([\d,]+) bytes", told)
     assert [name for name, _ in found] == ["org/base", "org/math", "org/code"]
     # The files that a merge needs, but for those that the look itself fetched whole; of the
@@ -150,7 +158,7 @@ def test_there_and_back(world: World, tmp_path: Path) -> None:
     assert command == [f"mergekit-yaml back.yml OUT {' '.join(CIRCLE_FLAGS)}"]
     assert command[0].replace("back", "recipe") in hub.read("user/circle", "README.md").decode()
     merge = ["mergekit-yaml", "back.yml", "again", *CIRCLE_FLAGS]
-    runner.run(merge, tmp_path, env).succeeded()
+    world.server.run(merge, tmp_path, tmp_path).succeeded()
     again = tmp_path / "again"
     assert models.weights_digest(again) == models.weights_digest(world.merged)
     shards = sorted(path.name for path in again.glob("*.safetensors"))

@@ -10,7 +10,7 @@ the models that a card lists, see :func:`contents`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +24,32 @@ from tests.e2e import runner
 ACTIVE: dict[str, str | None] = {"PYTHONHASHSEED": "0"}
 OFF: dict[str, str | None] = {"PYTHONHASHSEED": "0", "MERGEKIT_LINES_AUTOLOAD": "0"}
 T = TypeVar("T")
+Way = TypeVar("Way")
 
 
-def both(work: Path, act: Callable[[Path, dict[str, str | None]], T]) -> tuple[T, T]:
+def both(work: Path, act: Callable[[Path, Way], T], active: Way, off: Way) -> tuple[T, T]:
     """Do something with the package active and with it off, side by side in two folders."""
     folders = (work / "active", work / "off")
     for folder in folders:
         folder.mkdir()
     with ThreadPoolExecutor(2) as pool:
-        active, off = pool.map(act, folders, (ACTIVE, OFF))
-    return active, off
+        first, second = pool.map(act, folders, (active, off))
+    return first, second
+
+
+Servers = tuple[runner.ForkServer, runner.ForkServer]
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """The stock commands with the package active, and with it off."""
+    logs = (tmp_path_factory.mktemp(name) / "log" for name in ("active", "off"))
+    active, off = (
+        runner.ForkServer(log, env, ours=False)
+        for log, env in zip(logs, (ACTIVE, OFF), strict=True)
+    )
+    with active, off:
+        yield active, off
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -210,7 +226,7 @@ def sides(
     def act(folder: Path, env: dict[str, str | None]) -> Side:
         return Side(runner.merge_many(jobs, cwd=folder, env=env), folder)
 
-    return both(tmp_path_factory.mktemp("untouched"), act)
+    return both(tmp_path_factory.mktemp("untouched"), act, ACTIVE, OFF)
 
 
 def test_the_two_sides_differ_in_what_they_know(sides: tuple[Side, Side]) -> None:
@@ -259,28 +275,32 @@ def assert_same_end(active: runner.Result, off: runner.Result, work: Path) -> No
 
 
 def test_mergekit_yaml_gives_the_same_bytes(
-    tmp_path: Path, llama_base: Path, llama_a: Path, llama_b: Path, adapter: Path
+    servers: Servers, tmp_path: Path, llama_base: Path, llama_a: Path, llama_b: Path, adapter: Path
 ) -> None:
     """The stock command with ``--random-seed`` writes the same model with the package active."""
     recipe, _ = recipes(llama_base, llama_a, llama_b, adapter)["dare-ties"]
 
-    def act(folder: Path, env: dict[str, str | None]) -> runner.Result:
-        return runner.mergekit_yaml(recipe, "merged", "--random-seed", "7", cwd=folder, env=env)
+    def act(folder: Path, server: runner.ForkServer) -> runner.Result:
+        return runner.mergekit_yaml(
+            recipe, "merged", "--random-seed", "7", cwd=folder, server=server
+        )
 
-    active, off = both(tmp_path, act)
+    active, off = both(tmp_path, act, *servers)
     off.succeeded()
     assert_same_end(active, off, tmp_path)
     assert models.read(tmp_path / "active" / "merged").keys() == models.read(llama_base).keys()
 
 
-def test_mergekit_yaml_fails_the_same_way(tmp_path: Path, llama_base: Path, llama_a: Path) -> None:
+def test_mergekit_yaml_fails_the_same_way(
+    servers: Servers, tmp_path: Path, llama_base: Path, llama_a: Path
+) -> None:
     """For a method nobody registered the stock command ends with the same status and line."""
     recipe = {"models": [{"model": llama_a}], "merge_method": "tie", "base_model": llama_base}
 
-    def act(folder: Path, env: dict[str, str | None]) -> runner.Result:
-        return runner.mergekit_yaml(recipe, "merged", cwd=folder, env=env)
+    def act(folder: Path, server: runner.ForkServer) -> runner.Result:
+        return runner.mergekit_yaml(recipe, "merged", cwd=folder, server=server)
 
-    active, off = both(tmp_path, act)
+    active, off = both(tmp_path, act, *servers)
     assert off.returncode == 1
     assert off.last_line == "RuntimeError: Unimplemented merge method tie"
     assert active.last_line == off.last_line
@@ -289,7 +309,7 @@ def test_mergekit_yaml_fails_the_same_way(tmp_path: Path, llama_base: Path, llam
 
 
 def test_mergekit_multi_gives_the_same_bytes(
-    tmp_path: Path, llama_base: Path, llama_a: Path, llama_b: Path, adapter: Path
+    servers: Servers, tmp_path: Path, llama_base: Path, llama_a: Path, llama_b: Path, adapter: Path
 ) -> None:
     """A file of two documents, the second merging the first's result, gives the same models."""
     stock = recipes(llama_base, llama_a, llama_b, adapter)
@@ -310,11 +330,11 @@ def test_mergekit_multi_gives_the_same_bytes(
         "parameters": {"normalize": True},
     }
 
-    def act(folder: Path, env: dict[str, str | None]) -> runner.Result:
+    def act(folder: Path, server: runner.ForkServer) -> runner.Result:
         documents = [{"name": "between", **first}, second]
-        return runner.mergekit_multi(documents, "merged", cwd=folder, env=env)
+        return runner.mergekit_multi(documents, "merged", cwd=folder, server=server)
 
-    active, off = both(tmp_path, act)
+    active, off = both(tmp_path, act, *servers)
     off.succeeded()
     assert_same_end(active, off, tmp_path)
     between = tmp_path / "active" / "merges" / "steps" / "between"
