@@ -35,4 +35,6 @@ echo "== ruff and mypy"
 echo "== tests against $(basename "$work"/dist/*.whl)"
 cp -r tests recipes examples README.md CONTRIBUTING.md CHANGELOG.md pyproject.toml "$work"
 cd "$work"
-"$venv/bin/python" -m pytest -n auto --dist loadfile "$@"
+# One worker more than there are cores: tests of a Hub that is slow, or of a disk, wait.
+workers=$("$venv/bin/python" -c "import os; print((os.cpu_count() or 1) + 1)")
+"$venv/bin/python" -m pytest -n "$workers" --dist loadfile "$@"

@@ -491,14 +491,16 @@ def cost() -> dict[str, Any]:
 def test_activation_imports_only_its_own_module_and_costs_nothing(tmp_path: Path) -> None:
     """On top of torch come the package and ``_autoload``, and a hundredth of its computing.
 
-    It is a thousandth on a machine that has nothing else to do. The least of three interpreters:
-    other processes may have taken the caches from one.
+    It is a thousandth on a machine that has nothing else to do. One of three interpreters has to
+    show it: other processes may have taken the caches from the others.
     """
     off = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-    found = [fresh(cost, cwd=tmp_path, env=off)[0] for _ in range(3)]
-    for one in found:
+    shares: list[float] = []
+    while len(shares) < 3 and min(shares, default=1.0) >= 0.01:
+        one, _ = fresh(cost, cwd=tmp_path, env=off)
         assert one["imported"] == ["mergekit_lines", "mergekit_lines._autoload"]
-    assert min(one["share"] for one in found) < 0.01
+        shares.append(one["share"])
+    assert min(shares) < 0.01
 
 
 # --- when it cannot work -------------------------------------------------------------------
