@@ -35,6 +35,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "della": {**DENSE, "epsilon": 0.1},
     "della_linear": {**DENSE, "epsilon": 0.1},
 }
+# What mergekit does not have: a wrap of this package, or a word of it for a wrap of mergekit's.
+OWN: dict[str, dict[str, Any]] = {
+    "consensus_ta": {"wrap": "consensus_ta"},
+    "consensus_ties": {"wrap": "consensus_ties"},
+    "consensus_ties, trim: model": {"wrap": "consensus_ties", "trim": "model"},
+    "ties, trim: model": {"wrap": "ties", "trim": "model"},
+}
+METHODS |= {name: {"weight": 1.0} if "_ta" in name else DENSE for name in OWN}
 
 
 def recipe(method: str, side: str, made: Sequence[models.Checkpoint]) -> dict[str, Any]:
@@ -48,7 +56,7 @@ def recipe(method: str, side: str, made: Sequence[models.Checkpoint]) -> dict[st
     }
     if side == "lines":
         given["merge_method"] = "lines"
-        given["parameters"] = {"wrap": method, "alpha": ALPHA, "beta": BETA}
+        given["parameters"] = {"wrap": method, "alpha": ALPHA, "beta": BETA, **OWN.get(method, {})}
     return given
 
 
@@ -76,7 +84,7 @@ class Bench:
 
     def merge(self, number: int, method: str, side: str, mode: str) -> None:
         """Run one merge; ``mode`` is one of :data:`tables.MODES`."""
-        path = self.work / f"{method}-{side}.yml"
+        path = self.work / f"{method.replace(', trim: ', '-')}-{side}.yml"
         path.write_text(yaml.safe_dump(recipe(method, side, self.made)), encoding="utf-8")
         arguments = [str(path), str(self.out), *FLAGS, *self.flags]
         self.settle()

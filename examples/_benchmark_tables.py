@@ -209,6 +209,16 @@ def show_floor(
             say(console, f"lines/{method} alone: {times(found)} the floor")
 
 
+def show_beside(console: Console, runs: Sequence[Run], own: Sequence[str]) -> None:
+    """Print what merges that mergekit does not have take of the time of our TIES."""
+    alone = [run for run in runs if (run.side, run.mode) == ("lines", "alone")]
+    ties = [run for run in alone if run.method == "ties"]
+    for method in own:
+        mine = [run for run in alone if run.method == method]
+        if found := ratios(mine, ties, lambda run: run.wall):
+            say(console, f"lines/{method} alone: {times(found)} the time of lines/ties")
+
+
 def show_neighbour(console: Console, runs: Sequence[Run], methods: Sequence[str]) -> None:
     """Print each merge beside a neighbour as a multiple of the same merge without one."""
     for method in methods:

@@ -27,7 +27,7 @@ import _benchmark_models as models
 import _benchmark_server as server
 import _benchmark_tables as tables
 import click
-from _benchmark_runs import ALPHA, BETA, METHODS, Bench
+from _benchmark_runs import ALPHA, BETA, METHODS, OWN, Bench
 from rich.console import Console
 from tqdm import tqdm
 
@@ -105,14 +105,15 @@ def merges(
 
     Args:
         bench: keeps what is found.
-        methods: names of mergekit's methods.
+        methods: names of mergekit's methods, and of ours that it does not have.
         rounds: how many.
         sides: which of :data:`SIDES`.
         modes: "whole", "alone", or both.
         beside: whether each round ends with the merges beside a busy neighbour.
     """
-    plan = [(method, mode, side) for method in methods for mode in modes for side in sides]
-    busy = [(method, "beside", side) for method in methods for side in sides] if beside else []
+    pairs = {m: [side for side in sides if side == "lines" or m not in OWN] for m in methods}
+    plan = [(m, mode, side) for m, own in pairs.items() for mode in modes for side in own]
+    busy = [(m, "beside", side) for m, own in pairs.items() for side in own] if beside else []
     total = rounds * (len(plan) + len(busy) + 1)
     with tqdm(total=total, unit="run", leave=False, disable=None) as bar:
 
@@ -193,6 +194,7 @@ def show_merges(console: Console, bench: Bench, methods: Sequence[str]) -> None:
     for method in methods:
         console.print(tables.method_table(method, bench.runs))
     tables.show_floor(console, bench.runs, bench.floor, methods)
+    tables.show_beside(console, bench.runs, [name for name in methods if name in OWN])
     tables.show_neighbour(console, bench.runs, methods)
     shape = bench.made[0].shape
     largest = shape.largest * 4
@@ -273,7 +275,7 @@ def main(
     raw: Path | None,
     flags: tuple[str, ...],
 ) -> None:
-    """Time mergekit's own methods against `lines` around them.
+    """Time mergekit's own methods against `lines` around them, and merges of this package.
 
     FLAGS behind `--` go to mergekit-yaml on both sides: `-- --num-threads 1`.
     """

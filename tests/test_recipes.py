@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import mergekit.merge
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -42,6 +43,7 @@ from mergekit_lines.plan.planned import MergeRun, planning
 from mergekit_lines.plan.planner import LinesPlanner
 from tests import models, singular
 from tests.e2e import runner
+from tests.flattened import consensus
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FILES = sorted(path.name for path in RECIPES.glob("*.yml"))
@@ -96,6 +98,12 @@ def total(taus: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(taus).sum(0)
 
 
+def agreed(taus: list[torch.Tensor]) -> torch.Tensor:
+    """TALL masks at 0.4, of which two have to be set (arXiv 2405.07813)."""
+    flat = np.stack([tau.reshape(-1).numpy() for tau in taus])
+    return torch.from_numpy(consensus(flat, [0.4] * len(taus), 2)).view(taus[0].shape)
+
+
 TABLE = {
     # gamma 0.5: from γ to 1.
     "one-model.yml": Expected(0.5, 1.0, 0.5, total, ("math",)),
@@ -128,6 +136,7 @@ TABLE = {
         *(0.1, 0.6, 0.2, total, ("math", "code"), "task_arithmetic"),
         by_block=(0.1, 0.15, 0.35, 0.6),
     ),
+    "consensus.yml": Expected(0.21, 1.11, 0.21, agreed, wrap="consensus_ta"),
     **{
         file: Expected(1.0, 1.0, 1.0, rule, wrap=rule)
         for file, rule in {"cart.yml": "cart", "tsv-m.yml": "tsv_m", "iso.yml": "iso_cts"}.items()
