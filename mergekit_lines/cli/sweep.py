@@ -19,7 +19,8 @@ from mergekit_lines.errors import tell
     multiple=True,
     required=True,
     metavar="KEY=START:STOP:STEP",
-    help="A key under parameters and its values, or KEY=VALUE,VALUE; once or twice.",
+    help="A key under parameters and its values, or KEY=VALUE,VALUE; once or twice. Values with "
+    "commas in them stand between semicolons: schedule=0.1,0.5;0.2,0.4.",
 )
 @click.option("--evaluate", multiple=True, required=True, metavar="SPEC", help="Choose by this.")
 @click.option("--test", multiple=True, metavar="SPEC", help="Report this of what was chosen.")

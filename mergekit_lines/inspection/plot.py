@@ -120,7 +120,19 @@ def _panel(axes: Any, panel: Panel) -> None:
     axes.set_ylabel("λ − α   (α: once the weights are read)" if relative else "coefficient λ")
     axes.set_title(textwrap.fill(panel.title, TITLE), fontsize=11)
     plain_axes(axes, "y")
-    axes.legend(frameon=False, fontsize=9)
+    if all(map(_is_monotonic, panel.containers.values())):
+        axes.legend(frameon=False, fontsize=9)
+        return
+    # A curve of any shape leaves no corner free: the legend has a strip of its own.
+    entries = len(axes.get_legend_handles_labels()[1])
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + (0.04 + 0.065 * entries) * (high - low))
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+
+
+def _is_monotonic(blocks: Blocks) -> bool:
+    values = [coefficient.value for block in blocks.values() for coefficient in block]
+    return values in (sorted(values), sorted(values, reverse=True))
 
 
 def _draw_container(

@@ -34,6 +34,9 @@ class Axis:
 def parse_axis(text: str) -> Axis:
     """Return the axis of ``KEY=START:STOP:STEP`` or ``KEY=VALUE,VALUE,…``.
 
+    Values that hold commas, as coefficients by depth do, stand between semicolons:
+    ``schedule=0.1,0.5;0.3,0.3``; one alone ends with one.
+
     START and STOP both belong to the range, as far as STEP leads to STOP; the steps are
     decimal, so that 0.1:1:0.1 has ten values and 0.3 is 0.3.
 
@@ -73,14 +76,15 @@ def _range(text: str, listing: str) -> list[int | float]:
 
 def _listed(text: str, listing: str) -> list[Any]:
     values = []
-    for part in listing.split(","):
+    parts = listing.removesuffix(";").split(";") if ";" in listing else listing.split(",")
+    for part in parts:
         try:
             value = yaml.safe_load(part)
         except yaml.YAMLError:
             value = None
         if isinstance(value, str):
             with contextlib.suppress(ValueError):  # YAML reads 1e-3 as text
-                value = float(value)
+                value = float(value.strip())
         if not isinstance(value, (int, float, str)) or (
             isinstance(value, float) and not math.isfinite(value)
         ):

@@ -65,7 +65,10 @@ def _one_coefficient(recipe: Recipe, value: float, dropped: set[str]) -> dict[st
 
 
 def mean_coefficient(summary: Summary) -> float:
-    """Return the mean of λ over all blocks of all containers; without blocks, over the tensors."""
+    """Return the mean of λ over all blocks of all containers; without blocks, over the tensors.
+
+    Each block counts once, whatever its size, and as the mean of its λ where filters give several.
+    """
     blocks = [block for container in summary.containers.values() for block in container]
     values = [statistics.fmean(block) for block in blocks] or list(summary.outside.values())
     return statistics.fmean(values)
@@ -238,7 +241,8 @@ class Bench:
         records = {LINES: self.measure(recipe)}
         mean = records[LINES].mean
         if mean is not None:
-            records[UNIFORM] = self.measure(uniform(recipe, mean))
+            # Schedules of one mean share one measurement: their sums differ in roundings.
+            records[UNIFORM] = self.measure(uniform(recipe, float(f"{mean:.12g}")))
         return {**records, UNSCALED: self.measure(unscaled(recipe))}
 
     def say(self, text: str) -> None:

@@ -74,6 +74,13 @@ def show_sweep(swept: Sweep) -> None:
     at = ", ".join(f"{axis} {value}" for axis, value in chosen)
     print_line(console, "")
     print_line(console, f"chosen: {at}; objective {four_digits(best)} with LiNeS")
+    same = swept.best.scores.get(UNIFORM)
+    if same is not None:
+        flat = four_digits(swept.best.lines.mean)
+        brought = f"depth brought {four_digits(best - same)}"
+        print_line(
+            console, f"uniform coefficient of that mean, {flat}: {four_digits(same)}; {brought}"
+        )
     if rival is not None:
         flat, score = four_digits(rival.lines.mean), rival.scores[UNIFORM]
         verdict = "no better than" if best <= score else "better than"

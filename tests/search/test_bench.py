@@ -12,6 +12,7 @@ import torch
 
 from mergekit_lines import LinesError, LiveModel, greedy, soup, sweep
 from mergekit_lines.search.bench import uniform, unscaled
+from mergekit_lines.search.telling import draw_sweep
 from tests import models
 from tests.search.lm_tasks import write_task
 
@@ -265,3 +266,47 @@ def test_the_weights_are_those_of_the_point(llama_base: Path, llama_a: Path) -> 
             assert models.max_error_ratio(state[name], tensor) <= 1e-6
         live.load(str(llama_a))
         assert all(torch.equal(state[name], tensor) for name, tensor in tuned.items())
+
+
+def test_values_by_depth_are_an_axis_beside_their_mean(
+    llama_base: Path, llama_a: Path, place: Path
+) -> None:
+    """Coefficients in a sweep have the uniform one of equal mean beside them, measured once."""
+    given = recipe(llama_base, llama_a)
+    given["parameters"] = {"wrap": "task_arithmetic"}
+    axis = "schedule=0.1,0.2,0.4,0.9;0.4,0.4,0.4,0.4;0.9,0.4,0.2,0.1;0.1,0.9"
+    by = ["python:bench_probes:size"]
+    swept = sweep(given, axis, by, "found", objective="size", quiet=True)
+    means = [0.4, 0.4, 0.4, 0.5]  # over the four blocks
+    assert [point.lines.mean for point in swept.points] == pytest.approx(means, rel=1e-12)
+    flat = [point.records["uniform, equal mean"] for point in swept.points]
+    assert [record.recipe["parameters"] for record in flat] == [
+        {"wrap": "task_arithmetic", "alpha": mean, "beta": 0.0} for mean in means
+    ]
+    assert swept.points[1].scores["LiNeS"] == swept.points[1].scores["uniform, equal mean"]
+    lines = (place / "found" / "results.jsonl").read_text().splitlines()
+    assert len(lines) == 2 + 4 + 2 + 1  # inputs, LiNeS, two means, unscaled
+    draw_sweep(swept, place / "figure.png")
+    assert (place / "figure.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("rule", [{"alpha": "block", "beta": 0.5}, {"schedule": "larv"}])
+def test_a_rule_is_measured_beside_its_mean(
+    rule: dict[str, Any], llama_base: Path, llama_a: Path, llama_b: Path, place: Path
+) -> None:
+    """What the weights tell is set on the live model; its mean is that of the blocks' λ."""
+    given = recipe(llama_base, llama_a, llama_b)
+    given["parameters"] = {"wrap": "ties", "density": 0.5, **rule}
+    by = ["python:bench_probes:size"]
+    swept = sweep(given, "outside=0.2,0.3", by, "found", objective="size", quiet=True)
+    with LiveModel({**given, "parameters": {**given["parameters"], "outside": 0.2}}) as live:
+        (blocks,) = live.summary.containers.values()
+    mean = sum(value for (value,) in blocks) / len(blocks)
+    flat = swept.points[0].records["uniform, equal mean"].recipe["parameters"]
+    assert flat == {
+        "wrap": "ties",
+        "density": 0.5,
+        "outside": 0.2,
+        "alpha": pytest.approx(mean, rel=1e-11),
+        "beta": 0.0,
+    }
