@@ -80,14 +80,6 @@ class Adapter:
             raise
         return cls(folder, why, changes, [config.file, file], shard)
 
-    @property
-    def touched(self) -> dict[str, str]:
-        """What is done to the base's tensors, in words, by name."""
-        return {
-            name: " and ".join(change.what for change in changes)
-            for name, changes in self.changes.items()
-        }
-
     def close(self) -> None:
         """Close the adapter's weights."""
         if self.shard is not None:

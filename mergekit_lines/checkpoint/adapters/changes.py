@@ -22,10 +22,6 @@ PIECE = 1 << 20
 class Change(Protocol):
     """What an adapter does to a tensor."""
 
-    @property
-    def what(self) -> str:
-        """The change in two or three words, for a listing."""
-
     def over(self, base: Source) -> Source:
         """Return ``base`` with the change."""
 
@@ -35,7 +31,6 @@ class Saved:
     """A tensor that the adapter holds whole: it takes the base's place."""
 
     tensor: Source
-    what: str = "saved whole"
 
     def over(self, base: Source) -> Source:
         """Return the adapter's tensor."""
@@ -49,11 +44,6 @@ class Tokens:
     indices: Sequence[int]
     rows: Source
 
-    @property
-    def what(self) -> str:
-        """The change in two or three words."""
-        return f"{len(self.indices)} rows saved"
-
     def over(self, base: Source) -> Source:
         """Return ``base`` with the adapter's rows in the place of its own."""
         return _WithRows(base, self)
@@ -65,7 +55,6 @@ class Shift:
 
     bias: Source
     scale: float
-    what: str = "LoRA's bias"
 
     def over(self, base: Source) -> Source:
         """Return ``base`` plus the scaled bias."""
@@ -94,11 +83,6 @@ class Update:
     scale: float
     transposed: bool
     magnitude: Source | None
-
-    @property
-    def what(self) -> str:
-        """The change in two or three words."""
-        return f"{'LoRA' if self.magnitude is None else 'DoRA'} of rank {self.a.shape[0]}"
 
     def over(self, base: Source) -> Source:
         """Return ``base`` with the update."""

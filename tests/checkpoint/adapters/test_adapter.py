@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from mergekit_lines.checkpoint.adapters.adapter import Adapter
+from mergekit_lines.checkpoint.adapters.changes import Saved, Shift, Update
 from mergekit_lines.checkpoint.sources import HeldTensor, Source
 from mergekit_lines.errors import LinesError
 from tests import models
@@ -63,7 +64,7 @@ def check_same(opened: Adapter, base: models.Tensors, wanted: models.Tensors) ->
     assert opened.reason is None
     for name, tensor in base.items():
         source = opened.source(name, HeldTensor(tensor))
-        if name not in opened.touched:
+        if name not in opened.changes:
             assert torch.equal(tensor.float(), wanted[name].float()), name
             assert isinstance(source, HeldTensor)
             continue
@@ -136,12 +137,15 @@ def test_listing(folder: Path, bases: Callable[[str], Path]) -> None:
     options = {"target_modules": ["q_proj"], "bias": "all", "lora_bias": True, "use_rslora": True}
     path = adapter(bases("qwen2"), folder / "listing", **options)
     layer = "model.layers.0.self_attn"
-    assert Adapter.open(path, shapes(bases("qwen2"))).touched == {
-        f"{layer}.q_proj.weight": "LoRA of rank 4",
-        f"{layer}.q_proj.bias": "saved whole and LoRA's bias",
-        f"{layer}.k_proj.bias": "saved whole",
-        f"{layer}.v_proj.bias": "saved whole",
+    changes = Adapter.open(path, shapes(bases("qwen2"))).changes
+    assert {name: [type(change) for change in each] for name, each in changes.items()} == {
+        f"{layer}.q_proj.weight": [Update],
+        f"{layer}.q_proj.bias": [Saved, Shift],
+        f"{layer}.k_proj.bias": [Saved],
+        f"{layer}.v_proj.bias": [Saved],
     }
+    (update,) = changes[f"{layer}.q_proj.weight"]
+    assert update.a.shape[0] == 4 and update.magnitude is None
 
 
 def test_pickled(folder: Path, bases: Callable[[str], Path]) -> None:
@@ -207,7 +211,9 @@ def test_threads_share_a_source(folder: Path, bases: Callable[[str], Path]) -> N
     for thread in threads:
         thread.join()
     assert models.max_error_ratio(got.view_as(wanted), wanted) < TOLERANCE
-    assert opened.touched[name] == "saved whole and DoRA of rank 4"
+    saved, dora = opened.changes[name]
+    assert isinstance(saved, Saved)
+    assert dora.a.shape[0] == 4 and dora.magnitude is not None
 
 
 def test_only_what_is_asked_for_is_read(folder: Path, bases: Callable[[str], Path]) -> None:
@@ -253,13 +259,13 @@ def test_names_of_another_transformers(folder: Path, bases: Callable[[str], Path
 
     sides = {"A": (4, 32), "B": (names[f"{expert}.weight"][0], 4)}
     hold(**{f"{expert}.lora_{side}.weight": shape for side, shape in sides.items()})
-    assert list(Adapter.open(path, names).touched) == [f"{expert}.weight"]
+    assert list(Adapter.open(path, names).changes) == [f"{expert}.weight"]
     renamed = router.replace("block_sparse_moe", "mlp")
     hold(**{renamed: names[router]})
-    assert list(Adapter.open(path, names, base_config=config).touched) == [router]
+    assert list(Adapter.open(path, names, base_config=config).changes) == [router]
     with pytest.raises(LinesError, match="1 of which the base has not"):
         Adapter.open(path, names)
     hold(**{"model.layers.0.mlp.experts.down_proj": (4, 32, 64)})
     opened = Adapter.open(path, names, base_config=config)
     assert opened.reason == "transformers fuses tensors that it changes"
-    assert not opened.touched
+    assert not opened.changes

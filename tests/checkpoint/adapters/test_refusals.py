@@ -51,10 +51,10 @@ def test_other_kinds_are_left_to_peft(
     opened = Adapter.open(path, shapes(bases("llama")))
     if wanted:
         assert str(opened.reason).endswith(wanted)
-        assert not opened.touched
+        assert not opened.changes
     else:
         assert opened.reason is None
-        assert opened.touched
+        assert opened.changes
 
 
 # --- what is refused -----------------------------------------------------------------------
