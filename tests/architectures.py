@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,7 @@ class Row:
             blocks; with that of every stage where blocks stand in stages.
         lora: the modules that a LoRA adapter of it changes; none where none is tried.
         in_files: what the files call parts of the names that the adapter has from the class.
+        older: other names of the containers, in files of older releases of transformers.
         mergekit: what mergekit writes with a method of its own.
     """
 
@@ -188,6 +189,7 @@ class Row:
     lora: tuple[str, ...] = ()
     mergekit: str = SAME
     in_files: Mapping[str, str] = field(default_factory=dict)
+    older: Containers = field(default_factory=dict)
 
     def save(self, path: Path) -> Path:
         """Make the model."""
@@ -201,7 +203,7 @@ class Row:
 
     def depth(self, name: str) -> float | None:
         """Return (l-1)/(L-1) of a tensor by hand, or None where it is outside the blocks."""
-        for container, blocks in self.containers.items():
+        for container, blocks in {**self.containers, **self.older}.items():
             if not name.startswith(f"{container}."):
                 continue
             first, *rest = name.removeprefix(f"{container}.").split(".")
@@ -445,7 +447,7 @@ VISION = (
         "ViTForImageClassification",
         _config("ViT", IMAGE),
         {"vit.encoder.layer": 3},
-        ("q_proj", "v_proj"),
+        ("q_proj", "v_proj", "query", "value"),  # of older releases the latter
         mergekit=LOST,
         in_files={
             ".layers.": ".encoder.layer.",
@@ -457,7 +459,10 @@ VISION = (
     _image("BeitForImageClassification", "Beit", "beit.encoder.layer", LOST),
     _image("Dinov2Model", "Dinov2", "encoder.layer", LOST),
     _image("DINOv3ViTModel", "DINOv3ViT", "layer", RENAMED),
-    _image("CLIPVisionModel", "CLIPVision", "encoder.layers"),
+    replace(
+        _image("CLIPVisionModel", "CLIPVision", "encoder.layers"),
+        older={"vision_model.encoder.layers": 3},
+    ),
     _staged("SwinForImageClassification", "Swin", SWIN, "swin.encoder.layers", RENAMED),
     _staged("ConvNextForImageClassification", "ConvNext", CONVNEXT, "convnext.encoder.stages"),
     _staged(
@@ -477,12 +482,14 @@ TOWERS = (
         ("o_proj", "up_proj"),
         mergekit=RENAMED,
         in_files={"model.language_model.": "language_model.model."},
+        older={"vision_tower.vision_model.encoder.layers": 3},
     ),
     Row(
         "Gemma3ForConditionalGeneration",
         _gemma3,
         {"language_model.model.layers": 3, "vision_tower.encoder.layers": 3},
         mergekit=FAILS,
+        older={"vision_tower.vision_model.encoder.layers": 3},
     ),
     Row(
         "Qwen2VLForConditionalGeneration",

@@ -7,6 +7,7 @@ input files; only the depths come from the rows, where they are written by hand.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 import traceback
@@ -26,8 +27,27 @@ from tests.architectures import ALPHA, BETA, FAILS, LOST, RENAMED, ROWS, SAME, R
 from tests.e2e.runner import in_process
 from tests.models import Tensors
 
+# The release of transformers that the table in recipes/README.md is made with: what mergekit alone
+# writes of a model hangs on it.
+_PINNED = Path(__file__).with_name("constraints.txt").read_text(encoding="utf-8")
+(OF_TABLE,) = re.findall(r"^transformers==(.+)$", _PINNED, re.MULTILINE)
 DENSITY, GAMMA = 0.4, 0.3
 RANK, LORA_ALPHA = 4, 8
+
+
+class ReleaseError(Exception):
+    """The installed transformers is not the one of the table, and differs from it by itself."""
+
+
+def check(trial: Trial, column: str) -> None:
+    """Hold one architecture's mark.
+
+    Raises:
+        ReleaseError: the installed transformers lacks the class, or mergekit does otherwise by it.
+    """
+    if not hasattr(transformers, trial.row.name):
+        raise ReleaseError(f"no {trial.row.name} in transformers {transformers.__version__}")
+    COLUMNS[column](trial)
 
 
 def tuned(base: Path, path: Path, seed: int) -> Path:
@@ -149,13 +169,15 @@ def mergekit_alone(trial: Trial) -> None:
     else:
         fewer, others = trial.origin.keys() - theirs.keys(), theirs.keys() - trial.origin.keys()
         outcome = SAME if not fewer else RENAMED if others else LOST
-    assert outcome == trial.row.mergekit
     shared = theirs.keys() & trial.origin.keys()
     if shared:
         plain = trial.recipe(*trial.tuned, alpha=1.0, beta=0.0, weight=0.5)
         ours = models.read(in_process(plain, trial.folder / "plain"))
         for name in shared:
             assert models.max_error_ratio(ours[name], theirs[name]) <= 1e-6, name
+    if outcome != trial.row.mergekit and transformers.__version__ != OF_TABLE:
+        raise ReleaseError(f"{outcome} with transformers {transformers.__version__}")
+    assert outcome == trial.row.mergekit
 
 
 def task_arithmetic(trial: Trial) -> None:
@@ -177,7 +199,7 @@ def ties_of(vectors: list[torch.Tensor]) -> torch.Tensor:
         kept = max(1, int(DENSITY * vector.numel()))
         smallest = vector.abs().flatten().sort(descending=True).values[kept - 1]
         trimmed.append(torch.where(vector.abs() >= smallest, vector, 0.0))
-    elected = sum(trimmed).sign()
+    elected = torch.where(sum(trimmed) >= 0, 1.0, -1.0)  # of opposite equals +, as in mergekit
     agreeing = [(vector.sign() == elected) & (vector != 0) for vector in trimmed]
     total = sum(
         torch.where(agrees, vector, 0.0) for agrees, vector in zip(agreeing, trimmed, strict=True)
@@ -280,7 +302,9 @@ def measured_table() -> str:
             expected = declared(row, column)
             if expected:
                 try:
-                    COLUMNS[column](trials[row.name])
+                    check(trials[row.name], column)
+                except ReleaseError as error:
+                    return str(error)
                 except Exception:
                     traceback.print_exc()
                     return "✗"

@@ -22,6 +22,8 @@ from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.lines.depth import natural_key
 from mergekit_lines.plan.layout import recomputed
 
+_ALIGNED = "Force16BytesAlignment"  # of transformers' conversions: where in memory, not what
+
 
 def maker(config: Any, dtype: torch.dtype, *, trust_remote_code: bool) -> Callable[[], nn.Module]:
     """Return what builds the model of a config, without weights.
@@ -198,6 +200,7 @@ def _fused_parts(
     """
     converter = members[0][2]
     kinds = [type(operation).__name__ for operation in converter.operations]
+    kinds = [kind for kind in kinds if kind != _ALIGNED]
     stacked = kinds[:1] == ["MergeModulelist"] and converter.operations[0].dim == 0
     joined = kinds[-1:] == ["Concatenate"]
     if len(kinds) != stacked + joined or len({slot.dtype for slot, _, _ in members}) > 1:

@@ -76,6 +76,9 @@ def test_old_and_new_names_are_brought_together(kind: str, renamed: str, tmp_pat
     base = ROW[kind].save(tmp_path / "base")
     tuned = models.finetuned(base, tmp_path / "a", seed=2)
     by_base = models.read(tuned)
+    if any(".vision_model." in name for name in by_base):
+        release = transformers.__version__
+        pytest.skip(f"transformers {release} saves {kind} under the old names, and knows no others")
     rename(tmp_path / renamed, OLD[kind])
     if renamed == "base":
         by_base = {OLD[kind](name): tensor for name, tensor in by_base.items()}
