@@ -99,15 +99,18 @@ def _by_model(
     for model in models:
         if model.model != base.model:
             own = model.config(trust_remote_code=trust)
-            part = text_tower(whole, own) or whole
-            yield model, differences(_content(base, part), _content(model, own))
+            if names_no_class(Path(base.model.path)):
+                pairs = differences(_in_file(base), _in_file(model))
+                # What one of the files leaves out is a default, which is not known here.
+                yield model, {key: pair for key, pair in pairs.items() if None not in pair}
+            else:
+                part = text_tower(whole, own) or whole
+                yield model, differences(part.to_dict(), own.to_dict())
 
 
-def _content(model: ModelReference, config: Any) -> dict[str, Any]:
-    """Return what a model's config holds: transformers' reading, or the file's of no class."""
+def _in_file(model: ModelReference) -> dict[str, Any]:
+    """Return what the config.json of a model of no class holds; a model that is a file has none."""
     place = Path(model.model.path)
-    if not names_no_class(place):
-        return config.to_dict()
     content = read_config(place / "config.json") if place.is_dir() else {}
     # timm's, of where the weights come from.
     return {key: value for key, value in content.items() if key != "pretrained_cfg"}

@@ -96,7 +96,7 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     headers = {model: _feed(model, options) for model in models_in_order(config)}
     problems = [Problem.of(one) for header in headers.values() for one in header.problems]
     problems += _check_counts(headers, options)
-    problems += [] if problems else _wrapped(headers)
+    problems += [] if problems else [*_empty(headers), *_wrapped(headers)]
     copied = set() if problems else _check_adapters(headers, options, problems)
     if problems:
         raise LinesError(problems)
@@ -141,6 +141,12 @@ def _fitting(
                 f"Use models of one class, or give --allow-crimes where their tensors fit."
             )
         return _prepared(config, layout, options, run, headers, copied), [SEVERAL_CLASSES]
+    if kinds == {()} and config.models is None:
+        raise LinesError(
+            "slices: the models name no class that transformers knows, by which mergekit counts "
+            "layers, wanted `models:`: by their names alone tensors are merged whole model by "
+            "whole model."
+        )
     try:
         layout = mergekits_layout(config, options)
         prepared = _prepared(config, layout, options, run, headers, copied)
@@ -195,6 +201,13 @@ def _entries(item: PlannedTensor, headers: Mapping[ModelReference, Headers]) -> 
         if held:
             return math.prod(held[0].shape)
     return 0
+
+
+def _empty(headers: Mapping[ModelReference, Headers]) -> Iterator[Problem]:
+    """Yield models whose files hold no tensor at all."""
+    for model in headers:
+        if not LoaderCache().get(model).index.tensor_paths:
+            yield Problem(f"model {model}", "its files hold no tensor. Download or save it again.")
 
 
 def _wrapped(headers: Mapping[ModelReference, Headers]) -> Iterator[Problem]:

@@ -279,6 +279,11 @@ def pipeline(folder: Path) -> None:
     (folder / "model_index.json").write_text("{}", encoding="utf-8")
 
 
+def hollow(folder: Path) -> None:
+    """Leave no tensor in the file."""
+    save_file({}, folder / WEIGHTS)
+
+
 def heads(folder: Path) -> None:
     """Count other heads."""
     models.edit_config(folder, num_attention_heads=4)
@@ -289,6 +294,7 @@ REFUSED = [
     (twice, rf"found {STEM}\.safetensors, .*index\.json, wanted weights in one"),
     (variant, rf"of diffusers' weights found {STEM}\.fp16\.safetensors, wanted"),
     (pipeline, "It holds a pipeline of diffusers"),
+    (hollow, "its files hold no tensor"),
     (heads, "num_attention_heads 4 where base_model says 2"),
 ]
 
@@ -310,9 +316,32 @@ def test_a_config_that_computes_otherwise_is_told(
 ) -> None:
     """Of models of no class the config files themselves are compared."""
     folders, _ = write("FluxTransformer2DModel", tmp_path)
-    models.edit_config(folders[2], guidance_embeds=True)
+    models.edit_config(folders[0], guidance_embeds=False)
+    models.edit_config(folders[2], guidance_embeds=True, sample_size=[8, 8])
     in_process(recipe(*folders), tmp_path / "out", quiet=False)
-    assert "guidance_embeds True where base_model says nothing" in capsys.readouterr().err
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "guidance_embeds" in line]
+    assert "says guidance_embeds True where base_model says False; the merged" in line
+
+
+@pytest.mark.parametrize("at", [0, 1], ids=["base", "model"])
+def test_a_folder_and_a_file_merge(at: int, tmp_path: Path) -> None:
+    """A model's own file may be named in the place of its folder; OUT's name is the base's."""
+    folders, held = write("SD3Transformer2DModel", tmp_path)
+    folders[at] /= WEIGHTS
+    out = in_process(recipe(*folders), tmp_path / "out")
+    check(read(out), expected("SD3Transformer2DModel", held))
+    assert (out / "config.json").exists() == (at == 1)
+
+
+def test_slices_of_a_model_of_no_class_are_refused(tmp_path: Path) -> None:
+    """Layer ranges are counted by a class's layout; the error says what to write."""
+    folders, _ = write("SD3Transformer2DModel", tmp_path)
+    text = recipe(*folders)
+    sources = [{"model": str(folder), "layer_range": [0, 2]} for folder in folders]
+    del text["models"]
+    text["slices"] = [{"sources": sources}]
+    with pytest.raises(LinesError, match="slices: the models name no class that transformers"):
+        in_process(text, tmp_path / "out")
 
 
 def test_a_live_model_of_diffusers_is_refused(tmp_path: Path) -> None:
