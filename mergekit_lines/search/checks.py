@@ -8,6 +8,7 @@ from typing import Any
 
 from mergekit_lines.errors import LinesError, Problem
 from mergekit_lines.evaluate import Evaluator, Settings, check_settings, parse_evaluators
+from mergekit_lines.host.names import OWN
 from mergekit_lines.live.blueprint import check_method
 from mergekit_lines.plugin import register
 from mergekit_lines.recipe.checks import check_recipe
@@ -29,6 +30,11 @@ def open_recipe(recipe: Any) -> dict[str, Any]:
     _, document = read_recipe(recipe)
     _, config = parsed(document)
     check_method(config)
+    if config.merge_method in OWN:
+        raise LinesError(
+            f"merge_method: found {config.merge_method!r}, which has no coefficients to compare, "
+            f"wanted lines. Write `merge_method: lines` and `wrap: {config.merge_method}`."
+        )
     return dict(document)
 
 

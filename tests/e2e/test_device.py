@@ -31,6 +31,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "della_linear": {"density": 0.5, "epsilon": 0.2},
     "breadcrumbs": {"density": 0.8, "gamma": 0.05},
     "breadcrumbs_ties": {"density": 0.8, "gamma": 0.05},
+    "consensus_ta": {},
+    "consensus_ties": {"density": 0.3, "trim": "model"},
 }
 
 

@@ -125,6 +125,16 @@ def test_more_agreement_than_models_is_refused(
         in_process(recipe("consensus_ta", llama_base, llama_a), tmp_path / "out")
 
 
+def test_a_search_wants_coefficients(llama_base: Path, llama_a: Path, tmp_path: Path) -> None:
+    """A sweep of a merge alone is told how to have some."""
+    path = tmp_path / "recipe.yml"
+    path.write_text(recipe_text(recipe("consensus_ta", llama_base, llama_a)), encoding="utf-8")
+    words = ["--set", "tall_lambda=0.3,0.4", "--evaluate", "perplexity:none.txt", "--out", "s"]
+    done = CliRunner().invoke(main, ["sweep", str(path), *words])
+    assert done.exit_code == 1
+    assert "`merge_method: lines` and `wrap: consensus_ta`" in done.stderr
+
+
 @pytest.mark.parametrize("out_dtype", ["bfloat16", "float16"])
 def test_of_ties_in_16_bits(
     out_dtype: str, llama_bf16_base: Path, llama_bf16_a: Path, llama_bf16_b: Path, tmp_path: Path
