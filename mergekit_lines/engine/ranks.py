@@ -71,11 +71,13 @@ def spectrum_terms(
         return None
     with one_thread(), torch.no_grad():  # sums have one order
         origin, *models = (_sample(source, matrix, cast) for source in sources)
-        if not all(bool(torch.isfinite(sample).all()) for sample in (origin, *models)):
-            raise LinesError(
-                f"parameters.schedule: larv found NaN or infinity in tensor {name} of an input. "
-                f"Repair the model, or write the coefficients out."
-            )
+        for model, sample in zip(["the base", *tuned], (origin, *models), strict=True):
+            if not bool(torch.isfinite(sample).all()):
+                raise LinesError(
+                    f"parameters.schedule: larv found NaN or infinity in tensor {name} of {model}, "
+                    f"wanted finite values, of which it takes ranks. Repair the model, or write "
+                    f"the coefficients out."
+                )
         updates = [sample.sub_(origin) for sample in models]
         rank = effective_rank(origin)
         ranks = [effective_rank(update) for update in updates]

@@ -145,6 +145,16 @@ WEIGHTS = [
         fault="weights",
     ),
     Case(
+        "nan-under-larv",
+        "NaN is found while larv takes ranks, too, whatever allow_nonfinite says.",
+        model(
+            set_entry(UP, NAN),
+            parameters={"schedule": "larv", "alpha": 0.3, "allow_nonfinite": True},
+        ),
+        ("parameters.schedule", "larv", UP, "broken", "NaN", "wanted finite", "Repair"),
+        fault="weights",
+    ),
+    Case(
         "models-equal-to-the-base",
         "alpha: auto with models that equal the base is refused: Eq. 2 divides zero by zero.",
         alike,
