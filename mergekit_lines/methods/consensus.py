@@ -13,7 +13,15 @@ from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.sparsity import Sparsity
 from mergekit_lines.methods import trim
 from mergekit_lines.methods.own import OwnMerge
-from mergekit_lines.methods.words import SHARE, TRIM, number, of_parameter, whole, word, wrong
+from mergekit_lines.methods.words import (
+    SHARE,
+    TRIM,
+    number,
+    of_parameter,
+    whole_number,
+    word,
+    wrong,
+)
 
 REFERENCE = "https://arxiv.org/abs/2405.07813"
 
@@ -97,7 +105,7 @@ WORDS = (
     ),
     word(
         "min_agree",
-        lambda v: whole("min_agree", v, 1),
+        lambda v: whole_number("min_agree", v, 1),
         2,
         "how many models have to want an entry",
     ),

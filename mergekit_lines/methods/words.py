@@ -84,7 +84,7 @@ def number(name: str, value: Any, meaning: str = "a finite number") -> float:
     return result
 
 
-def whole(name: str, value: Any, least: int) -> int:
+def whole_number(name: str, value: Any, least: int) -> int:
     """Return ``value`` as a whole number of at least ``least``.
 
     Raises:
@@ -212,7 +212,7 @@ _SHAPES = "linear, sqrt, quadratic, an exponent, or coefficients"
 _SCHEDULE_WORDS = (
     word("outside", _outside, "alpha", "coefficient of tensors outside the blocks"),
     word("blocks", _blocks, None, "containers that count as blocks, comma-separated"),
-    word("num_blocks", lambda v: whole("num_blocks", v, 1), None, "block count"),
+    word("num_blocks", lambda v: whole_number("num_blocks", v, 1), None, "block count"),
     word(
         "allow_nonfinite",
         _switch,
@@ -229,7 +229,7 @@ LINES_WORDS = (
     word("schedule", _schedule, "linear", f"{_SHAPES}, or larv"),
     *_SCHEDULE_WORDS,
     word("norm", _norm, "l1", "norm of Eq. 2 for alpha: auto"),
-    word("seed", lambda v: whole("seed", v, 0), None, "seed of wraps that draw at random"),
+    word("seed", lambda v: whole_number("seed", v, 0), None, "seed of wraps that draw at random"),
 )
 
 # Of a merge of this package alone: nothing is scaled by depth.
