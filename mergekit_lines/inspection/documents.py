@@ -55,7 +55,7 @@ def _inspect(
     place = out if document.name is None else None
     if not document.needs:
         return inspect_recipe(
-            document.config, document.source, options, place, document.name, deep=deep
+            document.config, document.text, options, place, document.name, deep=deep
         )
     outputs = ", ".join(document.needs)
     return replace(
@@ -65,5 +65,5 @@ def _inspect(
             f"itself was checked. Once that is merged, inspect this document alone with the path "
             f"in place of the name.",
         ),
-        problems=tuple(check_recipe(document.config, place, options, document.source)),
+        problems=tuple(check_recipe(document.config, place, options, document.text)),
     )

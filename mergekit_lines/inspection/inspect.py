@@ -51,7 +51,7 @@ from mergekit_lines.recipe.options import effective_options
 @hub_session()
 def inspect_recipe(
     config: MergeConfiguration,
-    source: str | None,
+    text: str | None,
     options: MergeOptions,
     out: Path | None = None,
     name: str | None = None,
@@ -62,7 +62,7 @@ def inspect_recipe(
 
     Args:
         config: the recipe; ``merge_method`` is one of ours.
-        source: the recipe's text.
+        text: the recipe's.
         options: mergekit's flags.
         out: where the merge would write, checked if it is given.
         name: of the document, in a file of several.
@@ -70,7 +70,7 @@ def inspect_recipe(
     """
     process = process_bytes()
     inspection = Inspection(name, config.merge_method)
-    remarks = _Remarks(check_recipe(config, out.absolute() if out else None, options, source))
+    remarks = _Remarks(check_recipe(config, out.absolute() if out else None, options, text))
     if models := check_models(config, options):
         return replace(inspection, problems=(*dict.fromkeys(remarks.problems + models),))
     effective = effective_options(config, options, remarks.notes.append)

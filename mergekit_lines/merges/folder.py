@@ -120,7 +120,7 @@ def run_lines_merge(
     config: MergeConfiguration,
     out_path: str,
     options: MergeOptions,
-    source: str | None,
+    text: str | None,
 ) -> None:
     """Merge as mergekit does, with our checks before and one rename at the end.
 
@@ -134,7 +134,7 @@ def run_lines_merge(
         config: the recipe; ``merge_method`` is one of ours.
         out_path: the folder to make.
         options: mergekit's flags.
-        source: the recipe's text, where the command had one.
+        text: the recipe's, where the command had one.
 
     Raises:
         LinesError: the recipe, a model, an option or the disk is at fault; nothing is left.
@@ -142,7 +142,7 @@ def run_lines_merge(
     begun = time.monotonic()
     end_at_once()
     with plain_failures(PLACE, full=FULL.format(out=out_path), other=TRACE):
-        request = _checked(run_merge, config, out_path, options, source)
+        request = _checked(run_merge, config, out_path, options, text)
     with (
         ONE_AT_A_TIME,
         one_thread(),
@@ -163,13 +163,13 @@ def _checked(
     config: MergeConfiguration,
     out_path: str,
     options: MergeOptions,
-    source: str | None,
+    text: str | None,
 ) -> Request:
     """Take a call of ``run_merge``, refusing all that is wrong before a weight is read."""
     asked = Path(out_path).absolute()
-    recipe = source or _as_yaml(config)
+    recipe = text or _as_yaml(config)
     problems = [] if out_path else [NO_OUT]
-    problems += check_recipe(config, asked, options, source) + check_models(config, options)
+    problems += check_recipe(config, asked, options, text) + check_models(config, options)
     if problems:
         raise LinesError(problems)
     say = teller(quiet=options.quiet)

@@ -41,10 +41,10 @@ _INNER = {
 
 
 def check_recipe(
-    config: MergeConfiguration, out: Path | None, options: MergeOptions, source: str | None
+    config: MergeConfiguration, out: Path | None, options: MergeOptions, text: str | None
 ) -> list[Problem]:
     """Return every problem of the recipe, its options and OUT; no file of a model is opened."""
-    keys = list(_check_keys(source))
+    keys = list(_check_keys(text))
     problems: list[str | Problem] = [*keys]
     problems += [*(check_out(out) if out else ()), *_check_options(options)]
     problems += _check_structure(config)
@@ -53,16 +53,16 @@ def check_recipe(
     return list(dict.fromkeys(map(Problem.of, problems)))
 
 
-def _check_keys(source: str | None) -> Iterator[Problem]:
+def _check_keys(text: str | None) -> Iterator[Problem]:
     """Check the keys of the YAML itself: pydantic ignores the ones it does not know."""
     try:
-        documents = parse_documents(source or _file_of_multi())
+        documents = parse_documents(text or _file_of_multi())
     except TextError as error:
         yield Problem("recipe", f"{reason(error)}. Write it plainly.")
         return
     for document in documents:
         if isinstance(document, dict) and document.get("merge_method") in METHODS:
-            place = f"{document['name']}: " if document.get("name") and not source else ""
+            place = f"{document['name']}: " if document.get("name") and not text else ""
             yield from _unknown_keys(place, document, MergeConfiguration, {"name"})
 
 

@@ -25,7 +25,7 @@ class Document:
 
     name: str | None
     config: MergeConfiguration
-    source: str
+    text: str
     needs: tuple[str, ...] = ()
 
 
