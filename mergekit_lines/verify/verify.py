@@ -37,6 +37,7 @@ from mergekit_lines.verify.checker import Checker, Stored
 from mergekit_lines.verify.cuts import Cuts
 from mergekit_lines.verify.exact import ExactInputs
 from mergekit_lines.verify.sample import Choice, choose
+from mergekit_lines.verify.tiers import check_tiers
 from mergekit_lines.verify.verdict import Verdict
 
 # Keys of a recipe whose values name models.
@@ -85,6 +86,10 @@ def verify(out: Path, choice: Choice) -> Verdict:
         for item in tqdm(chosen, desc="Verifying", unit="tensor", delay=2, disable=None):
             name = item.weight.name
             checker.check(item, coefficients[name], stored.tensor(name))
+        if "larv" in report and len(chosen) == len(coefficients):
+            check_tiers(report, planned, inputs)
+        elif "larv" in report:
+            verdict.notes.append("the tiers of larv are the report's; --all finds them again")
     if cuts and len(chosen) == len(coefficients) and not verdict.skipped:
         cuts.check()
     elif cuts:

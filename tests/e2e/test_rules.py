@@ -200,6 +200,18 @@ def test_larv_scales_alpha_by_levels(uneven: list[Path], tmp_path: Path) -> None
         assert models.max_error_ratio(got[name], start.double() + coefficient * task) <= 1e-6
     verified = command("verify", tmp_path / "out", "--all", "--json")
     assert verified.exit_code == 0, verified.output
+    for key, told in (
+        ("contrast", "the contrast 9 of block 1 of model.layers under larv is"),
+        ("conflict", "the conflict 9 of block 1"),
+    ):
+        edited = json.loads(json.dumps(written))
+        edited["larv"]["model.layers"][0][key] = 9.0
+        (tmp_path / "out" / "lines_report.json").write_text(json.dumps(edited), encoding="utf-8")
+        refused = command("verify", tmp_path / "out", "--all")
+        assert refused.exit_code == 1 and told in refused.output, refused.output
+        some = command("verify", tmp_path / "out", "--sample", "3")
+        assert some.exit_code == 0 and "--all finds them again" in some.stdout
+    (tmp_path / "out" / "lines_report.json").write_text(json.dumps(written), encoding="utf-8")
     shown = command("inspect", tmp_path / "out")
     assert "conflict" in shown.stdout and "0.75" in shown.stdout
     draw([Panel.reported(written)], tmp_path / "depth.png")  # as a card has it
