@@ -28,11 +28,15 @@ DOCUMENT = {
     "seed": 0,
     "alpha": 0.3,
     "alpha_source": "the recipe",
+    "deep": None,
     "notes": [],
     "problems": [],
+    "troubles": [],
 }
 BLOCK = {"index", "coefficients", "tensors", "parameters", "bytes"}
-INPUT = {"model", "checkpoint", "download", "merge", "calibration", "adapter", "copy", "read"}
+INPUT = {
+    *("model", "checkpoint", "download", "merge", "calibration", "cuts", "adapter", "copy", "read"),
+}
 TOTALS = {"tensors", "parameters", "output", "read", "download", "disk", "memory"}
 MEMORY = {"process", "tensor", "loaded", "total", "device"}
 

@@ -20,11 +20,11 @@ from mergekit_lines.plan.memory import working_bytes
 MIB = 1 << 20
 
 
-def plan_of(shape: tuple[int, ...], models: int) -> Any:
+def plan_of(shape: tuple[int, ...], models: int, *, cut: bool = False) -> Any:
     """What headers say of one fp32 tensor of a sum of models."""
     merge = Merge((Sparsity("none"),) * models, (1.0,) * models)
     task = SimpleNamespace(failures=lambda _: nullcontext(), kernel=lambda _: merge)
-    item = SimpleNamespace(task=task)
+    item = SimpleNamespace(task=task, cut=cut)
     entries = torch.Size(shape).numel()
     inputs = dict.fromkeys(range(models + 1), torch.float32)
     tensor = SimpleNamespace(item=item, inputs=inputs, shape=shape, entries=entries, temporaries=())
@@ -37,6 +37,14 @@ def test_a_gpu_holds_two_of_its_own_pieces(models: int) -> None:
     planned = plan_of((8192, 4096), models)
     estimated = working_bytes(planned, set(), torch.device("cuda"), None)
     assert estimated == 2 * (16 * MIB) * (models + 7)
+
+
+def test_counters_of_a_cut_are_counted() -> None:
+    """trim: model takes 2**20 counters of 8 bytes for each model, and three times as many once."""
+    plain, cut = (plan_of((64, 1024), 5, cut=cut) for cut in (False, True))
+    device = torch.device("cpu")
+    more = working_bytes(cut, set(), device, 1) - working_bytes(plain, set(), device, 1)
+    assert more == (5 + 3) * 8 * MIB
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
