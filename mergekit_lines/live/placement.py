@@ -214,6 +214,7 @@ class LiveWeights:
                     main_device=_named(main),  # accelerate compares it with "cpu"
                     state_dict=self._host or None,
                     offload_dir=str(folder) if self._files else None,
+                    force_hooks=bool(self._files),  # older releases refuse a whole model
                 )
         else:
             self.model.to(main)  # buffers that were computed on the CPU
