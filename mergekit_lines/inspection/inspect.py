@@ -93,7 +93,7 @@ def inspect_recipe(
             with remarks.refusals():
                 if is_sound:
                     inspection, calibrated = with_coefficients(inspection, prepared, sizes)
-            if not inspection.containers:
+            if not (inspection.containers or inspection.outside):
                 inspection = with_blocks(inspection, sizes)
             inspection = replace(inspection, seed=prepared.seed)
             inspection = _with_totals(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mergekit_lines.kernels.spectra import isotropic, leading, orthonormal
+from mergekit_lines.kernels.spectra import RESOLVED, Triples, isotropic, leading, orthonormal
 
 
 def mean(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -83,7 +83,8 @@ def iso_cts(deltas: Sequence[torch.Tensor], rank: float, scale: float) -> torch.
     """Return λ·s·U⊥·V⊥ᵀ of common directions and of such as one model alone has.
 
     The common ones are the leading triples of Σ τ_t; what is left beside their span of each τ_t
-    gives as many of its own triples as fill min(m, n) up. s is the mean of all singular values.
+    gives as many of its own triples as fill min(m, n) up, or as many as are above the rounding
+    of τ_t. s is the mean of all singular values.
 
     Args:
         deltas: τ_t of T models, matrices (m, n).
@@ -105,7 +106,7 @@ def iso_cts(deltas: Sequence[torch.Tensor], rank: float, scale: float) -> torch.
         rest = delta.double()
         if shared is not None:
             rest = rest - shared.left @ (shared.left.T @ rest)
-        triples.append(leading(rest, own))
+        triples.append(_above(leading(rest, own), RESOLVED * float(delta.double().norm())))
     triples += [] if shared is None else [shared]
     values = torch.cat([one.values for one in triples])
     if not len(values):
@@ -113,6 +114,12 @@ def iso_cts(deltas: Sequence[torch.Tensor], rank: float, scale: float) -> torch.
     left = orthonormal(torch.cat([one.left for one in triples], dim=1))
     right = orthonormal(torch.cat([one.right for one in triples], dim=1))
     return (scale * values.mean() * (left @ right.T)).to(total.dtype)
+
+
+def _above(triples: Triples, least: float) -> Triples:
+    """Return the triples whose σ is more than this: of a rest of τ_t that may be rounding alone."""
+    count = int((triples.values > least).sum())
+    return Triples(*(part[..., :count] for part in triples))
 
 
 def _count(share: float, matrix: torch.Tensor) -> int:

@@ -17,13 +17,17 @@ from mergekit.merge_methods.base import (
     TensorMetadata,
 )
 
+from mergekit_lines.host.process import one_thread
 from mergekit_lines.kernels import low_rank
+from mergekit_lines.kernels.scale import work_dtype
 from mergekit_lines.methods.words import number, word, wrong
 
 Rule = Callable[..., torch.Tensor]
-# Tables of vectors that are looked up, and what projects to logits or to a space shared with
-# another tower: matrices, and no maps from one activation to the next.
-_NO_MAP = re.compile(r"embed|^(wte|wpe|shared|lm_head|score|classifier|head)$|^\w+_projection$")
+# Tables of vectors that are looked up or added (stacked experts' biases), and what projects to
+# logits or to a space shared with another tower: no maps from one activation to the next.
+_NO_MAP = re.compile(
+    r"embed|bias$|^(wte|wpe|shared|lm_head|score|classifier|head)$|^\w+_projection$"
+)
 _STACKED = re.compile(r"^experts$")
 
 
@@ -32,8 +36,8 @@ class SpectralMethod(GroupMergeMethod):
 
     As in the papers' code, matrices alone are decomposed, and of all else the models' task
     vectors are averaged: vectors, kernels of convolutions, matrices of one row or column; so are
-    embeddings, heads and projections into a shared space (the papers' text projection). Experts
-    that are stored stacked, (experts, m, n), are decomposed one by one.
+    embeddings, tables of biases, heads and projections into a shared space (the papers' text
+    projection). Experts that are stored stacked, (experts, m, n), are decomposed one by one.
 
     What ``lines`` scales around each is M − θ_0, θ_0 the base of the recipe: CART's own centre
     is the models' average, and LiNeS keeps shallow blocks close to what was pre-trained, not
@@ -65,42 +69,54 @@ class SpectralMethod(GroupMergeMethod):
         )
 
     def merge_group(self, group: TensorGroup, /, **parameters: Any) -> torch.Tensor:
-        """Return M of one tensor.
+        """Return M of one tensor, computed in fp32 or wider and rounded once.
+
+        NaN or infinity in a matrix makes all of its M NaN: singular vectors have no other.
 
         Args:
             group: base and models, of one shape and dtype.
             **parameters: the words of the recipe.
         """
-        base = next(entry.tensor for entry in group.entries if entry.is_base)
-        deltas = [entry.tensor - base for entry in group.non_base]
+        stored = group.entries[0].tensor.dtype
+        dtype = work_dtype(stored)
+        base = next(entry.tensor for entry in group.entries if entry.is_base).to(dtype)
+        with torch.no_grad(), one_thread():
+            deltas = [entry.tensor.to(dtype).sub(base) for entry in group.non_base]
+            return self._merged(base, deltas, group.metadata, parameters).to(stored)
+
+    def _merged(
+        self,
+        base: torch.Tensor,
+        deltas: Sequence[torch.Tensor],
+        metadata: TensorMetadata,
+        parameters: dict[str, Any],
+    ) -> torch.Tensor:
         if not deltas:
             return base
         scale = parameters["lambda"]
         words = {"rank": parameters["rank"]} if "rank" in parameters else {}
-        if not base.numel() or not is_matrix(group.metadata, base.shape):
+        if not base.numel() or not is_matrix(metadata, base.shape):
             return base + low_rank.mean(deltas) * (1.0 if self._centred else scale)
-        if base.ndim == 2:
-            return base + self._rule(deltas, scale=scale, **words)
         merged = base.clone()
-        for place in range(len(base)):
-            merged[place] += self._rule([d[place] for d in deltas], scale=scale, **words)
+        for place in range(len(base)) if base.ndim > 2 else (...,):
+            own = [delta[place] for delta in deltas]
+            finite = all(bool(torch.isfinite(delta).all()) for delta in own)
+            merged[place] += self._rule(own, scale=scale, **words) if finite else math.nan
         return merged
 
-    @staticmethod
-    def temporaries(metadata: TensorMetadata, shape: Sequence[int], models: int) -> int:
-        """Return the most bytes that the merge of one fp32 tensor allocates, its result included.
 
-        Args:
-            metadata: of the tensor.
-            shape: of the tensor.
-            models: T.
-        """
-        entries = 4 * math.prod(shape) * (models + 3)  # differences, their mean, sums
-        if not is_matrix(metadata, shape):
-            return entries
-        matrix, smaller = math.prod(shape[-2:]), min(shape[-2:])
-        # In float64: copies and singular vectors, squares and what their decomposition takes.
-        return entries + 8 * (4 * matrix + 10 * smaller**2)
+def temporaries(shape: Sequence[int], models: int, width: int) -> int:
+    """Return the most bytes that the merge of one matrix, or stack, allocates, with its result.
+
+    Args:
+        shape: of the tensor.
+        models: T.
+        width: bytes of an entry, in the arithmetic.
+    """
+    entries = width * math.prod(shape) * (models + 3)  # differences, their mean, sums
+    matrix, smaller = math.prod(shape[-2:]), min(shape[-2:])
+    # In float64: copies and singular vectors, squares and what their decomposition takes.
+    return entries + 8 * (5 * matrix + 10 * smaller**2)
 
 
 def is_matrix(metadata: TensorMetadata, shape: Sequence[int]) -> bool:

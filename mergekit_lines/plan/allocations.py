@@ -16,12 +16,14 @@ from mergekit.merge_methods.base import TensorMetadata
 from torch.autograd import profiler_legacy
 
 from mergekit_lines.engine.tasks import LinesTask
+from mergekit_lines.kernels.scale import work_dtype
 from mergekit_lines.lines.alpha import NormCollector
 from mergekit_lines.methods.registry import registered
-from mergekit_lines.methods.spectral import SpectralMethod
+from mergekit_lines.methods.spectral import SpectralMethod, is_matrix, temporaries
 from mergekit_lines.plan.sizes import Sized
 
 SIZES = (2**18, 2**19)  # entries of the made-up tensors
+NORM_PIECE = 2**18  # of whole tensors, entries whose norms are summed at a time, in float64
 
 Log = list[int]  # bytes of every allocation, and of every release as a negative number
 
@@ -41,9 +43,10 @@ class Allocations:
         if not tensor.entries or not tensor.dtype.is_floating_point:
             return []
         wrapped = registered(tensor.item.task.method_name).wrapped
-        if isinstance(wrapped, SpectralMethod):  # grows with the square of a side, not with both
-            metadata = TensorMetadata.from_weight_info(tensor.item.weight)
-            return [wrapped.temporaries(metadata, tensor.shape, len(tensor.inputs) - 1)]
+        if isinstance(wrapped, SpectralMethod) and is_matrix(
+            TensorMetadata.from_weight_info(tensor.item.weight), tensor.shape
+        ):  # grows with the square of a side, not with both
+            return [_casts(tensor) + _of_singular_vectors(tensor)]
         key = (*_alike(tensor), calibrating)
         if key not in self._known:
             self._known[key] = _measure(tensor, calibrating=calibrating)
@@ -61,6 +64,24 @@ def peak(log: Sequence[int]) -> int:
         held += size
         most = max(most, held)
     return most
+
+
+def _of_singular_vectors(tensor: Sized) -> int:
+    """Return what a merge by singular vectors, or its norms for Eq. 2, allocates in its dtype."""
+    width = max(work_dtype(dtype).itemsize for dtype in tensor.inputs.values())
+    merging = temporaries(tensor.shape, len(tensor.inputs) - 1, width)
+    return merging + 3 * 8 * min(tensor.entries, NORM_PIECE)
+
+
+def _casts(tensor: Sized) -> int:
+    """Return the bytes of all inputs in the recipe's dtype and in the arithmetic's, if others."""
+    own = tensor.item.task.input_dtype()
+    total = 0
+    for stored in tensor.inputs.values():
+        cast = own or stored
+        dtypes = {cast, work_dtype(cast)} - {stored}
+        total += sum(dtype.itemsize for dtype in dtypes) * tensor.entries
+    return total
 
 
 def _alike(tensor: Sized) -> tuple[Any, ...]:

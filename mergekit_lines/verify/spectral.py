@@ -39,7 +39,7 @@ def spectral_vector(
     """
     shape = deltas[0].shape
     looked_up = vocabulary or any(
-        part in TABLES or "embed" in part or part.endswith("_projection")
+        part in TABLES or "embed" in part or part.endswith(("_projection", "bias"))
         for part in name.split(".")
     )
     stacked = len(shape) == 3 and "experts" in name.split(".")
@@ -72,9 +72,13 @@ def _of_matrix(
     common = smaller - own * len(deltas)
     if not own:
         return scale * _product(_evened(_first(total, smaller)))
-    shared = _first(total, common)
+    shared = _first(total, max(0, common))  # where own ones alone fill it up, there may be none
     left = shared[0]
-    parts = [_first(delta - left @ (left.T @ delta), own) for delta in deltas]
+    parts = []
+    for delta in deltas:
+        rest = _first(delta - left @ (left.T @ delta), own)
+        count = int((rest[1] > NOTHING * delta.norm()).sum())
+        parts.append((rest[0][:, :count], rest[1][:count], rest[2][:count]))
     return scale * _side_by_side([*parts, shared], even=True)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from mergekit_lines.kernels import low_rank, spectra
 from mergekit_lines.kernels.spectra import isotropic, leading, orthonormal
+from mergekit_lines.verify.spectral import spectral_vector
 from tests.singular import cart, iso_c, iso_cts, procrustes, truncated, tsv_m
 
 SHAPES = [(7, 5), (5, 7), (8, 8), (33, 20), (2, 9), (12, 2)]
@@ -87,6 +88,29 @@ def test_a_change_of_low_rank_stays_one() -> None:
     expected = np.linalg.svd(change.numpy(), compute_uv=False)[:2].mean()
     np.testing.assert_allclose(values[:2], [expected] * 2, rtol=1e-6)
     assert values[2:].max() < 1e-6 * expected
+
+
+def test_own_directions_are_not_made_up() -> None:
+    """Iso-CTS of two rank-2 changes, all of them common, has four equal singular values."""
+    left, right = drawn((40, 2), 2), drawn((2, 30), 2, seed=1)
+    changes = [(a @ b).float() for a, b in zip(left, right, strict=True)]
+    values = np.linalg.svd(low_rank.iso_cts(changes, 0.8, 1.0).numpy(), compute_uv=False)
+    expected = np.linalg.svd(sum(changes).numpy(), compute_uv=False)[:4].mean()
+    np.testing.assert_allclose(values[:4], [expected] * 4, rtol=1e-5)
+    assert values[4:].max() < 1e-5 * expected
+
+
+def test_own_directions_alone() -> None:
+    """Iso-CTS with no room for common ones has two of each model, in a merge and in verify."""
+    deltas = drawn((5, 9), 3)
+    parts = [truncated(delta.numpy(), 2) for delta in deltas]
+    left = procrustes(np.concatenate([part[0] for part in parts], axis=1))
+    right = procrustes(np.concatenate([part[2] for part in parts], axis=0))
+    expected = np.concatenate([part[1] for part in parts]).mean() * (left @ right)
+    np.testing.assert_allclose(low_rank.iso_cts(deltas, 0.1, 1.0), expected, atol=1e-6)
+    words = {"rank": 0.1, "lambda": 1.0}
+    again = spectral_vector("iso_cts", "layers.0.up.weight", deltas, words, vocabulary=False)
+    np.testing.assert_allclose(again, expected, atol=1e-9)
 
 
 def test_leading_triples() -> None:
