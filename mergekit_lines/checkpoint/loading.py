@@ -90,6 +90,26 @@ def meta_model(config: Any, *, trust_remote_code: bool = False) -> Any:
     return model
 
 
+def trunk_without_head(
+    config: Any, tensors: Mapping[str, TensorHeader] | None, *, trust_remote_code: bool = False
+) -> str | None:
+    """Return the class of the trunk that a checkpoint is where it lacks its class's head, or None.
+
+    Args:
+        config: transformers'.
+        tensors: the headers; None for a pickled checkpoint, of which nothing is known.
+        trust_remote_code: whether code that comes with the model may run.
+    """
+    try:
+        names = ModelNames(meta_model(config, trust_remote_code=trust_remote_code))
+        loading = tried_loading(config, tensors or {})
+    except Exception:  # noqa: BLE001 - a class that transformers cannot make, of many kinds
+        return None
+    heads = names.heads(names.of(tensors or {}).values()) | names.heads(loading.mismatched)
+    lost = {*loading.missing}
+    return names.trunk if lost and not heads and names.heads(lost) == lost else None
+
+
 def text_tower(config: Any, other: Any) -> Any:
     """Return the part of a config that another config's model is a tower of, or None.
 

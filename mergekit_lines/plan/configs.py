@@ -12,9 +12,11 @@ from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.bounded import read_config
-from mergekit_lines.checkpoint.loading import text_tower
+from mergekit_lines.checkpoint.headers import Headers
+from mergekit_lines.checkpoint.loading import text_tower, trunk_without_head
 from mergekit_lines.errors import Problem
 from mergekit_lines.files import names_no_class
+from mergekit_lines.host.process import silent
 from mergekit_lines.recipe.models import models_in_order
 
 # Not a part of what a finished model computes from its weights, or checked elsewhere (shapes,
@@ -76,6 +78,19 @@ def config_notes(config: MergeConfiguration, options: MergeOptions) -> Iterator[
                 f"model {model}: its config.json says {_listed(values)}; the merged model "
                 f"computes as base_model's config.json says"
             )
+
+
+def trunk_note(base: ModelReference, headers: Headers, options: MergeOptions) -> Iterator[str]:
+    """Yield that the base is stored without the head of its class, and so is what is merged."""
+    trust = options.trust_remote_code
+    config = base.config(trust_remote_code=trust)
+    with silent():
+        trunk = trunk_without_head(config, headers.tensors, trust_remote_code=trust)
+    if trunk is not None:
+        yield (
+            f"model {base}: its files hold the {trunk} alone, and no head of "
+            f"{', '.join(config.architectures or [])}, which its config.json names; nor does OUT"
+        )
 
 
 def _left_over(config: MergeConfiguration, options: MergeOptions) -> Iterator[str]:

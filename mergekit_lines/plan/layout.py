@@ -27,7 +27,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
 from mergekit_lines.checkpoint.headers import Headers
-from mergekit_lines.checkpoint.loading import ModelNames, meta_model, tried_loading
+from mergekit_lines.checkpoint.loading import tried_loading, trunk_without_head
 from mergekit_lines.checkpoint.ties import model_class, tied_names
 from mergekit_lines.errors import LinesError, reason, some
 from mergekit_lines.host.process import silent
@@ -173,28 +173,16 @@ def _are_trunks(
     """
     trust = options.trust_remote_code
     kinds = {(one.config(trust_remote_code=trust).architectures or [""])[0] for one in headers}
-    trunk = _trunk(base, headers, options)
-    return trunk is not None and (
-        trunk in kinds or all(_trunk(model, headers, options) == trunk for model in headers)
-    )
-
-
-def _trunk(
-    model: ModelReference, headers: Mapping[ModelReference, Headers], options: MergeOptions
-) -> str | None:
-    """Return the class of the trunk that a checkpoint without its head is, or None."""
-    tensors = headers[model].tensors
-    trust = options.trust_remote_code
-    try:
-        with silent():
-            config = model.config(trust_remote_code=trust)
-            names = ModelNames(meta_model(config, trust_remote_code=trust))
-            loading = tried_loading(config, tensors or {})
-    except Exception:  # noqa: BLE001 - a class that transformers cannot make, of many kinds
-        return None
-    heads = names.heads(names.of(tensors or {}).values()) | names.heads(loading.mismatched)
-    lost = {*loading.missing}
-    return names.trunk if lost and not heads and names.heads(lost) == lost else None
+    with silent():
+        trunks = [
+            trunk_without_head(
+                model.config(trust_remote_code=trust),
+                headers[model].tensors,
+                trust_remote_code=trust,
+            )
+            for model in (base, *headers)
+        ]
+    return trunks[0] is not None and (trunks[0] in kinds or len({*trunks}) == 1)
 
 
 def layout_from_names(held: HeldNames, options: MergeOptions) -> ModelArchitecture:

@@ -22,7 +22,7 @@ from mergekit_lines.checkpoint.remote.headers import remote_headers
 from mergekit_lines.errors import LinesError, Problem, reason, some
 from mergekit_lines.host.names import OWN
 from mergekit_lines.lines.outside import mostly_outside
-from mergekit_lines.plan.configs import config_notes, refused_configs
+from mergekit_lines.plan.configs import config_notes, refused_configs, trunk_note
 from mergekit_lines.plan.fit import (
     check_layers,
     check_plan,
@@ -104,6 +104,8 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     # Last: other heads most often go with other shapes, which tell more.
     if problems := list(refused_configs(config, options)):
         raise LinesError(problems)
+    if config.base_model and notes:  # not mergekit's layout, which would want the head
+        notes += trunk_note(config.base_model, headers[config.base_model], options)
     notes += config_notes(config, options)
     dropped = dropped_tensors(prepared.planned, config, options)
     for model, names in dropped.items():

@@ -115,8 +115,8 @@ def differences(carried: Path, other: Path, *, template: bool = True) -> list[st
 
 def _processor_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
     """Yield what both processors say, and say otherwise: a default is not known here."""
-    if bool(ours) != bool(theirs):
-        yield "processor" if theirs else "want of a processor"
+    if theirs and not ours:
+        yield "processor"
     for key in sorted(ours.keys() & theirs.keys()):
         if ours[key] != theirs[key]:
             value = repr(theirs[key])

@@ -128,6 +128,23 @@ def test_a_trunk_under_the_class_of_its_first_training(tmp_path: Path) -> None:
     check(tmp_path / "out", base, models.read(tuned), row.depth)
 
 
+@pytest.mark.parametrize("name", ["MPNetModel", "LlamaModel"])
+def test_models_that_all_lack_their_head_are_told(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is merged is the trunk that they are; the line names the class that they are not."""
+    kind = name.replace("Model", "ForMaskedLM" if name == "MPNetModel" else "ForCausalLM")
+    row = ROW.get(name) or Row(name, ROW[kind].config, {"layers": 3})
+    base, tuned = row.save(tmp_path / "base"), tmp_path / "a"
+    models.finetuned(base, tuned, seed=2)
+    for folder in (base, tuned):
+        models.edit_config(folder, architectures=[kind])
+    in_process(recipe(base, tuned), tmp_path / "out", quiet=False)
+    check(tmp_path / "out", base, models.read(tuned), row.depth)
+    said = capsys.readouterr().err
+    assert f"its files hold the {name} alone, and no head of {kind}" in said
+
+
 def test_heads_of_two_classes_are_not_mixed(tmp_path: Path) -> None:
     """Two classes' `classifier` is refused: of one name and shape, it means two things."""
     for name, kind in (("base", "Sequence"), ("a", "Token")):
