@@ -357,6 +357,7 @@ def _file(model: Path) -> Path:
         {"wrap": "dare_ties", "density": 0.5, "normalize": True, "num_blocks": 6, "seed": 3},
         {"wrap": "ramplus_tl", "wrap_alpha": 0.3},
         {"wrap": "linear", "weight": 0.5},
+        {"wrap": "consensus_ta", "tall_lambda": 0.3, "min_agree": 1},
     ],
 )
 def test_raw_merge_gives_the_recipes_tensors(
@@ -444,6 +445,10 @@ def test_raw_merge_takes_the_random_seed_flag(
             ("parameters.density: wrap karcher has no parameter of this name",),
         ),
         ({"alpha": 0.5, "beta": 0.5, "wrap": "ties", "density": 5}, ("parameters.density",)),
+        (
+            {"alpha": 0.5, "beta": 0.5, "wrap": "ties", "trim": "model"},
+            ("parameters.trim: found 'model'", "mergekit-yaml"),
+        ),
         ({"alpha": 0.5, "beta": 0.5, "blocks": "layer"}, ("blocks: no container is 'layer'",)),
     ],
 )
