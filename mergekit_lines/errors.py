@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +12,6 @@ from typing import Any
 import click
 
 HALF = 120  # letters of a long message that are shown of each end
-LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,6 +118,8 @@ def visible(text: str, keep: str = "") -> str:
 
 def visible_json(content: Any) -> str:
     """Return a JSON text for the eye and for programs: what is not visible is a JSON escape."""
+    import json  # not for ``--help``, as logging below
+
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     if text.replace("\n", "").isprintable():
         return text
@@ -140,7 +139,9 @@ def teller(*, quiet: bool) -> Callable[[str], None]:
 
 
 def _log(text: str) -> None:
-    LOG.info(visible(text))
+    import logging
+
+    logging.getLogger(__name__).info(visible(text))
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -204,5 +205,7 @@ def plain_failures(remedy: str, *, full: str = "", other: str = "") -> Iterator[
     except Exception as error:
         if not other:
             raise
-        LOG.debug("the merge failed", exc_info=error)
+        import logging
+
+        logging.getLogger(__name__).debug("the merge failed", exc_info=error)
         raise LinesError(f"the merge failed ({reason(error)}). {other}") from error
