@@ -18,7 +18,8 @@ import mergekit_lines
 from mergekit_lines.cli import COMMANDS, main
 from mergekit_lines.errors import LinesError
 from mergekit_lines.lines.schedule import EXPONENTS
-from mergekit_lines.methods.words import LINES_WORDS, POSTPROCESS_WORDS
+from mergekit_lines.methods.consensus import CONSENSUS
+from mergekit_lines.methods.words import FOR_WRAP, LINES_WORDS, POSTPROCESS_WORDS
 from tests import models, shaped
 from tests.e2e import runner
 from tests.e2e.runner import in_process
@@ -63,6 +64,18 @@ def test_there_are_eight_python_examples() -> None:
     """One example for every public name; sweep's stands for soup's and greedy's."""
     assert [len(blocks(page, "python")) for page in (README, RECIPES, EXAMPLES)] == [0, 0, 0]
     assert len(blocks(PYTHON, "python")) == 8
+
+
+def test_table_of_a_wraps_own_words() -> None:
+    """What we add to mergekit's methods, and the masks' words, with the defaults they have."""
+    rows = re.findall(r"^\| `(\w+)` \|.*\|(.*)\|$", section(RECIPES, "The merges"), re.MULTILINE)
+    told = {name: default.strip(" `") for name, default in rows}
+    words = [word for more in FOR_WRAP.values() for word in more]
+    words += [word for one in CONSENSUS for word in one.spec.parameters]
+    known = {word.name: str(word.default) for word in words}
+    assert {name: told.get(name) for name in known} | {
+        name: known[name] for name in ("weight", "lambda", "density")
+    } == known
 
 
 def test_table_of_words() -> None:
