@@ -22,7 +22,7 @@ from mergekit_lines.errors import LinesError, nearest
 
 # Name, which is also the module's and the function's, and the first line of its help.
 COMMANDS = {
-    "inspect": "Show what a recipe will do, without reading weights unless --deep is given.",
+    "inspect": "Show what a recipe will do, without reading weights.",
     "verify": "Recompute a merged model's tensors in float64.",
     "edit": "Scale one model's change from its base by depth.",
     "sweep": "Tune one or two keys of a recipe by evaluation.",

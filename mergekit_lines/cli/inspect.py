@@ -74,7 +74,7 @@ def inspect(
     page: Path | None,
     **flags: Any,
 ) -> None:
-    """Show what a recipe will do, without reading weights unless --deep is given.
+    """Show what a recipe will do, without reading weights.
 
     RECIPE is a file for mergekit-yaml, or one of several documents for mergekit-multi. Only
     configs, indexes and the headers of shards are read, of models on the Hub too. Shown are
