@@ -53,6 +53,9 @@ def show(inspections: Sequence[Inspection], title: str) -> None:
 
 
 def _facts(inspection: Inspection) -> Iterable[str]:
+    if inspection.wraps == (inspection.merge_method,):  # a merge alone
+        yield f"merge_method {inspection.merge_method}, not scaled by depth"
+        return
     wraps = f" around {', '.join(inspection.wraps)}" if inspection.wraps else ""
     yield f"merge_method {inspection.merge_method}{wraps}, seed {inspection.seed}"
     if inspection.alpha_source:

@@ -38,12 +38,20 @@ def show_report(report: Mapping[str, Any], title: str) -> None:
 
 
 def _facts(report: Mapping[str, Any]) -> Iterator[str]:
-    wraps = f" around {', '.join(report['wrap'])}" if report["wrap"] else ""
-    yield f"merge_method {report['merge_method']}{wraps}, seed {report['seed']}"
-    alpha = report["alpha"]
-    value = "differs between tensors" if alpha["value"] is None else f"= {alpha['value']:.6g}"
-    blocks = " over the whole model, and for each block" if alpha.get("blocks") else ""
-    yield f"α {value}: {'the recipe' if alpha['source'] == 'recipe' else alpha['source']}{blocks}"
+    if report["wrap"] == [report["merge_method"]]:  # a merge alone
+        yield f"merge_method {report['merge_method']}, not scaled by depth"
+    else:
+        wraps = f" around {', '.join(report['wrap'])}" if report["wrap"] else ""
+        yield f"merge_method {report['merge_method']}{wraps}, seed {report['seed']}"
+        alpha = report["alpha"]
+        value = "differs between tensors" if alpha["value"] is None else f"= {alpha['value']:.6g}"
+        blocks = " over the whole model, and for each block" if alpha.get("blocks") else ""
+        source = "the recipe" if alpha["source"] == "recipe" else alpha["source"]
+        yield f"α {value}: {source}{blocks}"
+    if trim := report.get("trim"):
+        sign = "+" if trim["zero_sign"] > 0 else "-"
+        cuts = ", ".join(f"{value:.4g}" for value in trim["magnitudes"].values())
+        yield f"trim: model kept magnitudes from {cuts} on; sums of 0 took the sign {sign}"
     versions = {"mergekit-lines": report["mergekit_lines"], **report["versions"]}
     yield f"made with {', '.join(f'{name} {version}' for name, version in versions.items())}"
 

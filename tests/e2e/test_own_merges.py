@@ -65,6 +65,10 @@ def test_stock_command_merges_alone(
     assert (report["merge_method"], report["wrap"]) == ("consensus_ta", ["consensus_ta"])
     assert set(report["outside"].values()) == {1.0}
     assert "LiNeS" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    for shown in (tmp_path / "recipe.yml", tmp_path / "out"):
+        done = CliRunner().invoke(main, ["inspect", str(shown)])
+        assert "merge_method consensus_ta, not scaled by depth" in done.stdout
+        assert "beta has no effect" not in done.output
     check(tmp_path / "out")
 
 
