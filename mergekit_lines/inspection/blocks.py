@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from mergekit_lines.checkpoint.ties import tied_names
 from mergekit_lines.console import short
+from mergekit_lines.errors import LinesError
 from mergekit_lines.inspection.findings import Block, Coefficient, Container, Inspection, Outside
 from mergekit_lines.lines.alpha import NormCollector, find_alpha
-from mergekit_lines.lines.depth import natural_key
+from mergekit_lines.lines.depth import BlockDepth, block_depths, natural_key
 from mergekit_lines.lines.placed import AUTO, BLOCK, LARV
 from mergekit_lines.lines.readings import Calibration, Readings
 from mergekit_lines.plan.planned import PlannedTensor
@@ -61,14 +62,27 @@ def sampled_note(sizes: Sizes) -> str | None:
     )
 
 
-def known_coefficients(planned: list[PlannedTensor]) -> dict[str, float | None]:
-    """Return λ of every tensor, None where it hangs on weights that no header tells of."""
+def depths_and_coefficients(
+    planned: list[PlannedTensor], *, alone: bool
+) -> tuple[dict[str, BlockDepth | None], dict[str, float | None]]:
+    """Return every tensor's block, and its λ, None where it hangs on weights not yet read.
+
+    Args:
+        planned: the output tensors.
+        alone: whether nothing is scaled by depth: the models have blocks all the same, and no λ.
+    """
+    if alone:
+        names = [item.weight.name for item in planned]
+        try:
+            return block_depths(names), dict.fromkeys(names)
+        except LinesError:  # what is in no order counts as outside
+            return dict.fromkeys(names), dict.fromkeys(names)
     try:
         calibration = _find_alpha(planned)
     except _WeightsNeededError:
         calibration = None
     values = {item.weight.name: _coefficient(item, calibration) for item in planned}
-    return {
+    return {item.weight.name: item.placed.depth for item in planned}, {
         name: None if one is None or one.plus_alpha else one.value for name, one in values.items()
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,11 +20,12 @@ from tqdm import tqdm
 from mergekit_lines.checkpoint.opened import OpenedModels
 from mergekit_lines.checkpoint.sources import Source
 from mergekit_lines.host.process import available_cores
+from mergekit_lines.inspection.ranks import sampled_ranks
+from mergekit_lines.lines.depth import BlockDepth
 from mergekit_lines.plan.planned import PlannedTensor
 
 PIECE = 1 << 17  # entries
 EVERY = 16  # of so many pieces one is looked at for signs
-ROWS, RUNS = 64, 8  # of a matrix for its effective rank, read in so many runs
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Depth:
     Attributes:
         container: of the block; empty outside.
         index: of the block, from 1; 0 outside.
-        coefficient: λ, the mean over the block's tensors; None where only the weights tell α.
+        coefficient: λ, the mean over the block's tensors; None where only the weights tell α, or
+            nothing is scaled by depth.
         base: ‖θ_0‖.
         changes: ‖τ_t‖.
         cosines: of τ_s and τ_t, for the pairs (0, 1), (0, 2), … (1, 2), …; None where one is 0.
@@ -77,6 +79,7 @@ class Look:
         largest: per model, the tensor with most of ‖τ_t‖², and its share.
         kept: ‖λ·τ‖/‖τ‖ of the sum of the task vectors: how much of the update is left; None
             where λ is not known.
+        unseen: models that do not stand beside those: of other slices.
         nonfinite: tensors with NaN or infinity, with their model; they count nowhere.
         left_out: tensors whose shape differs from the base's.
     """
@@ -86,6 +89,7 @@ class Look:
     total: Depth
     largest: tuple[tuple[str, float], ...]
     kept: float | None
+    unseen: tuple[str, ...]
     nonfinite: tuple[str, ...]
     left_out: tuple[str, ...]
 
@@ -145,6 +149,7 @@ class _Tensor:
 def look(
     planned: Sequence[PlannedTensor],
     opened: OpenedModels,
+    depths: Mapping[str, BlockDepth | None],
     coefficients: Mapping[str, float | None],
     threads: int | None,
 ) -> Look:
@@ -153,6 +158,7 @@ def look(
     Args:
         planned: the recipe's output tensors.
         opened: its models.
+        depths: the block of every tensor; None outside.
         coefficients: λ by tensor, None where it is not known.
         threads: that read and compute; None for one per core.
 
@@ -179,7 +185,7 @@ def look(
             if bad:
                 nonfinite += [f"{item.weight.name} of {([base, *models])[one]}" for one in bad]
                 continue
-            depth = item.placed.depth
+            depth = depths[item.weight.name]
             place = (depth.container, depth.index + 1) if depth else ("", 0)
             by_depth[place].add(sums)
             value = coefficients.get(item.weight.name)
@@ -193,6 +199,7 @@ def look(
         whole.add(sums)
     total = whole.depth("", 0, None)
     update = float(whole.products.sum())
+    listed = dict.fromkeys(model for item in planned for model in item.task.model_order)
     places = sorted(by_depth, key=lambda place: (not place[1], place))
     return Look(
         tuple(map(str, models)),
@@ -203,6 +210,7 @@ def look(
             for (name, square), change in zip(largest, total.changes, strict=True)
         ),
         math.sqrt(kept / update) if update > 0 and math.isfinite(kept) else None,
+        tuple(str(model) for model in listed if model not in (base, *models)),
         tuple(nonfinite),
         tuple(left_out),
     )
@@ -238,7 +246,7 @@ def _measured(tensor: _Tensor, pool: ThreadPoolExecutor) -> tuple[_Sums, list[in
         pool.submit(_piece, tensor, start, min(start + PIECE, size), signs=not number % EVERY)
         for number, start in enumerate(starts)
     ]
-    rank = pool.submit(_ranks, tensor)
+    rank = pool.submit(sampled_ranks, tensor.base, tensor.tuned)
     sums = _Sums(len(tensor.tuned))
     bad: set[int] = set()
     try:
@@ -271,16 +279,27 @@ def _piece(tensor: _Tensor, start: int, stop: int, *, signs: bool) -> tuple[_Sum
     for row, source in zip(deltas, tensor.tuned, strict=True):
         source.read_into(start, stop, row)
         row.sub_(base)
+    _set_products(sums, base, deltas)
+    if not _finite(sums):
+        strange = _strange(base, deltas)
+        if strange:
+            return _Sums(len(tensor.tuned)), strange
+        _set_products(sums, base.double(), deltas.double())  # squares that fp32 does not have
+    if signs and len(deltas) > 1:
+        sums.signs = _signs(deltas)
+    return sums, []
+
+
+def _set_products(sums: _Sums, base: torch.Tensor, deltas: torch.Tensor) -> None:
     sums.base = float(torch.dot(base, base))
     for first, row in enumerate(deltas):
         for second in range(first, len(deltas)):
             product = float(torch.dot(row, deltas[second]))
             sums.products[first, second] = sums.products[second, first] = product
-    if not (math.isfinite(sums.base) and np.isfinite(sums.products).all()):
-        return _Sums(len(tensor.tuned)), _strange(base, deltas)
-    if signs and len(deltas) > 1:
-        sums.signs = _signs(deltas)
-    return sums, []
+
+
+def _finite(sums: _Sums) -> bool:
+    return math.isfinite(sums.base) and bool(np.isfinite(sums.products).all())
 
 
 def _signs(deltas: torch.Tensor) -> list[int]:
@@ -299,47 +318,7 @@ def _signs(deltas: torch.Tensor) -> list[int]:
 
 
 def _strange(base: torch.Tensor, deltas: torch.Tensor) -> list[int]:
-    """Return which of base (0) and models hold NaN or infinity; all where a square overflowed."""
+    """Return which of base (0) and models hold NaN or infinity."""
     if not bool(torch.isfinite(base).all()):
         return [0]
-    bad = [number for number, row in enumerate(deltas, 1) if not bool(torch.isfinite(row).all())]
-    return bad or list(range(1, len(deltas) + 1))
-
-
-def _ranks(tensor: _Tensor) -> list[list[float]]:
-    """Return per model the effective rank of a matrix's sampled rows, as a share of them."""
-    shape = tensor.base.shape
-    if len(shape) != 2 or min(shape) < 2:
-        return [[] for _ in tensor.tuned]
-    rows, columns = shape
-    runs = min(RUNS, *shape)
-    height = min(ROWS, rows, columns) // runs
-    starts = [run * rows // runs for run in range(runs)]
-    base, result = _rows(tensor.base, starts, height, columns), []
-    for source in tensor.tuned:
-        delta = _rows(source, starts, height, columns).sub_(base)
-        result.append(list(_effective_rank(delta)))
-    return result
-
-
-def _rows(source: Source, starts: Sequence[int], height: int, columns: int) -> torch.Tensor:
-    """Return ``height`` rows from each start on, (rows, columns), fp32."""
-    picked = torch.empty(len(starts), height * columns)
-    for run, start in zip(picked, starts, strict=True):
-        source.read_into(start * columns, (start + height) * columns, run)
-    return picked.view(-1, columns)
-
-
-def _effective_rank(matrix: torch.Tensor) -> Iterator[float]:
-    """Yield exp(−Σ p·log p), p = σ²/Σσ², as a share of the rows; nothing for zeros.
-
-    Source: Roy, Vetterli: The effective rank, EUSIPCO 2007.
-    """
-    doubled = matrix.double()
-    gram = doubled @ doubled.T
-    if not bool(torch.isfinite(gram).all()) or not bool(gram.any()):
-        return
-    squares = torch.linalg.eigvalsh(gram).clamp_min(0)
-    shares = squares / squares.sum()
-    entropy = -float(torch.special.xlogy(shares, shares).sum())
-    yield math.exp(entropy) / len(matrix)
+    return [number for number, row in enumerate(deltas, 1) if not bool(torch.isfinite(row).all())]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from mergekit.merge_methods import registry
 from mergekit.options import MergeOptions
 
-from mergekit_lines.errors import LinesError
+from mergekit_lines.errors import LinesError, nearest
 from mergekit_lines.host.names import METHODS
 from mergekit_lines.inspection.findings import Inspection
 from mergekit_lines.inspection.inspect import inspect_recipe
@@ -36,6 +37,12 @@ def inspect_file(
         )
     methods = [document.config.merge_method for document in documents]
     if not set(methods) & set(METHODS):
+        registered = {method.spec.name for method in registry.registered_methods()}
+        for name in (name for name in methods if name not in registered):
+            raise LinesError(
+                f"{path}: found merge_method {name}, which nobody has registered."
+                f"{nearest(name, registered)}"
+            )
         raise LinesError(
             f"{path}: found merge_method {', '.join(dict.fromkeys(methods))}, which is mergekit's "
             f"own, wanted {' or '.join(METHODS)}: only these have coefficients to show. To scale "

@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from mergekit_lines.errors import LinesError
 from mergekit_lines.figures.drawing import COLOURS, INK, MARKERS, new_figure, plain_axes, save
 from mergekit_lines.inspection.deep import Depth, Look
 from mergekit_lines.inspection.findings import Inspection
@@ -29,7 +30,7 @@ def draw_looks(inspections: Sequence[Inspection], where: str, path: Path) -> Non
         path: of the file.
 
     Raises:
-        LinesError: matplotlib is not there, or the file cannot be made.
+        LinesError: matplotlib is not there, nothing was looked at, or the file cannot be made.
     """
     save(_figure(inspections, where), path)
 
@@ -42,8 +43,10 @@ def looks_as_png(inspections: Sequence[Inspection], where: str) -> bytes:
 
 
 def _figure(inspections: Sequence[Inspection], where: str) -> Any:
-    looks = [(one.name, one.deep) for one in inspections if one.deep]
+    looks = [(one.name, one.deep) for one in inspections if one.deep and one.deep.depths]
     panels = [(name, look, draw) for name, look in looks for draw in _panels(look)]
+    if not panels:
+        raise LinesError(f"{where}: there is nothing to draw: see the warnings and notes above.")
     figure = new_figure(where, 8.0, 0.4 + 2.3 * len(panels), dpi=150)
     from matplotlib import rc_context
 
@@ -122,9 +125,9 @@ def _from_zero(axes: Any) -> None:
 def _by_model(axes: Any, look: Look, of: Callable[[int], Value], *, named: bool = True) -> None:
     values = [of(number) for number in range(len(look.models))]
     if len(values) > LABELLED:
-        for pick, label in ((min, "least of the models"), (max, "most of the models")):
-            shown = label if named else None
-            _line(axes, look, partial(_extreme, values, pick), COLOURS[0], "o", shown)
+        for pick, marker, label in ((max, "^", "most"), (min, "v", "least")):
+            shown = f"{label} of the models" if named else None
+            _line(axes, look, partial(_extreme, values, pick), COLOURS[0], marker, shown)
     else:
         for number, (value, label) in enumerate(zip(values, look.labels, strict=True)):
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from mergekit_lines._version import __version__
-from mergekit_lines.errors import LinesError, reason, visible
+from mergekit_lines.errors import LinesError, visible
 from mergekit_lines.inspection.deep import Depth, Look
 from mergekit_lines.inspection.findings import Inspection
 from mergekit_lines.inspection.landscape import looks_as_png
@@ -46,13 +46,15 @@ def write_page(inspections: Sequence[Inspection], title: str, path: Path) -> Non
     where = f"--page {path}"
     if not any(one.deep for one in inspections):
         raise LinesError(f"{where}: no document of {title} was looked at: see the notes above.")
-    picture = base64.b64encode(looks_as_png(inspections, where)).decode("ascii")
+    drawable = any(one.deep and one.deep.depths for one in inspections)
+    png = looks_as_png(inspections, where) if drawable else b""
+    picture = base64.b64encode(png).decode("ascii")
     body = "\n".join(_body(inspections, title, picture))
     try:
         path.write_text(body, encoding="utf-8")
     except OSError as error:
         raise LinesError(
-            f"{where}: cannot be written ({reason(error)}). Choose another file."
+            f"{where}: cannot be written ({error.strerror}). Choose another file."
         ) from error
 
 
@@ -71,7 +73,8 @@ def _body(inspections: Sequence[Inspection], title: str, picture: str) -> Iterat
         if inspection.deep and not inspection.troubles:
             yield '<p class="fine">Nothing was found that makes merges fail.</p>'
     alt = "change, agreement, effective rank and coefficient of every block"
-    yield f'<p><img alt="{alt}" src="data:image/png;base64,{picture}"></p>'
+    if picture:
+        yield f'<p><img alt="{alt}" src="data:image/png;base64,{picture}"></p>'
     for inspection in inspections:
         if inspection.deep:
             yield from _tables(inspection.deep)

@@ -22,13 +22,18 @@ def troubles(look: Look) -> Iterator[str]:
     if look.nonfinite:
         yield (
             f"{len(look.nonfinite)} tensors hold NaN or infinity ({some(look.nonfinite, 3)}): the "
-            f"merge will be refused. Save or train that model again"
+            f"merge refuses them, or has them in OUT where allow_nonfinite is true. Save or train "
+            f"that model again"
         )
     if look.left_out:
         yield (
             f"{len(look.left_out)} tensors were not looked at, for not all models have them in "
             f"one shape of floating-point numbers ({some(look.left_out, 3)})"
         )
+    for model in look.unseen:
+        yield f"{model}: was not looked at, for it stands in other slices than {look.models[0]}"
+    if not look.depths:
+        return
     for number, model in enumerate(look.models):
         yield from _of_model(look, number, model)
     yield from _twins(look)

@@ -183,11 +183,19 @@ def differing_vocabularies(config: MergeConfiguration, options: MergeOptions) ->
     if config.tokenizer is not None or config.tokenizer_source is not None:
         return
     base, *models = models_in_order(config)
-    known = _tokens(base, options)
-    for model in models if known else ():
-        own = _tokens(model, options)
-        moved = sorted(token for token, place in own.items() if known.get(token, place) != place)
-        lacking = sorted(known.keys() - own.keys()) if own else []
+    try:
+        expected = _tokens(base, options)
+    except LinesError as error:
+        yield str(error.problems[0])
+        return
+    for model in models if expected else ():
+        try:
+            own = _tokens(model, options)
+        except LinesError as error:  # the merge does not need it
+            yield str(error.problems[0])
+            continue
+        moved = sorted(token for token, place in own.items() if expected.get(token, place) != place)
+        lacking = sorted(expected.keys() - own.keys()) if own else []
         if moved or lacking:
             yield (
                 f"{model}: its tokenizer numbers {len(moved)} tokens otherwise than the base's and "
@@ -198,7 +206,11 @@ def differing_vocabularies(config: MergeConfiguration, options: MergeOptions) ->
 
 
 def _tokens(model: ModelReference, options: MergeOptions) -> dict[str, int]:
-    """Return the tokens of a model's own tokenizer by text; none where it has no whole one."""
+    """Return the tokens of a model's own tokenizer by text; none where it has no whole one.
+
+    Raises:
+        LinesError: it cannot be loaded.
+    """
     folder = own_folder(model)
     if not holds_tokenizer(folder):
         return {}
@@ -206,8 +218,8 @@ def _tokens(model: ModelReference, options: MergeOptions) -> dict[str, int]:
         loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
     except Exception as error:
         raise LinesError(
-            f"tokenizer: the one of model {model} cannot be loaded ({reason(error)}). Save it "
-            f"there again."
+            f"tokenizer: the one of model {model} cannot be loaded ({reason(error)}), so that its "
+            f"tokens were not compared. Save it there again"
         ) from error
     tokens: dict[str, int] = loaded.get_vocab()
     return tokens

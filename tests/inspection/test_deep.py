@@ -197,6 +197,100 @@ def test_what_has_no_shape_in_common_is_told(planted: Path) -> None:
     assert "2 tensors were not looked at" in sentence
 
 
+@pytest.mark.parametrize("method", ["cart", "consensus_ta", "task_arithmetic"])
+def test_a_merge_alone_has_blocks(method: str, inputs: Path) -> None:
+    """What nothing scales by depth is looked at block by block too, and has no λ."""
+    words: dict[str, Any] = {"merge_method": method, "parameters": {}}
+    if method == "task_arithmetic":
+        words = {"parameters": {"alpha": 1, "beta": 0}}
+    document = looked(inputs, **words)
+    deep, usual = document["deep"], looked(inputs)["deep"]
+    for depth, other in zip(deep["depths"], usual["depths"], strict=True):
+        assert depth["index"] == other["index"]
+        assert depth["changes"] == other["changes"]
+        assert depth["coefficient"] == (1 if method == "task_arithmetic" else None)
+    assert deep["kept"] == (1 if method == "task_arithmetic" else None)
+    assert all(one["coefficient"]["value"] == 1 for one in document["outside"])
+
+
+def test_numbers_whose_squares_are_beyond_fp32(planted: Path) -> None:
+    """A weight of 1e25 is told as what it is, and as no infinity."""
+
+    def edit(tensors: models.Tensors) -> None:
+        tensors["model.norm.weight"][0] = 1e25
+
+    models.rewrite(planted / "a", edit)
+    document = looked(planted)
+    assert document["deep"]["nonfinite"] == []
+    assert document["deep"]["total"]["changes"][0] == pytest.approx(1e25, rel=1e-6)
+    assert "/a: differs from the base by" in document["troubles"][0]
+
+
+def test_a_model_of_nothing_but_nan(planted: Path) -> None:
+    """It is told once, nothing is said of what is not known, and there is no picture of it."""
+
+    def edit(tensors: models.Tensors) -> None:
+        tensors.update({name: tensor * float("nan") for name, tensor in tensors.items()})
+
+    models.rewrite(planted / "a", edit)
+    (sentence,) = looked(planted)["troubles"]
+    assert "39 tensors hold NaN or infinity" in sentence
+    assert "or has them in OUT where allow_nonfinite is true" in sentence
+    page, plot = planted / "look.html", planted / "look.png"
+    assert inspect(planted, "--page", str(page)).exit_code == 0
+    text = page.read_text(encoding="utf-8")
+    assert "39 tensors hold NaN" in text
+    assert "<img" not in text
+    done = inspect(planted, "--plot", str(plot))
+    assert done.exit_code == 1
+    assert f"--plot {plot}: there is nothing to draw" in done.output
+
+
+def test_models_of_other_slices(inputs: Path) -> None:
+    """A model that stands in other slices than the first is said to be left out of the look."""
+
+    def of(model: str, start: int) -> dict[str, Any]:
+        ends = [start, start + 2]
+        listed = [inputs / "base", inputs / model]
+        return {"sources": [{"model": one, "layer_range": ends} for one in listed]}
+
+    words = {
+        "merge_method": "lines",
+        "base_model": inputs / "base",
+        "slices": [of("a", 0), of("b", 2)],
+        "parameters": {"alpha": 0.2, "beta": 0.9},
+    }
+    path = inputs / "slices.yml"
+    path.write_text(recipe_text(words), encoding="utf-8")
+    done = CliRunner().invoke(main, ["inspect", str(path), "--deep", "--json"])
+    assert done.exit_code == 0, done.output
+    (document,) = json.loads(done.stdout)["documents"]
+    left_out, unseen = document["troubles"]
+    assert "tensors were not looked at" in left_out
+    (first,) = document["deep"]["models"]
+    other = ({str(inputs / "a"), str(inputs / "b")} - {first}).pop()
+    assert unseen == f"{other}: was not looked at, for it stands in other slices than {first}"
+
+
+@pytest.mark.parametrize("which", ["base", "a"])
+def test_a_tokenizer_that_cannot_be_loaded(which: str, planted: Path) -> None:
+    """It is told, and refuses nothing: the merge does not load it."""
+    for name in ("base", "a", "b"):
+        models.save_tokenizer(planted / name, vocab=120)
+    (planted / which / "tokenizer.json").write_text("{}", encoding="utf-8")
+    document = looked(planted)
+    assert document["problems"] == []
+    (sentence,) = document["troubles"]
+    assert sentence.startswith(f"tokenizer: the one of model {planted / which} cannot be loaded")
+
+
+def test_a_misspelt_method_is_no_mergekit_method(inputs: Path) -> None:
+    """The nearest name is told of a merge method that nobody has registered."""
+    done = inspect(inputs, merge_method="Cart")
+    assert done.exit_code == 1
+    assert "merge_method Cart, which nobody has registered. Did you mean 'cart'?" in done.output
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
     """What is stored in other dtypes is looked at as its numbers are."""
