@@ -74,6 +74,8 @@ SEAMS = (
         ("self", "group", "supplied", "group_index", "group_count"),
     ),
     Seam("mergekit.merge_methods.base", "GroupMergeMethod.merge_group", ("self", "group")),
+    Seam("mergekit.merge_methods.base", "TensorMetadata", fields=("name", "vocabulary_axis")),
+    Seam("mergekit.merge_methods.base", "TensorMetadata.from_weight_info", ("weight",)),
     Seam("mergekit.merge_methods.base", "PerGroupValues", ("values",)),
     Seam("mergekit.merge_methods.base", "TensorGroup.validate_tensors", ("self",)),
     Seam(
