@@ -212,7 +212,7 @@ class ShardWriter:
         offset, size = shard.offsets[name], shard.slots[name].bytes
         return TensorSink(self._open[shard.file], offset, size)
 
-    def stored(self, name: str) -> None:
+    def finished(self, name: str) -> None:
         """Take note that a tensor is stored; the shard's last one ends the shard."""
         shard = self._shard_of[name]
         missing = self._missing[shard.file]

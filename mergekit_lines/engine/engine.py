@@ -51,7 +51,7 @@ class Writer(Protocol):
     def sink(self, name: str) -> Sink:
         """Return the place of the tensor."""
 
-    def stored(self, name: str) -> None:
+    def finished(self, name: str) -> None:
         """Take note that the tensor is in its place."""
 
     def close(self) -> None:
@@ -152,7 +152,7 @@ class Engine:
                 self._compute(task, sources, streamed, slot, sink)
             else:
                 self._rescale(self._vectors, task, sources, streamed, slot, sink)
-        self.writer.stored(name)
+        self.writer.finished(name)
 
     def _rescale(
         self,

@@ -251,7 +251,7 @@ class LiveWeights:
             )
         return HeldResult(tensor.detach().view(-1).narrow(0, part.offset, part.count))
 
-    def stored(self, name: str) -> None:
+    def finished(self, name: str) -> None:
         """Take note of nothing: a weight in its place is there."""
 
     def close(self) -> None:

@@ -218,7 +218,7 @@ def _write(edit: _Edit, partial: Partial, layout: ShardLayout, *, quiet: bool) -
         for slot in tqdm(layout.slots.values(), disable=quiet or None):
             if writer.wants(slot.name):
                 edit.write(slot, writer.sink(slot.name), workers)
-                writer.stored(slot.name)
+                writer.finished(slot.name)
     for shard in (edit.model, edit.base):
         shard.check_unchanged()
 

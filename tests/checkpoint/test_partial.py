@@ -40,7 +40,7 @@ def fill(partial: Partial, shards: list[ShardLayout], names: list[str]) -> Shard
     for name in names:
         if writer.wants(name):
             writer.sink(name).write(0, VALUES[name])
-            writer.stored(name)
+            writer.finished(name)
     writer.close()
     return writer
 

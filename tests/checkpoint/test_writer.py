@@ -67,7 +67,7 @@ def ours_writes(held: models.Tensors, folder: Path, size: int, order: list[str])
         sink, flat = writer.sink(name), held[name].reshape(-1)
         for start in range(0, len(flat), 501):
             sink.write(start, flat[start : start + 501])
-        writer.stored(name)
+        writer.finished(name)
     writer.close()
     assert writer.bytes_written == sum(shard.size for shard in shards)
     for shard in shards:
@@ -131,11 +131,11 @@ def test_a_shard_that_is_not_whole_has_another_name(tmp_path: Path) -> None:
     *some, last = held
     for name in some:
         writer.sink(name).write(0, held[name].reshape(-1))
-        writer.stored(name)
+        writer.finished(name)
     assert [path.name for path in tmp_path.iterdir()] == [shard.file + WRITING]
     assert writer.wants(last) and not writer.wants("unknown")
     writer.sink(last).write(0, held[last].reshape(-1))
-    writer.stored(last)
+    writer.finished(last)
     writer.close()
     assert [path.name for path in tmp_path.iterdir()] == [whole_name(shard.file)]
     again = ShardWriter(tmp_path, [shard])
@@ -166,7 +166,7 @@ def test_a_shard_on_its_way_to_the_disk(
     writer = ShardWriter(tmp_path, [shard])
     for name, tensor in held.items():
         writer.sink(name).write(0, tensor.reshape(-1))
-        writer.stored(name)
+        writer.finished(name)
     assert [path.name for path in tmp_path.iterdir()] == [shard.file + WRITING]
     if settled:
         disk.set()
