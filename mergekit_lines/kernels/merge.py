@@ -167,17 +167,17 @@ class Merge:
             base: θ_0's piece, 1-D.
             models: the models' pieces, 1-D; overwritten, and one may become the result.
         """
-        tasks = [model.sub_(base) for model in models]
-        for model, task in enumerate(tasks):
-            self._sparsify(pieces, state, index, model, task)
+        vectors = [model.sub_(base) for model in models]
+        for model, vector in enumerate(vectors):
+            self._sparsify(pieces, state, index, model, vector)
         factors = [w * rescale for w, rescale in zip(self.weights, state.rescales, strict=True)]
         if self.consensus is None:
             common = self.scale / self._divisor(base.dtype)
-            return weighted_sum(tasks, [factor * common for factor in factors])
-        _scale(tasks, factors)
+            return weighted_sum(vectors, [factor * common for factor in factors])
+        _scale(vectors, factors)
         by_count = self.consensus == "count"
         mixed = elected_sum(
-            tasks,
+            vectors,
             self.weights,
             by_count=by_count,
             normalize=self.normalize,
@@ -194,12 +194,12 @@ class Merge:
 
         Source: TIES' code elects for sums of 0 the sign of this number over the whole model.
         """
-        tasks = [model.sub_(base) for model in models]
-        for task, sparsity in zip(tasks, self.sparsities, strict=True):
+        vectors = [model.sub_(base) for model in models]
+        for vector, sparsity in zip(vectors, self.sparsities, strict=True):
             if sparsity.kind == "floor":
-                _above(task, sparsity.floor)
-        _scale(tasks, self.weights)
-        return int(weighted_sum(tasks, [1.0] * len(tasks)).sign_().sum(dtype=torch.float64))
+                _above(vector, sparsity.floor)
+        _scale(vectors, self.weights)
+        return int(weighted_sum(vectors, [1.0] * len(vectors)).sign_().sum(dtype=torch.float64))
 
     def _cut(self, pieces: Pieces) -> tuple[tuple[tuple[Cut, ...] | None, ...], tuple[float, ...]]:
         """Find the magnitudes at which the models are cut, and match the norms."""
@@ -229,28 +229,28 @@ class Merge:
         self, pieces: Pieces, state: State, index: int, models: Sequence[int], *, remember: bool
     ) -> list[tuple[float, float]]:
         """Return Σ|δ| of one piece before and after the draws, for the models asked for."""
-        base, tasks = deltas(pieces, index, models)
+        base, vectors = deltas(pieces, index, models)
         draws = self._draws(pieces, index, base.device)
         norms = []
-        for model, task in tasks.items():
-            task.abs_()
-            before = total(task)
-            stays = self._drawn(pieces, state, model, task, draws)
+        for model, vector in vectors.items():
+            vector.abs_()
+            before = total(vector)
+            stays = self._drawn(pieces, state, model, vector, draws)
             if remember:
                 state.stays[index, model] = stays.to(torch.bool)
-            mask(task, stays)
-            norms.append((before, total(task)))
+            mask(vector, stays)
+            norms.append((before, total(vector)))
         return norms
 
     def _drawn(
-        self, pieces: Pieces, state: State, model: int, task: torch.Tensor, draws: Draws
+        self, pieces: Pieces, state: State, model: int, vector: torch.Tensor, draws: Draws
     ) -> torch.Tensor:
         """Return 1 where the draws keep an entry of one model's piece, else 0; int32."""
         sparsity = self.sparsities[model]
         drawn = draws.draw(state.keys[model], lasting=False)
         limit: int | torch.Tensor = bound(sparsity.density)
         if sparsity.by_rows:
-            limit = row_bounds(task.abs(), pieces.shape, sparsity.density, sparsity.epsilon)
+            limit = row_bounds(vector.abs(), pieces.shape, sparsity.density, sparsity.epsilon)
         return drawn.lt_(limit)
 
     def _sparsify(
@@ -259,25 +259,25 @@ class Merge:
         state: State,
         index: int,
         model: int,
-        task: torch.Tensor,
+        vector: torch.Tensor,
     ) -> None:
         """Set what does not stay of one model's piece to 0, in place."""
         sparsity, cuts = self.sparsities[model], state.cuts[model]
         if sparsity.kind == "floor":
-            _above(task, sparsity.floor)
+            _above(vector, sparsity.floor)
         elif cuts is not None:
             if not cuts:
-                task.zero_()
+                vector.zero_()
                 return
-            cuts[0].apply(task, index)
+            cuts[0].apply(vector, index)
             for outliers in cuts[1:]:
                 # They are among those kept, and first among equals there too.
-                task.sub_(outliers.apply(task.clone(), index))
+                vector.sub_(outliers.apply(vector.clone(), index))
         elif sparsity.drawn and (stays := state.stays.get((index, model))) is not None:
-            mask(task, stays.to(torch.int32))
+            mask(vector, stays.to(torch.int32))
         elif sparsity.drawn:
-            draws = self._draws(pieces, index, task.device)
-            mask(task, self._drawn(pieces, state, model, task, draws))
+            draws = self._draws(pieces, index, vector.device)
+            mask(vector, self._drawn(pieces, state, model, vector, draws))
 
     @staticmethod
     def _draws(pieces: Pieces, index: int, device: torch.device) -> Draws:
@@ -292,15 +292,15 @@ class Merge:
         return 1.0 if abs(total) < 1e-8 else total
 
 
-def _scale(tasks: Sequence[torch.Tensor], factors: Sequence[float]) -> None:
-    for task, factor in zip(tasks, factors, strict=True):
+def _scale(vectors: Sequence[torch.Tensor], factors: Sequence[float]) -> None:
+    for vector, factor in zip(vectors, factors, strict=True):
         if factor != 1:
-            task.mul_(factor)
+            vector.mul_(factor)
 
 
-def _above(task: torch.Tensor, floor: float) -> None:
+def _above(vector: torch.Tensor, floor: float) -> None:
     """Set the entries whose magnitude is below ``floor`` to 0, in place."""
-    below = float(torch.tensor(floor, dtype=task.dtype))
+    below = float(torch.tensor(floor, dtype=vector.dtype))
     if below >= floor:
-        below = beside(below, -math.inf, task.dtype)
-    torch.hardshrink(task, below, out=task)
+        below = beside(below, -math.inf, vector.dtype)
+    torch.hardshrink(vector, below, out=vector)
