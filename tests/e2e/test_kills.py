@@ -406,7 +406,7 @@ def test_a_signal_ends_a_merge_at_once(
         text=True,
     )
     deadline = time.monotonic() + STUCK
-    while not shards_of(partial_of(out)):
+    while not list(partial_of(out).glob("*.safetensors")):  # other files come and go
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
         time.sleep(0.002)
     # It stands still until the first signal is there: what it does then, it does after that.
