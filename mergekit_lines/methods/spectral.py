@@ -28,7 +28,7 @@ Rule = Callable[..., torch.Tensor]
 _NO_MAP = re.compile(
     r"embed|bias$|^(wte|wpe|shared|lm_head|score|classifier|head)$|^\w+_projection$"
 )
-_STACKED = re.compile(r"^experts$")
+_STACKED = re.compile(r"^experts$|moe$")
 
 
 class SpectralMethod(GroupMergeMethod):

@@ -197,33 +197,48 @@ class Checker:
                 raise _refusal(task, f"{task.method_name} gives none, and one is stored")
             return result
 
-        expected = self._by_formula(task, coefficient, inputs)
-        if expected is None:
+        restated = self._by_formula(task, coefficient, inputs, torch.float64)
+
+        def again() -> torch.Tensor:
+            # Never by the code of the merge where there is a formula: it may be at fault.
+            other = self._by_formula(task, coefficient, inputs, torch.float32)
+            return by_method(torch.float32) if other is None else other
+
+        if restated is None:
             self._own.add(registered(task.method_name).wrapped.spec.name)
-            expected = by_method(torch.float64)
-        return compare_whole(
-            expected, lambda: by_method(torch.float32), list(inputs.values()), stored, coefficient
-        )
+            restated = by_method(torch.float64)
+        return compare_whole(restated, again, list(inputs.values()), stored, coefficient)
 
     def _by_formula(
-        self, task: LinesTask, coefficient: float, inputs: Mapping[ModelReference, Exact]
+        self,
+        task: LinesTask,
+        coefficient: float,
+        inputs: Mapping[ModelReference, Exact],
+        dtype: torch.dtype,
     ) -> torch.Tensor | None:
-        """Return θ_0 + λ·(M − θ_0) in float64 where M is restated for whole tensors."""
+        """Return θ_0 + λ·(M − θ_0) in float64 where M is restated for whole tensors.
+
+        Args:
+            task: the tensor's.
+            coefficient: λ.
+            inputs: of base and models.
+            dtype: in which task vectors are formed, as the merge's own arithmetic does.
+        """
         method = registered(task.method_name)
         name, weight = method.wrapped.spec.name, task.output_weight
         tuned = [m for m in task.model_order if m in inputs and m != task.base_model]
         if name not in spectral.METHODS or task.base_model not in inputs or not tuned:
             return None
-        base = inputs[task.base_model].tensor.double()
+        base = inputs[task.base_model].tensor.to(dtype)
         values = {key: task.parameters[word] for key, word in method.names.items()}
         vector = spectral.spectral_vector(
             name,
             weight.name,
-            [inputs[model].tensor.double() - base for model in tuned],
+            [(inputs[model].tensor.to(dtype) - base).double() for model in tuned],
             values,
             vocabulary=weight.vocabulary_axis is not None,
         )
-        return None if vector is None else base + coefficient * vector
+        return None if vector is None else base.double() + coefficient * vector
 
 
 def _refusal(task: LinesTask, text: str) -> LinesError:

@@ -42,7 +42,9 @@ def spectral_vector(
         part in TABLES or "embed" in part or part.endswith(("_projection", "bias"))
         for part in name.split(".")
     )
-    stacked = len(shape) == 3 and "experts" in name.split(".")
+    stacked = len(shape) == 3 and any(
+        part == "experts" or part.endswith("moe") for part in name.split(".")
+    )
     if looked_up or not (len(shape) == 2 or stacked) or min(shape[-2:]) < 2:
         average = torch.stack(list(deltas)).mean(dim=0)
         return average if method == "cart" else values["lambda"] * average

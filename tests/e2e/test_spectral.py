@@ -17,6 +17,7 @@ from mergekit.options import MergeOptions
 from torch.autograd import profiler_legacy
 
 from mergekit_lines.cli import main
+from mergekit_lines.kernels import low_rank
 from mergekit_lines.lines.alpha import NormCollector
 from mergekit_lines.methods.spectral import temporaries
 from mergekit_lines.plan.allocations import Allocations, peak
@@ -159,10 +160,27 @@ def test_only_linear_maps_are_decomposed() -> None:
         np.testing.assert_allclose(vector.numpy(), np.mean(deltas, axis=0), atol=1e-12)
     vector, deltas = merged("layers.0.mlp.up_proj.weight", 6, 4)
     np.testing.assert_allclose(vector.numpy(), singular.iso_c(deltas, 1.0), atol=1e-8)
-    vector, deltas = merged("layers.0.mlp.experts.gate_up_proj", 3, 6, 4)
-    for number in range(3):
-        expected = singular.iso_c([delta[number] for delta in deltas], 1.0)
-        np.testing.assert_allclose(vector[number].numpy(), expected, atol=1e-8)
+    for name in ("layers.0.mlp.experts.gate_up_proj", "h.0.block_sparse_moe.input_linear.weight"):
+        vector, deltas = merged(name, 3, 6, 4)
+        for number in range(3):
+            expected = singular.iso_c([delta[number] for delta in deltas], 1.0)
+            np.testing.assert_allclose(vector[number].numpy(), expected, atol=1e-8)
+
+
+def test_a_wrong_kernel_is_found(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`verify` does not excuse a merge by the code that made it."""
+    wrong = low_rank.isotropic
+
+    def doubled(matrix: torch.Tensor) -> torch.Tensor:
+        return 2 * wrong(matrix)
+
+    monkeypatch.setattr(low_rank, "isotropic", doubled)
+    out = in_process(recipe(inputs, "iso_c"), tmp_path / "out")
+    done = CliRunner().invoke(main, ["verify", str(out), "--all"])
+    assert done.exit_code == 1
+    assert "self_attn.q_proj.weight" in done.output
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
