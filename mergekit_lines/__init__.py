@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mergekit_lines.merges.edits import edit_state_dict, scale_task_vector
     from mergekit_lines.plugin import register
     from mergekit_lines.search.greedy import greedy
+    from mergekit_lines.search.learn import learn
     from mergekit_lines.search.soup import soup
     from mergekit_lines.search.sweep import sweep
 
@@ -33,6 +34,7 @@ __all__ = [
     "block_depths",
     "edit_state_dict",
     "greedy",
+    "learn",
     "merge",
     "register",
     "scale_task_vector",
@@ -49,6 +51,7 @@ _HOMES = {
     "block_depths": "lines.depth",
     "edit_state_dict": "merges.edits",
     "greedy": "search.greedy",
+    "learn": "search.learn",
     "merge": "api",
     "register": "plugin",
     "scale_task_vector": "merges.edits",

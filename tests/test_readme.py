@@ -61,7 +61,7 @@ def test_python_examples(number: int, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_there_are_eight_python_examples() -> None:
-    """One example for every public name; sweep's stands for soup's and greedy's."""
+    """One example for every public name; sweep's stands for soup's, greedy's and learn's."""
     assert [len(blocks(page, "python")) for page in (README, RECIPES, EXAMPLES)] == [0, 0, 0]
     assert len(blocks(PYTHON, "python")) == 8
 

@@ -23,7 +23,8 @@ MODEL = (
 )
 
 
-def _size(_ctx: click.Context, _param: click.Parameter, text: str | None) -> int | None:
+def memory_size(_ctx: click.Context, _param: click.Parameter, text: str | None) -> int | None:
+    """Return a size such as 4GiB in bytes."""
     if text is None or text.isdecimal():
         return None if text is None else int(text)
     from accelerate.utils import convert_file_size_to_int
@@ -44,7 +45,7 @@ def _limits(
         device, equals, size = part.strip().partition("=")
         if not equals:
             raise click.BadParameter(f"found {part!r}, wanted DEVICE=SIZE, e.g. 0=20GiB,cpu=16GiB")
-        limits[int(device) if device.isdecimal() else device] = _size(ctx, param, size) or 0
+        limits[int(device) if device.isdecimal() else device] = memory_size(ctx, param, size) or 0
     return limits
 
 
@@ -75,7 +76,7 @@ _OPTIONS = [
     ),
     click.option(
         "--memory-budget",
-        callback=_size,
+        callback=memory_size,
         default="4GiB",
         show_default=True,
         help="Host memory for task vectors of wraps such as ties; the rest goes to disk.",

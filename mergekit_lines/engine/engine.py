@@ -105,7 +105,7 @@ class Engine:
         options: MergeOptions,
         vectors: TaskVectors | None = None,
     ) -> None:
-        self.models, self.writer, self._vectors = models, writer, vectors
+        self.models, self.writer, self.vectors = models, writer, vectors
         self.device = torch.device(options.device or "cpu")
         on_cpu = self.device.type == "cpu"
         self.workers = Workers(options.num_threads if on_cpu else DEVICE_THREADS)
@@ -137,21 +137,21 @@ class Engine:
             LinesError: names the tensor.
         """
         name = task.output_weight.name
-        sources = self._inputs(task, tensors)
+        sources = self.inputs(task, tensors)
         self._read_ahead(name)
         sink = self.writer.sink(name)
         slot = self.writer.slot(name)
         with task.failures(sources):
-            streamed = self._streamed(task, sources)
+            streamed = self.streamed(task, sources)
             if streamed and streamed[1].shape != slot.shape:
                 raise LinesError(
                     f"tensor {name}: found the shape {streamed[1].shape}, wanted {slot.shape} by "
                     f"the models' configs. Save the models again, as safetensors."
                 )
-            if self._vectors is None:
+            if self.vectors is None:
                 self._compute(task, sources, streamed, slot, sink)
             else:
-                self._rescale(self._vectors, task, sources, streamed, slot, sink)
+                self._rescale(self.vectors, task, sources, streamed, slot, sink)
         self.writer.finished(name)
 
     def _rescale(
@@ -164,7 +164,7 @@ class Engine:
         sink: Sink,
     ) -> None:
         """Merge a tensor by the wrapped method's task vector, which is computed once."""
-        job, pieces = streamed or self._rescalable(task, sources) or (None, None)
+        job, pieces = streamed or self.rescalable(task, sources) or (None, None)
         # A sum is had from the shards as fast, and takes no place.
         if job is None or pieces is None or (streamed and job.merge.linear):
             self._compute(task, sources, streamed, slot, sink)
@@ -215,10 +215,10 @@ class Engine:
         Raises:
             LinesError: names the tensor.
         """
-        sources = self._inputs(task, tensors)
+        sources = self.inputs(task, tensors)
         self._read_ahead(task.output_weight.name)
         with task.failures(sources):
-            streamed = self._streamed(task, sources)
+            streamed = self.streamed(task, sources)
             if streamed:
                 collector.terms[task.output_weight.name] = tensor_norms(*streamed, collector.power)
             else:
@@ -236,10 +236,10 @@ class Engine:
         Raises:
             LinesError: names the tensor.
         """
-        sources = self._inputs(task, tensors)
+        sources = self.inputs(task, tensors)
         self._read_ahead(task.output_weight.name)
         with task.failures(sources):
-            if streamed := self._streamed(task, sources):
+            if streamed := self.streamed(task, sources):
                 count(*streamed)
 
     def spectrum(
@@ -253,7 +253,7 @@ class Engine:
         Raises:
             LinesError: names the tensor.
         """
-        name, sources = task.output_weight.name, self._inputs(task, tensors)
+        name, sources = task.output_weight.name, self.inputs(task, tensors)
         base = sources.pop(task.base_model, None)
         with task.failures(sources):
             own = base and spectrum_terms(name, base, sources, task.input_dtype())
@@ -266,21 +266,20 @@ class Engine:
         }
         return {model: source for model, source in sources.items() if source is not None}
 
-    def _inputs(
+    def inputs(
         self, task: LinesTask, tensors: dict[ModelReference, torch.Tensor] | None
     ) -> dict[ModelReference, Source]:
+        """Return a tensor of every model that has it: those of the files, or ``tensors``."""
         if tensors is None:
             return self._sources(task.gather_tensors)
         return {model: HeldTensor(tensor.contiguous()) for model, tensor in tensors.items()}
 
-    def _streamed(self, task: LinesTask, sources: dict[ModelReference, Source]) -> Streamed | None:
+    def streamed(self, task: LinesTask, sources: dict[ModelReference, Source]) -> Streamed | None:
         """Return how to merge the tensor in pieces, or None where it has to be whole."""
         merge = task.kernel({model: source.dtype for model, source in sources.items()})
         return None if merge is None else self._in_pieces(task, sources, merge)
 
-    def _rescalable(
-        self, task: LinesTask, sources: dict[ModelReference, Source]
-    ) -> Streamed | None:
+    def rescalable(self, task: LinesTask, sources: dict[ModelReference, Source]) -> Streamed | None:
         """Return how to rescale a task vector that came from a method without a kernel."""
         if not all(source.dtype.is_floating_point for source in sources.values()):
             return None

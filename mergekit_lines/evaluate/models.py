@@ -6,9 +6,12 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mergekit_lines.errors import LinesError
+
+MAX_LENGTH = 1024
 
 
 @contextmanager
@@ -131,3 +134,70 @@ def padded(rows: Sequence[Sequence[int]], fill: int, side: str, device: Any) -> 
         ids[number, place] = torch.tensor(row, dtype=torch.long)
         mask[number, place] = 1
     return ids.to(device), mask.to(device)
+
+
+def window_length(spec: str, model: Any, most_tokens: int | None = None) -> int:
+    """Return how many tokens of a text a causal language model predicts at once.
+
+    Args:
+        spec: what asks, for errors.
+        model: as it stands in memory.
+        most_tokens: where somebody set it; else the model's positions, at most 1024.
+
+    Raises:
+        LinesError: the model is no causal language model, or has fewer positions.
+    """
+    encoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    if encoder or can_generate(model) is False:
+        raise LinesError(
+            f"{spec}: {type(model).__name__} is no causal language model, which predicts each "
+            f"token of a text. Use something else for it, such as python:module:function."
+        )
+    most = positions(model)
+    if most_tokens is None:
+        return min(most or MAX_LENGTH, MAX_LENGTH)
+    if most is not None and most_tokens > most:
+        raise LinesError(
+            f"{spec}: max_length is {most_tokens}, and the model has {most} positions. Give at "
+            f"most that."
+        )
+    return most_tokens
+
+
+def document_ids(spec: str, tokenizer: Any, texts: Sequence[str], path: Path) -> list[list[int]]:
+    """Return each document's token ids, behind the token that begins a text.
+
+    Args:
+        spec: what asks, for errors.
+        tokenizer: the model's, or None.
+        texts: the documents.
+        path: their file, for errors.
+
+    Raises:
+        LinesError: there is no tokenizer, it has no such token, or a document has no token.
+    """
+    tokenizer = text_tokenizer(spec, tokenizer)
+    first = tokenizer.bos_token_id
+    first = tokenizer.eos_token_id if first is None else first
+    if first is None:
+        raise LinesError(
+            f"{spec}: the tokenizer has no bos_token and no eos_token, and a text has to "
+            f"begin with one. Set one in the model's tokenizer_config.json."
+        )
+    rows = []
+    for number, text in enumerate(texts, 1):
+        name = f"{path}, document {number} ({text[:40]!r})"
+        rows.append([first, *token_ids(spec, tokenizer, text, name, special=False)])
+    return rows
+
+
+def cut_windows(rows: Sequence[Sequence[int]], length: int) -> list[tuple[int, Sequence[int]]]:
+    """Return documents in windows of ``length`` predictions, each with its document's number.
+
+    The inputs of a window are all tokens but its last; its targets all but its first.
+    """
+    return [
+        (number, row[start : start + length + 1])
+        for number, row in enumerate(rows)
+        for start in range(0, len(row) - 1, length)
+    ]

@@ -7,23 +7,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate.metric import Completions, Metric, metric
 from mergekit_lines.evaluate.models import (
-    can_generate,
     check_ids,
+    cut_windows,
+    document_ids,
     input_device,
     padded,
-    positions,
     still,
-    text_tokenizer,
-    token_ids,
+    window_length,
 )
 from mergekit_lines.evaluate.spec import FromSpec, Settings, Spec, count, read_options
 from mergekit_lines.evaluate.texts import read_texts, text_digest
 
 BATCH_SIZE = 8
-MAX_LENGTH = 1024
 
 
 class Perplexity(FromSpec):
@@ -83,15 +80,10 @@ class Perplexity(FromSpec):
             LinesError: the model is no causal language model, has no tokenizer, or the
                 perplexity is not finite.
         """
-        length = self._length(model)
-        rows = self._encode(text_tokenizer(self.spec, tokenizer))
+        length = window_length(self.spec, model, self._max_length)
+        rows = document_ids(self.spec, tokenizer, self._documents, self._file.path)
         check_ids(self.spec, model, rows)
-        # The inputs of a window are all tokens but its last; its targets all but its first.
-        windows = [
-            (number, row[start : start + length + 1])
-            for number, row in enumerate(rows)
-            for start in range(0, len(row) - 1, length)
-        ]
+        windows = cut_windows(rows, length)
         windows.sort(key=lambda window: -len(window[1]))  # little padding; the longest first
         sums = [0.0] * len(rows)
         with still(model, 0):
@@ -115,38 +107,6 @@ class Perplexity(FromSpec):
                 exponential=True,
             )
         }
-
-    def _length(self, model: Any) -> int:
-        encoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-        if encoder or can_generate(model) is False:
-            raise LinesError(
-                f"{self.spec}: {type(model).__name__} is no causal language model, and has no "
-                f"perplexity. Use another evaluator for it."
-            )
-        most = positions(model)
-        if self._max_length is None:
-            return min(most or MAX_LENGTH, MAX_LENGTH)
-        if most is not None and self._max_length > most:
-            raise LinesError(
-                f"{self.spec}: max_length is {self._max_length}, and the model has {most} "
-                f"positions. Give at most that."
-            )
-        return self._max_length
-
-    def _encode(self, tokenizer: Any) -> list[list[int]]:
-        """Return each document's token ids, behind the token that begins a text."""
-        first = tokenizer.bos_token_id
-        first = tokenizer.eos_token_id if first is None else first
-        if first is None:
-            raise LinesError(
-                f"{self.spec}: the tokenizer has no bos_token and no eos_token, and a text has to "
-                f"begin with one. Set one in the model's tokenizer_config.json."
-            )
-        rows = []
-        for number, text in enumerate(self._documents, 1):
-            name = f"{self._file.path}, document {number} ({text[:40]!r})"
-            rows.append([first, *token_ids(self.spec, tokenizer, text, name, special=False)])
-        return rows
 
     def _losses(self, model: Any, rows: Sequence[Sequence[int]]) -> list[float]:
         """Return each window's summed negative log-likelihood, in nats."""

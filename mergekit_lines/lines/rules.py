@@ -16,11 +16,26 @@ def at_depth(values: Sequence[float], index: int, count: int) -> float:
         index: of the block, 0-based.
         count: L, the number of blocks.
     """
-    if count == 1:
-        return values[0]
-    # In whole numbers, so that a value that falls on a block is taken as it is.
-    left, rest = divmod(index * (len(values) - 1), count - 1)
-    if not rest:
+    (left, share), *right = shares(len(values), index, count)
+    if not right:
         return values[left]
+    ((other, rest),) = right
+    return values[left] * share + values[other] * rest
+
+
+def shares(number: int, index: int, count: int) -> list[tuple[int, float]]:
+    """Return the values that make one block's, by their places, and the share of each.
+
+    Args:
+        number: of the values, two at least.
+        index: of the block, 0-based.
+        count: L, the number of blocks.
+    """
+    if count == 1:
+        return [(0, 1.0)]
+    # In whole numbers, so that a value that falls on a block is taken as it is.
+    left, rest = divmod(index * (number - 1), count - 1)
+    if not rest:
+        return [(left, 1.0)]
     share = rest / (count - 1)
-    return values[left] * (1 - share) + values[left + 1] * share
+    return [(left, 1 - share), (left + 1, share)]

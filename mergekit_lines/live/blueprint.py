@@ -57,12 +57,14 @@ class Accounting:
             pieces of it.
         vectors: task vectors that a wrap that is no plain sum is rescaled from: in host memory
             up to the budget, on disk beyond it.
+        gradients: on that device, while coefficients are learnt, beside the activations.
     """
 
     weights: Mapping[str, int]
     main: str
     working: int
     vectors: int
+    gradients: int = 0
 
     @property
     def device(self) -> int:
@@ -181,6 +183,7 @@ class Blueprint:
             main="cpu" if main.type == "cpu" else str(main.index if main.index is not None else 0),
             working=self.working,
             vectors=vectors,
+            gradients=self.layout.gradient_bytes(),
         )
 
     @hub_session()

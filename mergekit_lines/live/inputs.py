@@ -6,10 +6,14 @@ import math
 from typing import Any
 
 import torch
+from mergekit.graph import Executor
+from mergekit.io.tasks import GatherTensors
 
 from mergekit_lines.checkpoint.sources import Source, whole
 from mergekit_lines.checkpoint.writer import Slot
+from mergekit_lines.engine.engine import Engine
 from mergekit_lines.engine.pieces import PIECE, Sink
+from mergekit_lines.engine.tasks import WriteTask, engine_task
 from mergekit_lines.kernels.scale import work_dtype
 from mergekit_lines.live.blueprint import Blueprint
 
@@ -39,6 +43,20 @@ def input_problem(blueprint: Blueprint, model: Any = None) -> str | None:
         f"cannot be measured as it is in the same model. Give an objective that needs no "
         f"input's own numbers."
     )
+
+
+def aligned_tensors(engine: Engine, task: Any) -> Any:
+    """Return a tensor's inputs where their vocabularies have to be aligned, else None.
+
+    Args:
+        engine: reads them.
+        task: the tensor's.
+    """
+    if isinstance(task.gather_tensors, GatherTensors):
+        return None
+    aligned = engine_task(task, WriteTask, engine=engine, number=0).gather_tensors
+    ((_, tensors),) = Executor([aligned]).run(quiet=True)
+    return tensors
 
 
 def copy_tensor(source: Source, cast: torch.dtype | None, slot: Slot, sink: Sink) -> None:

@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from mergekit.config import MergeConfiguration
 from mergekit.graph import Executor
-from mergekit.io.tasks import GatherTensors, LoaderCache
+from mergekit.io.tasks import LoaderCache
 from tqdm import tqdm
 
 from mergekit_lines.checkpoint.opened import OpenedModels
 from mergekit_lines.checkpoint.sources import HeldTensor, Source
 from mergekit_lines.engine.engine import Engine
-from mergekit_lines.engine.tasks import WriteTask, engine_task
 from mergekit_lines.engine.vectors import TaskVectors
 from mergekit_lines.errors import LinesError, plain_failures
 from mergekit_lines.files import file_digest
@@ -30,7 +29,8 @@ from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches, names_from_in
 from mergekit_lines.lines.summary import Summary
 from mergekit_lines.live.blueprint import Accounting, Blueprint
 from mergekit_lines.live.calibrations import Calibrations
-from mergekit_lines.live.inputs import copy_tensor, input_problem
+from mergekit_lines.live.gradients import CoefficientGradients, attached
+from mergekit_lines.live.inputs import aligned_tensors, copy_tensor, input_problem
 from mergekit_lines.live.placement import Device, LiveWeights
 from mergekit_lines.plan.planned import MergeRun, planning
 from mergekit_lines.plan.planner import LinesPlanner
@@ -78,6 +78,7 @@ class LiveModel:
         model: the transformers model, in eval mode; replaced in place.
         tokenizer: the output's tokenizer, or None where the base has none.
         summary: the coefficients of the last setting.
+        planned: the output's tensors, as the last setting planned them.
         accounting: what the live model takes.
 
     Raises:
@@ -229,6 +230,7 @@ class LiveModel:
             if planner.summary is None:
                 raise LinesError("the plan has no coefficients; nothing was set.")
             self.summary, self._document = planner.summary, document
+            self.planned = planner.planned()
         return self.summary
 
     def load(self, model: str | None = None) -> None:
@@ -261,6 +263,17 @@ class LiveModel:
                 copy_tensor(source, item.task.input_dtype(), slot, self._weights.sink(name))
             self._models.check_unchanged()
 
+    @contextmanager
+    def gradients(self) -> Iterator[CoefficientGradients]:
+        """Yield what gives a loss's gradient by the coefficient of every tensor of the output.
+
+        Raises:
+            LinesError: weights are offloaded.
+        """
+        parts = self._blueprint.layout.parts
+        with attached(self.model, parts, self._engine, self.planned) as gradients:
+            yield gradients
+
     def check_inputs(self) -> None:
         """Check that the inputs are those that were opened.
 
@@ -274,13 +287,11 @@ class LiveModel:
         return input_problem(self._blueprint)
 
     def _input(self, task: Any, model: Any) -> Source | None:
-        gather = task.gather_tensors
-        if not isinstance(gather, GatherTensors):  # a vocabulary that has to be aligned
-            aligned = engine_task(task, WriteTask, engine=self._engine, number=0).gather_tensors
-            ((_, tensors),) = Executor([aligned]).run(quiet=True)
+        tensors = aligned_tensors(self._engine, task)
+        if tensors is not None:
             tensor: torch.Tensor | None = tensors.get(model)
             return None if tensor is None else HeldTensor(tensor.contiguous())
-        weights = dict(gather.weight_info.items())
+        weights = dict(task.gather_tensors.weight_info.items())
         return self._models.source(model, weights[model]) if model in weights else None
 
     @contextmanager

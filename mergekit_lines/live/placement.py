@@ -69,6 +69,14 @@ class Layout:
             totals[device] = totals.get(device, 0) + slot.bytes
         return totals
 
+    def gradient_bytes(self) -> int:
+        """Return the bytes of gradients that a backward pass holds at once, at most.
+
+        Each is freed when it was looked at. That of a tied matrix waits from the head's use of it
+        for the embeddings' own, and the two are added into a third.
+        """
+        return 3 * max((slot.bytes for slot in self.parts.slots.values()), default=0)
+
 
 def lay_out(
     model: nn.Module,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mergekit_lines.errors import LinesError
@@ -105,3 +105,19 @@ def without_parameters(document: Any) -> Any:
     if isinstance(document, (list, tuple)):
         return [without_parameters(item) for item in document]
     return document
+
+
+def without_words(part: Any, words: Collection[str]) -> Any:
+    """Return a recipe, or a part of one, without these words of its parameters, wherever."""
+    if isinstance(part, Mapping):
+        return {
+            key: (
+                {name: each for name, each in inner.items() if name not in words}
+                if key == "parameters" and isinstance(inner, Mapping)
+                else without_words(inner, words)
+            )
+            for key, inner in part.items()
+        }
+    if isinstance(part, (list, tuple)):
+        return [without_words(item, words) for item in part]
+    return part

@@ -20,7 +20,9 @@ from mergekit_lines.evaluate import Evaluator, Metric, check_apart, measure_all
 from mergekit_lines.host.process import ending_on_sigterm
 from mergekit_lines.lines.summary import Summary
 from mergekit_lines.live.model import LiveModel
+from mergekit_lines.recipe.settings import without_words
 from mergekit_lines.report.file import versions
+from mergekit_lines.search.checks import check_seed
 from mergekit_lines.search.store import Record, Store, search_folder
 
 Recipe = Mapping[str, Any]
@@ -47,19 +49,7 @@ def _one_coefficient(recipe: Recipe, value: float, dropped: set[str]) -> dict[st
     if recipe.get("merge_method") == "lines_postprocess":  # elsewhere gamma is the wrap's own
         dropped.add("gamma")
 
-    def without(part: Any) -> Any:
-        if isinstance(part, Mapping):
-            return {
-                key: (
-                    {name: kept for name, kept in inner.items() if name not in dropped}
-                    if key == "parameters" and isinstance(inner, Mapping)
-                    else without(inner)
-                )
-                for key, inner in part.items()
-            }
-        return [without(item) for item in part] if isinstance(part, (list, tuple)) else part
-
-    result: dict[str, Any] = without(copy.deepcopy(dict(recipe)))
+    result: dict[str, Any] = without_words(copy.deepcopy(dict(recipe)), dropped)
     result["parameters"] = {**(result.get("parameters") or {}), "alpha": value, "beta": 0.0}
     return result
 
@@ -103,11 +93,7 @@ class Bench:
         model: Mapping[str, Any],
         total: int,
     ) -> None:
-        if model.get("random_seed") is not None:
-            raise LinesError(
-                f"random_seed: found {model['random_seed']}, wanted parameters.seed in the recipe: "
-                f"a recipe that was chosen has to say by itself what it draws."
-            )
+        check_seed(model)
         check_apart(evaluators["validation"], evaluators.get("test", ()))
         # A harness that is missing, for example, is told before a model is opened.
         judges = {
@@ -125,7 +111,9 @@ class Bench:
             work.mkdir()
             stack.callback(shutil.rmtree, work, ignore_errors=True)
             self.live = stack.enter_context(LiveModel(first, **{"offload_folder": work, **model}))
-            self.store = Store(folder, {"the recipe": document, **judges, **self._identity(model)})
+            self.store = Store(
+                folder, {"the recipe": document, **judges, **identity_of(self.live, model)}
+            )
             bar = tqdm(
                 total=total, desc="Measuring", unit="point", disable=bool(model.get("quiet"))
             )
@@ -142,16 +130,6 @@ class Bench:
         if kind is not None and not issubclass(kind, Exception):  # Ctrl-C, or a signal
             self.say(f"what was measured is kept in {self.store.folder}: the same command goes on")
         self._stack.close()
-
-    def _identity(self, model: Mapping[str, Any]) -> dict[str, Any]:
-        options = ("lora_merge_dtype", "copy_tokenizer", "allow_crimes")
-        packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-        return {
-            "inputs": self.live.describe_inputs(),
-            "the device": self.live.device.type,
-            "options": {name: model[name] for name in options if name in model},
-            "versions": {"mergekit-lines": __version__, **versions(), **packages},
-        }
 
     def measure(self, recipe: Recipe, split: str = "validation") -> Record:
         """Return what the evaluators of a split say of a recipe, or why they cannot.
@@ -250,6 +228,23 @@ class Bench:
         if not self._bar.disable and text not in self._said:
             self._said.add(text)
             tqdm.write(f"[lines] {visible(text)}", file=self._bar.fp)
+
+
+def identity_of(live: LiveModel, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the numbers of a live model hang on beside recipe and data.
+
+    Args:
+        live: the model.
+        model: what it was opened with.
+    """
+    options = ("lora_merge_dtype", "copy_tokenizer", "allow_crimes")
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {
+        "inputs": live.describe_inputs(),
+        "the device": live.device.type,
+        "options": {name: model[name] for name in options if name in model},
+        "versions": {"mergekit-lines": __version__, **versions(), **packages},
+    }
 
 
 def failures_of(record: Record) -> list[str]:

@@ -38,6 +38,22 @@ def open_recipe(recipe: Any) -> dict[str, Any]:
     return dict(document)
 
 
+def check_seed(model: Mapping[str, Any]) -> None:
+    """Refuse a seed that is no part of the recipe.
+
+    Args:
+        model: what the live model is opened with.
+
+    Raises:
+        LinesError: it has one.
+    """
+    if model.get("random_seed") is not None:
+        raise LinesError(
+            f"random_seed: found {model['random_seed']}, wanted parameters.seed in the recipe: "
+            f"a recipe that was chosen has to say by itself what it draws."
+        )
+
+
 def check_recipes(
     recipes: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]
 ) -> None:

@@ -25,8 +25,9 @@ RESULTS_BYTES = 1 << 30
 SEARCH = "search.json"
 # What the searches write, by the names of their files.
 BEST, GREEDY = "best.yml", "greedy.yml"
+LEARNED, LEARNING = "learned.yml", "learned.json"
 CARD, FIGURE, RECIPES = "results.json", "figure.png", "recipes"
-OUTPUTS = (RESULTS, BEST, GREEDY, CARD, FIGURE, RECIPES)
+OUTPUTS = (RESULTS, BEST, GREEDY, LEARNED, LEARNING, CARD, FIGURE, RECIPES)
 EXAMPLES = "examples.json"  # digests of the evaluators' examples, by split and spec
 
 

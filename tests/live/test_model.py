@@ -321,7 +321,7 @@ def test_a_setting_that_is_stopped_midway(
     with opened(own, memory_budget=200_000) as live:
         engine, count = live._engine, 0
         compute = engine._compute
-        budget = engine._vectors._left
+        budget = engine.vectors._left
 
         def stop(*arguments: Any) -> None:
             nonlocal count
@@ -336,7 +336,7 @@ def test_a_setting_that_is_stopped_midway(
                 live.set(density=0.7, beta=0.9)
         assert live.recipe["parameters"] == TIES
         live.set(beta=0.3)
-        assert engine._vectors._left == budget
+        assert engine.vectors._left == budget
         assert_as_merged(live, tmp_path / "out")
 
 

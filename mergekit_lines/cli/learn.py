@@ -1,0 +1,74 @@
+"""``mergekit-lines learn``: learn the coefficients of blocks on texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mergekit_lines.cli.searching import MODEL, draw, memory_size
+from mergekit_lines.errors import tell
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Texts: paragraphs parted by blank lines, or JSON lines with a text each.",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Results go here.")
+@click.option(
+    "--objective",
+    default="entropy",
+    show_default=True,
+    help="entropy of the predictions, or loss: negative log-likelihood of the texts.",
+)
+@click.option("--steps", type=int, default=30, show_default=True, help="Of Adam, a batch each.")
+@click.option("--batch-size", type=int, default=4, show_default=True, help="Windows at once.")
+@click.option("--lr", "learning_rate", type=float, default=0.03, show_default=True, help="Of Adam.")
+@click.option(
+    "--held-out", type=float, default=0.25, show_default=True, help="Share that is measured only."
+)
+@click.option("--max-length", type=int, help="Tokens in a window.  [default: at most 1024]")
+@click.option("--limit", type=int, help="Use the first N documents only.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the parts and batches.")
+@click.option("--dtype", help="Of the weights meanwhile, e.g. float32.  [default: the recipe's]")
+@click.option("--device", help="Hold the model on this device.  [default: cpu]")
+@click.option(
+    "--memory-budget",
+    callback=memory_size,
+    default="4GiB",
+    show_default=True,
+    help="Host memory for task vectors of wraps such as ties; the rest goes to disk.",
+)
+@click.option("--num-threads", type=click.IntRange(min=1), help="Threads that merge.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the models.")
+@click.option("--quiet", is_flag=True, help="No progress; the table only.")
+def learn(recipe: Path, data: Path, out: Path, **options: Any) -> None:
+    """Learn one coefficient for each block on texts that need no labels.
+
+    Adam minimises the entropy of a language model's predictions (as AdaMerging does), or the loss,
+    from the recipe's own coefficients on. A share of the documents is held out and measured only:
+    at the recipe's own coefficients, at the uniform one that is best on the training part, and at
+    the learnt ones.
+
+    OUT gets learned.yml, a recipe for mergekit-yaml with a value for each block (from the first
+    step on: Ctrl-C keeps the best so far), learned.json and figure.png.
+
+    Memory: the weights once, three times their largest tensor for gradients, and the activations
+    of one batch; the models stay on the disk. 16-bit weights are slow on most CPUs: give --dtype
+    float32 there.
+    """
+    from mergekit_lines.search import telling
+    from mergekit_lines.search.learn import learn as search
+    from mergekit_lines.search.store import FIGURE, LEARNED
+
+    model = {name: options.pop(name) for name in MODEL if name in options}
+    model = {name: value for name, value in model.items() if value not in (None, False)}
+    learned = search(recipe, data, out, **options, **model)
+    telling.show_learned(learned)
+    draw(telling.draw_learned, learned, out / FIGURE)
+    tell(f"recipe: {out / LEARNED}")

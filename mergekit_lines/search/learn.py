@@ -1,0 +1,327 @@
+"""Coefficients of blocks learnt on texts, and measured on others beside what is not learnt."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mergekit_lines.errors import LinesError, nearest, visible
+from mergekit_lines.evaluate.texts import Texts, read_texts
+from mergekit_lines.host.process import ending_on_sigterm
+from mergekit_lines.live.learn import Coefficients, best_uniform, descend
+from mergekit_lines.live.model import LiveModel
+from mergekit_lines.search.bench import WORK, identity_of
+from mergekit_lines.search.checks import check_seed, open_recipe
+from mergekit_lines.search.predictions import (
+    OBJECTIVES,
+    WHERE,
+    Window,
+    batches,
+    encoded,
+    measured,
+    parted,
+    sums,
+    tokens,
+)
+from mergekit_lines.search.store import (
+    FIGURE,
+    LEARNED,
+    LEARNING,
+    Store,
+    search_folder,
+    write_output,
+    write_recipe,
+)
+
+MEASURED = 64  # windows of each part at most, by which coefficients are compared
+CHECKS = 5  # of the way, each with the training part: the best of them is kept
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True)
+class Way:
+    """Coefficients, and the objectives in nats per token, by name, on both parts of the data."""
+
+    coefficients: Coefficients
+    training: Mapping[str, float]
+    held_out: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Finished learning.
+
+    Attributes:
+        objective: what was minimised: ``entropy`` or ``loss``.
+        own: the recipe's own coefficients, from which it began.
+        uniform: the one coefficient for all that is best on the training part.
+        learned: what was learnt: the best on the training part.
+        steps: the objective on the batch of each step.
+        windows: of training and of held-out documents, how many were measured.
+    """
+
+    objective: str
+    own: Way
+    uniform: Way
+    learned: Way
+    steps: tuple[float, ...]
+    windows: tuple[int, int]
+
+
+def learn(
+    recipe: Any,
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    objective: str = "entropy",
+    steps: int = 30,
+    batch_size: int = 4,
+    learning_rate: float = 0.03,
+    held_out: float = 0.25,
+    max_length: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    **model: Any,
+) -> Learned:
+    """Learn one coefficient for each block, and one for what is outside, on plain texts.
+
+    It begins with the recipe's own coefficients. Of the values on the way those are kept that are
+    best on the training part; the held-out part is measured only, and decides nothing.
+    ``out/learned.yml`` holds the best so far from the first step on. The same seed gives the same
+    coefficients on the CPU with one number of threads.
+
+    Args:
+        recipe: path of a YAML file, or what such a file holds as a mapping.
+        data: texts: paragraphs parted by blank lines, or JSON lines with a ``text``.
+        out: folder of the results.
+        objective: ``entropy`` of the predictions, or ``loss``: negative log-likelihood per token.
+        steps: of Adam, a batch each.
+        batch_size: windows of text at once.
+        learning_rate: of Adam: about what a coefficient moves in a step.
+        held_out: share of the documents that is not learnt from.
+        max_length: predictions in a window; the model's positions, at most 1024, without it.
+        limit: use the first documents only.
+        seed: of the parts, and of the order of the batches.
+        dtype: of the weights while it is learnt; the recipe's without it.
+        **model: what :class:`~mergekit_lines.LiveModel` takes besides: ``device``, ….
+
+    Raises:
+        LinesError: recipe, data or a value is at fault, an objective is not finite, or ``out``
+            holds another search.
+
+    Source: arXiv 2310.02575 (entropy), arXiv 2407.02880 (loss).
+    """
+    settings = {
+        "objective": objective,
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "held_out": held_out,
+        "max_length": max_length,
+        "limit": limit,
+        "seed": seed,
+        "dtype": dtype,
+    }
+    _check(settings)
+    check_seed(model)
+    document = open_recipe(recipe)
+    file = read_texts(WHERE, Path(data), "text")
+    with _opened(document, file, settings, Path(out), model) as learner:
+        return learner.learn(steps, learning_rate)
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that mean nothing, all at once.
+
+    Raises:
+        LinesError: names them.
+    """
+    objective, problems = settings["objective"], list[str]()
+    if objective not in OBJECTIVES:
+        problems.append(
+            f"--objective: found {objective!r}, wanted {' or '.join(OBJECTIVES)}."
+            f"{nearest(str(objective), OBJECTIVES)}"
+        )
+    for name, least in (
+        ("steps", 1),
+        ("batch_size", 1),
+        ("max_length", 1),
+        ("limit", 1),
+        ("seed", 0),
+    ):
+        value = settings[name]
+        if value is None and name in ("max_length", "limit"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            wish = f"wanted a whole number from {least} on"
+            problems.append(f"{_flag(name)}: found {value!r}, {wish}.")
+    for name, most in (("learning_rate", math.inf), ("held_out", 1.0)):
+        value = settings[name]
+        if not isinstance(value, (int, float)) or not 0 < value < most:
+            above = "a finite number above 0" if most == math.inf else "a share between 0 and 1"
+            problems.append(f"{_flag(name)}: found {value!r}, wanted {above}.")
+    if settings["dtype"] not in (None, *DTYPES):
+        problems.append(f"--dtype: found {settings['dtype']!r}, wanted {', '.join(DTYPES)}.")
+    if problems:
+        raise LinesError(problems)
+
+
+def _flag(name: str) -> str:
+    return "--lr" if name == "learning_rate" else f"--{name.replace('_', '-')}"
+
+
+class _Learner:
+    """A live model with its data, and the folder that takes what is learnt."""
+
+    def __init__(
+        self,
+        live: LiveModel,
+        document: Mapping[str, Any],
+        file: Texts,
+        settings: Mapping[str, Any],
+        folder: Path,
+        bar: Any,
+    ) -> None:
+        self._live, self._document, self._folder, self._bar = live, document, folder, bar
+        self._objective: str = settings["objective"]
+        self._size: int = settings["batch_size"]
+        self._seed: int = settings["seed"]
+        parts = parted(file, settings["limit"], settings["held_out"], self._seed)
+        if parts.repeated:
+            self.say(f"{file.path}: {parts.repeated} documents stand there twice, and count once")
+        most = settings["max_length"]
+        self._training, self._held_out = (
+            encoded(live.model, live.tokenizer, texts, file.path, most)
+            for texts in (parts.training, parts.held_out)
+        )
+        self._start = Coefficients.of(live.summary).rounded()
+        self._tell_memory()
+
+    def say(self, text: str) -> None:
+        """Tell something, above the bar."""
+        if not self._bar.disable:
+            tqdm.write(f"[lines] {visible(text)}", file=self._bar.fp)
+
+    def _tell_memory(self) -> None:
+        memory = self._live.accounting
+        longest = max(map(len, self._training)) - 1
+        self.say(
+            f"{len(self._training)} windows to learn from, {len(self._held_out)} held out; "
+            f"{len(self._start.blocks)} blocks. Memory in MB: weights "
+            f"{memory.weights.get(memory.main, 0) / 1e6:.0f}, setting them "
+            f"{memory.working / 1e6:.0f}, gradients {memory.gradients / 1e6:.0f}, and the "
+            f"activations of {self._size} windows of {longest} tokens at most"
+        )
+
+    def learn(self, steps: int, rate: float) -> Learned:
+        """Learn, with what is compared with it, and write all of it."""
+        training = self._some(self._training)
+        own = self._way(self._start, training)
+        kept = own.training[self._objective], self._start
+        self._keep(kept, 0)
+        values: list[float] = []
+        every = math.ceil(steps / CHECKS)
+        for value, coefficients in self._descent(steps, rate):
+            values.append(value)
+            self._bar.update()
+            self._bar.set_postfix_str(f"{self._objective} {value:.4g}")
+            if len(values) % every == 0 or len(values) == steps:
+                now = self._at(coefficients, training)
+                if now < kept[0]:
+                    kept = now, coefficients
+                    self._keep(kept, len(values))
+        flat = best_uniform(lambda value: self._at(self._flat(value), training), self._start.mean)
+        uniform, learned = self._way(self._flat(flat), training), self._way(kept[1], training)
+        windows = len(training), len(self._some(self._held_out))
+        result = Learned(self._objective, own, uniform, learned, tuple(values), windows)
+        text = json.dumps(asdict(result), indent=2, allow_nan=False)
+        write_output(self._folder / LEARNING, text + "\n")
+        return result
+
+    def _descent(self, steps: int, rate: float) -> Iterator[tuple[float, Coefficients]]:
+        def loss(model: Any, batch: list[Window]) -> torch.Tensor:
+            (total,) = sums(model, batch, [self._objective])
+            return total / tokens(batch)
+
+        drawn = batches(self._training, self._size, self._seed)
+        return descend(self._live, self._start, islice(drawn, steps), loss, rate)
+
+    def _some(self, windows: list[Window]) -> list[Window]:
+        """Return what is measured of a part: all of it, or what the seed draws first."""
+        return next(batches(windows, min(MEASURED, len(windows)), self._seed))
+
+    def _flat(self, value: float) -> Coefficients:
+        return Coefficients.uniform(value, len(self._start.blocks)).rounded()
+
+    def _at(self, coefficients: Coefficients, windows: list[Window]) -> float:
+        """Return the objective of some coefficients."""
+        return self._measured(coefficients, windows)[self._objective]
+
+    def _measured(self, coefficients: Coefficients, windows: list[Window]) -> dict[str, float]:
+        self._live.set_recipe(coefficients.recipe(self._live.recipe))
+        return measured(self._live.model, windows, self._size)
+
+    def _way(self, coefficients: Coefficients, training: list[Window]) -> Way:
+        held_out = self._some(self._held_out)
+        first = self._measured(coefficients, training)
+        return Way(coefficients, first, measured(self._live.model, held_out, self._size))
+
+    def _keep(self, kept: tuple[float, Coefficients], step: int) -> None:
+        value, coefficients = kept
+        head = (
+            f"# Learnt: step {step}, {self._objective} {value:.6g} on the training part of the "
+            f"data.\n"
+        )
+        write_recipe(self._folder / LEARNED, coefficients.recipe(self._document), head)
+
+
+@contextmanager
+def _opened(
+    document: Mapping[str, Any],
+    file: Texts,
+    settings: Mapping[str, Any],
+    out: Path,
+    model: Mapping[str, Any],
+) -> Iterator[_Learner]:
+    """Yield a learner in its folder, which no other process searches in."""
+    dtype = settings["dtype"]
+    first = {**document, "out_dtype": dtype} if dtype else document
+    with ExitStack() as stack:
+        stack.enter_context(ending_on_sigterm())
+        folder = stack.enter_context(search_folder(out))
+        work = folder / WORK
+        shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+        work.mkdir()
+        stack.callback(shutil.rmtree, work, ignore_errors=True)
+        live = stack.enter_context(LiveModel(first, **{"offload_folder": work, **model}))
+        data = {"sha256": file.sha256}
+        identity = {"the recipe": document, "the data": data, "the settings": settings}
+        Store(folder, {**identity, **identity_of(live, model)})
+        for name in (LEARNED, LEARNING, FIGURE):
+            (folder / name).unlink(missing_ok=True)
+        bar = tqdm(
+            total=settings["steps"],
+            desc="Learning",
+            unit="step",
+            disable=bool(model.get("quiet")),
+        )
+        stack.enter_context(bar)
+        learner = _Learner(live, document, file, settings, folder, bar)
+        try:
+            yield learner
+        except BaseException as error:
+            if not isinstance(error, Exception) and (folder / LEARNED).exists():
+                learner.say(f"the best so far is kept in {folder / LEARNED}")
+            raise
