@@ -48,7 +48,7 @@ from mergekit_lines.errors import tell
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the models.")
 @click.option("--quiet", is_flag=True, help="No progress; the table only.")
 def learn(recipe: Path, data: Path, out: Path, **options: Any) -> None:
-    """Learn one coefficient for each block on texts that need no labels.
+    """Learn a coefficient for each block on texts without labels.
 
     Adam minimises the entropy of a language model's predictions (as AdaMerging does), or the loss,
     from the recipe's own coefficients on. A share of the documents is held out and measured only:
