@@ -124,11 +124,13 @@ def test_adapters_are_right(
 def test_methods_without_a_kernel_are_right(
     wrap: str, number: int, words: dict[str, Any], three: Sequence[Path], tmp_path: Path
 ) -> None:
-    """They are recomputed by mergekit's own method, and the verdict says so."""
+    """They are recomputed by the method's own code, and the verdict says so."""
     given = recipe(*three[: number + 1], wrap=wrap, **words)
     out = in_process(given, tmp_path / "out")
     found = verify(out)
-    assert any(note.startswith(f"{wrap}: recomputed by mergekit's own") for note in found["notes"])
+    assert any(
+        note.startswith(f"{wrap}: recomputed by the method's own code") for note in found["notes"]
+    )
     turn(out, UP, 700)
     assert wrong(out) == {UP: 1}
 
