@@ -51,12 +51,12 @@ def learn(recipe: Path, data: Path, out: Path, **options: Any) -> None:
     """Learn a coefficient for each block on texts without labels.
 
     Adam minimises the entropy of a language model's predictions (as AdaMerging does), or the loss,
-    from the recipe's own coefficients on. A share of the documents is held out and measured only:
-    at the recipe's own coefficients, at the uniform one that is best on the training part, and at
-    the learnt ones.
+    from the recipe's own coefficients on, or from the best uniform one where that is better on the
+    training part. A share of the documents is held out and measured only: at the recipe's own
+    coefficients, at the best uniform one, and at the learnt ones.
 
-    OUT gets learned.yml, a recipe for mergekit-yaml with a value for each block (from the first
-    step on: Ctrl-C keeps the best so far), learned.json and figure.png.
+    OUT gets learned.yml, a recipe for mergekit-yaml with a value for each block (from the
+    beginning on: Ctrl-C keeps the best so far), learned.json and figure.png.
 
     Memory: the weights once, three times their largest tensor for gradients, and the activations
     of one batch; the models stay on the disk. 16-bit weights are slow on most CPUs: give --dtype

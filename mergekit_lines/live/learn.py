@@ -212,25 +212,45 @@ def descend(
         yield value, exact.rounded()
 
 
-def best_uniform(measure: Callable[[float], float], start: float) -> float:
-    """Return the one coefficient at which an objective is lowest, on a grid that is refined.
+@dataclass(frozen=True)
+class Uniform:
+    """The one coefficient at which an objective is lowest, of those that were tried.
 
-    The grid has the step of half the start, from 0 on, and goes on behind its end while that is
-    the best; then it is refined twice around its best.
+    Attributes:
+        value: the coefficient, not negative.
+        at_edge: no larger one was tried.
+    """
+
+    value: float
+    at_edge: bool
+
+
+def best_uniform(measure: Callable[[float], float], start: float) -> Uniform:
+    """Search the one coefficient at which an objective is lowest, on a grid that is refined.
+
+    The grid goes from 0 to twice the start in steps of its half. While its end is the best, twice
+    at most, it becomes twice as long with a step twice as large. Then the steps beside the best
+    are halved, to an eighth of the start.
 
     Args:
-        measure: the objective, lower is better.
-        start: about where it lies, not negative.
+        measure: the objective, lower is better; not finite counts as worst.
+        start: about where it lies.
     """
-    step = abs(start) / 2 or 0.25
-    values = {place * step: measure(place * step) for place in range(5)}
-    best = min(values, key=values.__getitem__)
-    while best == max(values) and len(values) < 9:
-        values[best + step] = measure(best + step)
-        best = min(values, key=values.__getitem__)
-    for _ in range(2):
-        step /= 2
-        for value in (best - step, best + step):
-            values[value] = measure(value)
-        best = min(values, key=values.__getitem__)
-    return best
+    unit, step = (abs(start) or 0.5) / 8, 4
+    values: dict[int, float] = {}  # by the coefficient in units
+
+    def best(*places: int) -> int:
+        for place in places:
+            if place >= 0 and place not in values:
+                value = measure(place * unit)
+                values[place] = value if math.isfinite(value) else math.inf
+        return min(values, key=values.__getitem__)
+
+    lowest = best(*range(0, 4 * step + 1, step))
+    while lowest == max(values) and step < 16:
+        end, step = max(values), 2 * step
+        lowest = best(end + step, end + 2 * step)
+    while step > 1:
+        step //= 2
+        lowest = best(lowest - step, lowest + step)
+    return Uniform(lowest * unit, lowest == max(values))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mergekit_lines.errors import LinesError, Problem
+from mergekit_lines.errors import LinesError, Problem, nearest
 from mergekit_lines.evaluate import Evaluator, Settings, check_settings, parse_evaluators
 from mergekit_lines.host.names import OWN
 from mergekit_lines.live.blueprint import check_method
@@ -15,6 +16,9 @@ from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.reading import merge_options, parsed, read_recipe
 from mergekit_lines.recipe.settings import tuned_entries
+from mergekit_lines.search.predictions import OBJECTIVES
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")  # of weights while it is learnt
 
 
 def open_recipe(recipe: Any) -> dict[str, Any]:
@@ -127,3 +131,43 @@ def make_evaluators(
     }
     check_settings(settings, [each for chosen in evaluators.values() for each in chosen])
     return evaluators
+
+
+def check_learning(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of ``learn`` that mean nothing, all at once.
+
+    Raises:
+        LinesError: names them.
+    """
+    objective, problems = settings["objective"], list[str]()
+    if objective not in OBJECTIVES:
+        problems.append(
+            f"--objective: found {objective!r}, wanted {' or '.join(OBJECTIVES)}."
+            f"{nearest(str(objective), OBJECTIVES)}"
+        )
+    for name, least in (
+        ("steps", 1),
+        ("batch_size", 1),
+        ("max_length", 1),
+        ("limit", 1),
+        ("seed", 0),
+    ):
+        value = settings[name]
+        if value is None and name in ("max_length", "limit"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            wish = f"wanted a whole number from {least} on"
+            problems.append(f"{_flag(name)}: found {value!r}, {wish}.")
+    for name, most in (("learning_rate", math.inf), ("held_out", 1.0)):
+        value = settings[name]
+        if not isinstance(value, (int, float)) or not 0 < value < most:
+            above = "a finite number above 0" if most == math.inf else "a share between 0 and 1"
+            problems.append(f"{_flag(name)}: found {value!r}, wanted {above}.")
+    if settings["dtype"] not in (None, *DTYPES):
+        problems.append(f"--dtype: found {settings['dtype']!r}, wanted {', '.join(DTYPES)}.")
+    if problems:
+        raise LinesError(problems)
+
+
+def _flag(name: str) -> str:
+    return "--lr" if name == "learning_rate" else f"--{name.replace('_', '-')}"

@@ -16,19 +16,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from mergekit_lines.errors import LinesError, nearest, visible
+from mergekit_lines.errors import visible
 from mergekit_lines.evaluate.texts import Texts, read_texts
 from mergekit_lines.host.process import ending_on_sigterm
-from mergekit_lines.live.learn import Coefficients, best_uniform, descend
+from mergekit_lines.live.learn import Coefficients, Uniform, best_uniform, descend
 from mergekit_lines.live.model import LiveModel
 from mergekit_lines.search.bench import WORK, identity_of
-from mergekit_lines.search.checks import check_seed, open_recipe
+from mergekit_lines.search.checks import check_learning, check_seed, open_recipe
 from mergekit_lines.search.predictions import (
-    OBJECTIVES,
     WHERE,
     Window,
     batches,
     encoded,
+    means,
     measured,
     parted,
     sums,
@@ -46,7 +46,6 @@ from mergekit_lines.search.store import (
 
 MEASURED = 64  # windows of each part at most, by which coefficients are compared
 CHECKS = 5  # of the way, each with the training part: the best of them is kept
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,11 @@ class Learned:
 
     Attributes:
         objective: what was minimised: ``entropy`` or ``loss``.
-        own: the recipe's own coefficients, from which it began.
+        own: the recipe's own coefficients.
         uniform: the one coefficient for all that is best on the training part.
+        uniform_at_edge: no larger one was tried.
+        start: where the descent began, at the better of both on the training part: ``own`` or
+            ``uniform``.
         learned: what was learnt: the best on the training part.
         steps: the objective on the batch of each step.
         windows: of training and of held-out documents, how many were measured.
@@ -74,6 +76,8 @@ class Learned:
     objective: str
     own: Way
     uniform: Way
+    uniform_at_edge: bool
+    start: str
     learned: Way
     steps: tuple[float, ...]
     windows: tuple[int, int]
@@ -97,9 +101,10 @@ def learn(
 ) -> Learned:
     """Learn one coefficient for each block, and one for what is outside, on plain texts.
 
-    It begins with the recipe's own coefficients. Of the values on the way those are kept that are
-    best on the training part; the held-out part is measured only, and decides nothing.
-    ``out/learned.yml`` holds the best so far from the first step on. The same seed gives the same
+    It begins with the recipe's own coefficients, or with the best uniform coefficient where that
+    is better on the training part. Of the values on the way those are kept that are best on the
+    training part; the held-out part is measured only, and decides nothing. ``out/learned.yml``
+    holds the best so far from the beginning on. The same seed gives the same
     coefficients on the CPU with one number of threads.
 
     Args:
@@ -134,52 +139,12 @@ def learn(
         "seed": seed,
         "dtype": dtype,
     }
-    _check(settings)
+    check_learning(settings)
     check_seed(model)
     document = open_recipe(recipe)
     file = read_texts(WHERE, Path(data), "text")
     with _opened(document, file, settings, Path(out), model) as learner:
         return learner.learn(steps, learning_rate)
-
-
-def _check(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that mean nothing, all at once.
-
-    Raises:
-        LinesError: names them.
-    """
-    objective, problems = settings["objective"], list[str]()
-    if objective not in OBJECTIVES:
-        problems.append(
-            f"--objective: found {objective!r}, wanted {' or '.join(OBJECTIVES)}."
-            f"{nearest(str(objective), OBJECTIVES)}"
-        )
-    for name, least in (
-        ("steps", 1),
-        ("batch_size", 1),
-        ("max_length", 1),
-        ("limit", 1),
-        ("seed", 0),
-    ):
-        value = settings[name]
-        if value is None and name in ("max_length", "limit"):
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            wish = f"wanted a whole number from {least} on"
-            problems.append(f"{_flag(name)}: found {value!r}, {wish}.")
-    for name, most in (("learning_rate", math.inf), ("held_out", 1.0)):
-        value = settings[name]
-        if not isinstance(value, (int, float)) or not 0 < value < most:
-            above = "a finite number above 0" if most == math.inf else "a share between 0 and 1"
-            problems.append(f"{_flag(name)}: found {value!r}, wanted {above}.")
-    if settings["dtype"] not in (None, *DTYPES):
-        problems.append(f"--dtype: found {settings['dtype']!r}, wanted {', '.join(DTYPES)}.")
-    if problems:
-        raise LinesError(problems)
-
-
-def _flag(name: str) -> str:
-    return "--lr" if name == "learning_rate" else f"--{name.replace('_', '-')}"
 
 
 class _Learner:
@@ -206,7 +171,7 @@ class _Learner:
             encoded(live.model, live.tokenizer, texts, file.path, most)
             for texts in (parts.training, parts.held_out)
         )
-        self._start = Coefficients.of(live.summary).rounded()
+        self._own = Coefficients.of(live.summary).rounded()
         self._tell_memory()
 
     def say(self, text: str) -> None:
@@ -219,7 +184,7 @@ class _Learner:
         longest = max(map(len, self._training)) - 1
         self.say(
             f"{len(self._training)} windows to learn from, {len(self._held_out)} held out; "
-            f"{len(self._start.blocks)} blocks. Memory in MB: weights "
+            f"{len(self._own.blocks)} blocks. Memory in MB: weights "
             f"{memory.weights.get(memory.main, 0) / 1e6:.0f}, setting them "
             f"{memory.working / 1e6:.0f}, gradients {memory.gradients / 1e6:.0f}, and the "
             f"activations of {self._size} windows of {longest} tokens at most"
@@ -228,12 +193,18 @@ class _Learner:
     def learn(self, steps: int, rate: float) -> Learned:
         """Learn, with what is compared with it, and write all of it."""
         training = self._some(self._training)
-        own = self._way(self._start, training)
-        kept = own.training[self._objective], self._start
-        self._keep(kept, 0)
+        own = self._way(self._own, training)
+        self._keep(own.coefficients, own.training[self._objective], 0)
+        best = self._best_uniform(training)
+        uniform = self._way(self._flat(best.value), training)
+        lower = uniform.training[self._objective] < own.training[self._objective]
+        start, first = ("uniform", uniform) if lower else ("own", own)
+        self.say(beginning(start, best.value, best.at_edge))
+        kept = first.training[self._objective], first.coefficients
+        self._keep(kept[1], kept[0], 0)
         values: list[float] = []
         every = math.ceil(steps / CHECKS)
-        for value, coefficients in self._descent(steps, rate):
+        for value, coefficients in self._descent(first.coefficients, steps, rate):
             values.append(value)
             self._bar.update()
             self._bar.set_postfix_str(f"{self._objective} {value:.4g}")
@@ -241,50 +212,79 @@ class _Learner:
                 now = self._at(coefficients, training)
                 if now < kept[0]:
                     kept = now, coefficients
-                    self._keep(kept, len(values))
-        flat = best_uniform(lambda value: self._at(self._flat(value), training), self._start.mean)
-        uniform, learned = self._way(self._flat(flat), training), self._way(kept[1], training)
-        windows = len(training), len(self._some(self._held_out))
-        result = Learned(self._objective, own, uniform, learned, tuple(values), windows)
+                    self._keep(coefficients, now, len(values))
+        result = Learned(
+            self._objective,
+            own,
+            uniform,
+            best.at_edge,
+            start,
+            self._way(kept[1], training),
+            tuple(values),
+            (len(training), len(self._some(self._held_out))),
+        )
         text = json.dumps(asdict(result), indent=2, allow_nan=False)
         write_output(self._folder / LEARNING, text + "\n")
         return result
 
-    def _descent(self, steps: int, rate: float) -> Iterator[tuple[float, Coefficients]]:
+    def _best_uniform(self, training: list[Window]) -> Uniform:
+        def at(value: float) -> float:
+            self._set(self._flat(value))
+            objective = means(self._live.model, training, self._size)[self._objective]
+            self._bar.set_postfix_str(f"uniform {value:.4g}: {self._objective} {objective:.4g}")
+            return objective
+
+        return best_uniform(at, self._own.mean)
+
+    def _descent(
+        self, start: Coefficients, steps: int, rate: float
+    ) -> Iterator[tuple[float, Coefficients]]:
         def loss(model: Any, batch: list[Window]) -> torch.Tensor:
             (total,) = sums(model, batch, [self._objective])
             return total / tokens(batch)
 
         drawn = batches(self._training, self._size, self._seed)
-        return descend(self._live, self._start, islice(drawn, steps), loss, rate)
+        return descend(self._live, start, islice(drawn, steps), loss, rate)
 
     def _some(self, windows: list[Window]) -> list[Window]:
         """Return what is measured of a part: all of it, or what the seed draws first."""
         return next(batches(windows, min(MEASURED, len(windows)), self._seed))
 
     def _flat(self, value: float) -> Coefficients:
-        return Coefficients.uniform(value, len(self._start.blocks)).rounded()
+        return Coefficients.uniform(value, len(self._own.blocks)).rounded()
 
     def _at(self, coefficients: Coefficients, windows: list[Window]) -> float:
         """Return the objective of some coefficients."""
-        return self._measured(coefficients, windows)[self._objective]
+        self._set(coefficients)
+        return measured(self._live.model, windows, self._size)[self._objective]
 
-    def _measured(self, coefficients: Coefficients, windows: list[Window]) -> dict[str, float]:
+    def _set(self, coefficients: Coefficients) -> None:
         self._live.set_recipe(coefficients.recipe(self._live.recipe))
-        return measured(self._live.model, windows, self._size)
 
     def _way(self, coefficients: Coefficients, training: list[Window]) -> Way:
-        held_out = self._some(self._held_out)
-        first = self._measured(coefficients, training)
-        return Way(coefficients, first, measured(self._live.model, held_out, self._size))
+        self._set(coefficients)
+        parts = training, self._some(self._held_out)
+        return Way(coefficients, *(measured(self._live.model, part, self._size) for part in parts))
 
-    def _keep(self, kept: tuple[float, Coefficients], step: int) -> None:
-        value, coefficients = kept
+    def _keep(self, coefficients: Coefficients, value: float, step: int) -> None:
         head = (
             f"# Learnt: step {step}, {self._objective} {value:.6g} on the training part of the "
             f"data.\n"
         )
         write_recipe(self._folder / LEARNED, coefficients.recipe(self._document), head)
+
+
+def beginning(start: str, uniform: float, at_edge: bool) -> str:
+    """Say where a descent begins, and whether the best uniform coefficient was in reach."""
+    value = f"{uniform:.4g}"
+    text = (
+        f"the descent begins at the best uniform coefficient, {value}"
+        if start == "uniform"
+        else f"the descent begins at the recipe's own coefficients; the best uniform one is {value}"
+    )
+    if at_edge:
+        text += ". No larger one was tried: give the recipe larger coefficients to begin with"
+    return text
 
 
 @contextmanager

@@ -124,16 +124,13 @@ def tokens(batch: Sequence[Window]) -> int:
     return sum(len(row) - 1 for row in batch)
 
 
-def measured(model: Any, windows: Sequence[Window], size: int) -> dict[str, float]:
-    """Return every objective of a model on windows, per token.
+def means(model: Any, windows: Sequence[Window], size: int) -> dict[str, float]:
+    """Return every objective of a model on windows, per token, finite or not.
 
     Args:
         model: is held still.
         windows: all of which are used.
         size: of a batch.
-
-    Raises:
-        LinesError: one is not finite.
     """
     totals: list[list[float]] = []
     ordered = sorted(windows, key=len, reverse=True)  # little padding; the longest first
@@ -143,7 +140,21 @@ def measured(model: Any, windows: Sequence[Window], size: int) -> dict[str, floa
             totals.append([float(value) for value in sums(model, batch, OBJECTIVES)])
     count = tokens(windows)
     columns = zip(OBJECTIVES, zip(*totals, strict=True), strict=True)
-    values = {name: math.fsum(column) / count for name, column in columns}
+    return {name: _total(column) / count for name, column in columns}
+
+
+def _total(values: Sequence[float]) -> float:
+    """Return a sum; of infinities of both signs it is NaN, where fsum raises."""
+    return math.fsum(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def measured(model: Any, windows: Sequence[Window], size: int) -> dict[str, float]:
+    """Return :func:`means`, where all of them are finite.
+
+    Raises:
+        LinesError: one is not.
+    """
+    values = means(model, windows, size)
     if not all(map(math.isfinite, values.values())):
         named = ", ".join(f"{name} {value:g}" for name, value in values.items())
         raise LinesError(

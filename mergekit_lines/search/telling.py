@@ -16,7 +16,7 @@ from mergekit_lines.console import new_table, open_console, print_line, print_ta
 from mergekit_lines.evaluate import Metric
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
 from mergekit_lines.search.greedy import Greedy
-from mergekit_lines.search.learn import Learned, Way
+from mergekit_lines.search.learn import Learned, Way, beginning
 from mergekit_lines.search.soup import Soup
 from mergekit_lines.search.store import Record, write_output
 from mergekit_lines.search.sweep import Sweep
@@ -277,6 +277,9 @@ def show_learned(learned: Learned) -> None:
     line = f"nats per token, on {measured} windows of training and {apart} of held-out texts"
     print_line(console, line)
     print_table(console, table)
+    flat = learned.uniform.coefficients.mean
+    print_line(console, "")
+    print_line(console, beginning(learned.start, flat, learned.uniform_at_edge))
     best, rival = learned.learned.held_out[name], learned.uniform.held_out[name]
     verdict = "lower than" if best < rival else "no lower than"
     print_line(console, "")

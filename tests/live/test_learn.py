@@ -173,8 +173,32 @@ def test_offloaded_weights_are_refused(tmp_path: Path) -> None:
             slope(live, start, batch(), loss)
 
 
-@pytest.mark.parametrize(("lowest", "start"), [(0.7, 0.5), (0.0, 0.5), (1.6, 0.5), (0.3, 0.0)])
+@pytest.mark.parametrize(
+    ("lowest", "start"), [(0.7, 0.5), (0.0, 0.5), (1.6, 0.5), (0.3, 0.0), (3.9, 0.5), (0.4, -0.5)]
+)
 def test_the_best_uniform_coefficient_is_near_the_lowest(lowest: float, start: float) -> None:
-    """Of a parabola, wherever it lies: within an eighth of the grid's first step."""
+    """Of a parabola, wherever up to eight times the start: within a sixteenth of the start."""
     best = best_uniform(lambda value: (value - lowest) ** 2, start)
-    assert abs(best - lowest) <= (start or 0.5) / 8 / 2 + 1e-12
+    assert abs(best.value - lowest) <= (abs(start) or 0.5) / 16 + 1e-12
+    assert not best.at_edge
+
+
+def test_no_uniform_coefficient_is_below_zero() -> None:
+    """Where less is better, 0 is the least that is tried: the base itself."""
+    tried = list[float]()
+    best = best_uniform(lambda value: tried.append(value) or value, 0.8)
+    assert (best.value, min(tried)) == (0.0, 0.0)
+    assert len(set(tried)) == len(tried)
+
+
+def test_a_best_uniform_coefficient_at_the_edge_is_marked() -> None:
+    """Where more is always better the search ends, and says that it did."""
+    best = best_uniform(lambda value: -value, 0.5)
+    assert best.at_edge
+    assert best.value >= 4.0  # eight times the start
+
+
+def test_uniform_coefficients_that_overflow_are_not_chosen() -> None:
+    """NaN and infinity are worse than every number."""
+    best = best_uniform(lambda value: -value if value < 1.3 else float("nan"), 0.5)
+    assert 1.2 < best.value < 1.3

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mergekit_lines import LinesError, learn
 from mergekit_lines.evaluate.texts import Texts
+from mergekit_lines.live.learn import Uniform
 from mergekit_lines.search import learn as search
 from mergekit_lines.search.predictions import batches, measured, parted, sums
 from tests import models
@@ -155,6 +156,38 @@ def test_the_same_seed_learns_the_same(place: Path, recipe: dict[str, Any]) -> N
     assert short(recipe, "seed", seed=1).steps != one.steps
 
 
+def test_the_descent_begins_at_the_better(place: Path, recipe: dict[str, Any], capsys: Any) -> None:
+    """Of the recipe's own coefficients and the best uniform one; it is written, and told."""
+    recipe["parameters"] = {"alpha": -1.5, "beta": 0.0}  # away from the models
+    short(recipe, "first", steps=8, quiet=False)
+    assert "begins at the best uniform coefficient" in capsys.readouterr().err
+    short(yaml.safe_load((place / "first/learned.yml").read_text()), "second", quiet=False)
+    assert "begins at the recipe's own coefficients" in capsys.readouterr().err
+    for folder, start in (("first", "uniform"), ("second", "own")):
+        report = json.loads((place / folder / "learned.json").read_text())
+        losses = {name: report[name]["training"]["loss"] for name in ("own", "uniform")}
+        assert report["start"] == min(losses, key=losses.__getitem__) == start
+
+
+def test_the_first_step_is_from_where_it_begins(place: Path, recipe: dict[str, Any]) -> None:
+    """A small step away from the better, and not from the recipe's own coefficients."""
+    recipe["parameters"] = {"alpha": -1.5, "beta": 0.0}
+    learned = short(recipe, steps=1, learning_rate=1e-3)
+    (value,) = set(learned.uniform.coefficients.blocks)
+    assert value >= 0
+    assert all(abs(each - value) <= 1.1e-3 for each in learned.learned.coefficients.blocks)
+
+
+def test_an_edge_of_the_search_is_told(
+    place: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Where no larger uniform coefficient was tried, on stderr and in what is written."""
+    monkeypatch.setattr(search, "best_uniform", lambda *_: Uniform(0.5, True))
+    assert short(recipe, steps=1, quiet=False).uniform_at_edge
+    assert "No larger one was tried" in capsys.readouterr().err
+    assert json.loads((place / "out" / "learned.json").read_text())["uniform_at_edge"] is True
+
+
 def test_an_interrupted_run_leaves_the_best_so_far(
     place: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -171,6 +204,7 @@ def test_an_interrupted_run_leaves_the_best_so_far(
         short(recipe, quiet=False)
     assert "the best so far is kept in out/learned.yml" in capsys.readouterr().err
     written = yaml.safe_load((place / "out" / "learned.yml").read_text())
+    assert len(set(written["parameters"]["schedule"].split(", "))) == 4  # not what it began with
     assert written["parameters"]["schedule"] != "0.2, 0.3, 0.4, 0.5"
     in_process(written, place / "merged")
     assert models.read(place / "merged")
