@@ -14,7 +14,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from mergekit.options import MergeOptions
-from torch.autograd import profiler_legacy
 
 from mergekit_lines.cli import main
 from mergekit_lines.kernels import low_rank
@@ -24,6 +23,7 @@ from mergekit_lines.plan.allocations import Allocations, peak
 from mergekit_lines.plan.sizes import Sized, Sizes
 from mergekit_lines.verify.spectral import spectral_vector
 from tests import models, singular
+from tests.allocated import allocated
 from tests.e2e.runner import in_process, recipe_text
 from tests.e2e.torture import Torturer, output_digest, partial_of
 from tests.plan.preparing import configuration, prepared
@@ -203,26 +203,15 @@ def test_memory_is_that_of_real_merges(method: str, dtype: torch.dtype, tmp_path
             for tensor in sizes.tensors:
                 for calibrating in (False, True):
                     stated = peak(allocations.of(tensor, calibrating=calibrating))
-                    most = allocated(tensor, NormCollector(1) if calibrating else None)
+                    most = allocated(merging(tensor, NormCollector(1) if calibrating else None))
                     assert most <= stated <= 5 * most, (tensor.item.weight.name, calibrating)
 
 
-def allocated(tensor: Sized, collector: NormCollector | None) -> int:
-    """Return the most bytes that torch holds while one tensor is merged."""
+def merging(tensor: Sized, collector: NormCollector | None) -> Callable[[], object]:
+    """Return what merges one tensor of random inputs."""
     task = tensor.item.task.model_copy(update={"coefficient": 0.5})
     inputs = {model: torch.randn(tensor.shape).to(dtype) for model, dtype in tensor.inputs.items()}
-    legacy: Any = profiler_legacy
-    legacy.profile(profile_memory=True).__enter__()
-    try:
-        task.merge_whole(inputs, collector=collector)
-    finally:
-        threads = legacy._disable_profiler_legacy()
-    held = most = 0
-    for event in (event for thread in threads for event in thread):
-        if event.kind() == "memory_alloc":
-            held += event.cpu_memory_usage()
-            most = max(most, held)
-    return most
+    return partial(task.merge_whole, inputs, collector=collector)
 
 
 @pytest.mark.parametrize("method", RULES)

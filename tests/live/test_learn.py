@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from mergekit_lines import LinesError, LiveModel
 from mergekit_lines.live.blueprint import Blueprint
 from mergekit_lines.live.learn import Adam, Coefficients, best_uniform, descend, slope
 from tests import models
+from tests.allocated import allocated
 from tests.live.compare import assert_as_merged
 
 STEP = 1e-4  # of a central difference: its error is of the order of the square
@@ -171,6 +173,36 @@ def test_offloaded_weights_are_refused(tmp_path: Path) -> None:
         start = Coefficients.of(live.summary)
         with pytest.raises(LinesError, match=r"max_memory: found weights that are offloaded"):
             slope(live, start, batch(), loss)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["apart", "tied"])
+@pytest.mark.parametrize("words", [{}, {"wrap": "ties", "density": 0.5}], ids=["sum", "ties"])
+def test_a_step_takes_the_memory_that_is_stated(
+    words: dict[str, Any], tied: bool, tmp_path: Path
+) -> None:
+    """Setting weights and one backward pass: what is stated, and the activations of the batch."""
+    base = models.llama(tmp_path / "base", hidden=256, vocab=1000, layers=12, tied=tied)
+    tuned = [models.finetuned(base, tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
+    document = {
+        "merge_method": "lines",
+        "base_model": str(base),
+        "models": [{"model": str(path)} for path in tuned],
+        "parameters": {"alpha": 0.3, "beta": 0.4, **words},
+    }
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    graph = allocated(lambda: loss(plain, batch()))
+    with LiveModel(document, num_threads=1, quiet=True) as live:
+        start = Coefficients.of(live.summary)
+        slope(live, start, batch(), loss)  # what is made once, and kept
+        most = allocated(lambda: slope(live, start.rounded(), batch(), loss))
+        memory = live.accounting
+        largest = max(parameter.nbytes for parameter in live.model.parameters())
+        assert largest <= most, "the log is of other memory"
+        # The gradient of an activation is as large as itself.
+        bound = memory.working + memory.gradients + 2 * graph
+        assert most <= bound, (most, memory, graph)
+        # Else the gradients of all weights could hide below the bound.
+        assert memory.weights["cpu"] > bound
 
 
 @pytest.mark.parametrize(
