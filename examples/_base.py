@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -45,6 +46,22 @@ HUB_TIMEOUT_S = 5
 
 def say(title: str) -> None:
     print(f"\n== {title}", flush=True)
+
+
+def arguments(text: str) -> argparse.ArgumentParser:
+    """Return a parser of what every example with a tiny form is told."""
+    parser = argparse.ArgumentParser(description=text.splitlines()[0])
+    parser.add_argument("--tiny", action="store_true", help="a random model, seconds, no network")
+    parser.add_argument("--folder", type=Path, help="instead of examples/work")
+    return parser
+
+
+def enter(folder: Path) -> None:
+    """Make a folder and go into it, for a recipe's paths are relative; silence transformers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def fingerprint(*parts: object) -> str:

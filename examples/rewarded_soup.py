@@ -7,10 +7,8 @@ See rewarded_soup.sh.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
 import resource
 import shutil
 import statistics
@@ -25,7 +23,6 @@ import _policies
 import _rewards
 import _tiny
 import torch
-import transformers
 from _base import NOTE, WORK, fingerprint, finished, making, say
 from _model import fail, load, save
 from _prompts import HELD_OUT, TRAINING
@@ -343,17 +340,11 @@ def cpu_seconds() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tiny", action="store_true", help="a random model, seconds, no network")
-    parser.add_argument("--folder", type=Path, help="instead of examples/work")
-    given = parser.parse_args()
+    given = _base.arguments(__doc__).parse_args()
     size = TINY if given.tiny else FULL
     folder = given.folder or (WORK / "tiny" if given.tiny else WORK)
-    folder.mkdir(parents=True, exist_ok=True)
-    os.chdir(folder)  # the recipe's paths are relative to it
+    _base.enter(folder)
     started = time.monotonic()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     mergekit_lines.register()
     get_base(size)
     get_policies(size)

@@ -30,7 +30,7 @@ def depth_lines(figure: Any, lines: Depths) -> None:
     refuse_nothing(figure, [blocks for blocks, _ in lines.values()])
     axes, looks = figure.subplots(), looks_of(lines)
     longest = max(len(blocks) for blocks, _ in lines.values())
-    side = 1 - max(1.0, 0.06 * longest)  # room for the word below it
+    side = 1 - max(1.0, 0.09 * longest)  # room for the word below it
     handles = []
     for rank, (label, (blocks, outside)) in enumerate(lines.items()):
         look = {**looks[label], "markersize": 4.5 if rank else 5.5, "zorder": 3 - 0.1 * rank}
