@@ -11,7 +11,7 @@ import torch
 
 from mergekit_lines.kernels.bracket import Bracket, draw_bracket, spread_of
 from mergekit_lines.kernels.pieces import Pieces
-from mergekit_lines.kernels.sums import total as sum_of
+from mergekit_lines.kernels.scale import total as sum_of
 
 _SMALL = 1 << 14  # entries; below, gathering all of them is cheaper than a sample
 _SAMPLE = 1 << 15  # entries of a sample

@@ -13,8 +13,8 @@ from mergekit_lines.kernels.cuts import Cut, beside, deltas, find_cuts
 from mergekit_lines.kernels.draws import Draws, bound, mask
 from mergekit_lines.kernels.pieces import Pieces
 from mergekit_lines.kernels.rows import row_bounds
+from mergekit_lines.kernels.scale import total
 from mergekit_lines.kernels.sparsity import Sparsity, rescale_factor
-from mergekit_lines.kernels.sums import total
 
 __all__ = ["Merge", "Sparsity", "State"]
 

@@ -19,7 +19,7 @@ from mergekit_lines.cli import main
 from mergekit_lines.kernels import low_rank
 from mergekit_lines.lines.alpha import NormCollector
 from mergekit_lines.methods.spectral import temporaries
-from mergekit_lines.plan.allocations import Allocations, peak
+from mergekit_lines.plan.memory import Allocations, peak
 from mergekit_lines.plan.sizes import Sized, Sizes
 from mergekit_lines.verify.spectral import spectral_vector
 from tests import models, singular
