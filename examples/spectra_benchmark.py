@@ -137,7 +137,8 @@ def _look(inputs: Any) -> None:
     from mergekit_lines.inspection.deep import look as deep_look
 
     planned, opened = inputs
-    deep_look(planned, opened, {}, None)
+    depths = {item.weight.name: item.placed.depth for item in planned}
+    deep_look(planned, opened, depths, {}, None)
 
 
 def _read(inputs: Any) -> None:
