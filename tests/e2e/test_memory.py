@@ -58,7 +58,7 @@ def peak_of(recipe: dict[str, Any], out: Path, shard_size: int) -> int:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        in_process(recipe, out, out_shard_size=shard_size, num_threads=2)
+        in_process(recipe, out, out_shard_size=shard_size, num_threads=1)
     finally:
         ended.set()
         watcher.join()
@@ -79,10 +79,12 @@ def test_memory_hangs_on_the_largest_tensor_alone(
             "parameters": {"wrap": wrap, "alpha": 0.4, "beta": 0.5, **WRAPS[wrap]},
         }
 
-    in_process(recipe(1), tmp_path / "before", num_threads=2)  # what is kept for the next merge
+    in_process(recipe(1), tmp_path / "before", num_threads=1)  # what is kept for the next merge
     peaks = {
         (count, size): peak_of(recipe(count), tmp_path / f"{count}-{size}", size)
         for count, size in ((2, 10**9), (8, 10**9), (8, 10**6))
     }
-    # All inputs of the embedding in fp32 would be 9 times its size, and a shard held 0.5.
+    # On one thread: a second has pieces of its own, which with DELLA's masks come within a few
+    # per cent of the bound. All inputs of the embedding in fp32 would be 9 times its size, and a
+    # shard held 0.5.
     assert max(peaks.values()) < 4 * LARGEST, peaks
