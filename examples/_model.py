@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mergekit_lines.errors import LinesError
+
 # Its own short system message: the model's default one would double the length of every example.
 SYSTEM = "You give short advice."
 BATCH = 4
@@ -18,6 +20,21 @@ Batch = dict[str, torch.Tensor]
 
 def fail(message: str) -> SystemExit:
     return SystemExit(f"\n{Path(sys.argv[0]).stem}: {message}")
+
+
+def run(main: Callable[[], None], onwards: str) -> None:
+    """Run an example; what the package refuses, and Ctrl-C, end it with a sentence.
+
+    Args:
+        main: the example.
+        onwards: what running it again does after Ctrl-C.
+    """
+    try:
+        main()
+    except LinesError as error:
+        raise fail(error.format_message().removeprefix("[lines] ")) from error
+    except KeyboardInterrupt:
+        raise fail(f"interrupted; run it again {onwards}.") from None
 
 
 def load(folder: Path) -> tuple[torch.nn.Module, object]:

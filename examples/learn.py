@@ -20,12 +20,11 @@ import _tiny
 import quickstart
 import torch
 from _base import WORK, fingerprint, finished, making, say
-from _model import SYSTEM, fail, load, save
+from _model import SYSTEM, load, run, save
 from _styles import STYLES, conversations
 from transformers import AutoTokenizer
 
 import mergekit_lines
-from mergekit_lines.errors import LinesError
 from mergekit_lines.search.telling import draw_learned, show_learned
 
 TEXTS, OUT = Path("texts.jsonl"), Path("learnt")
@@ -126,9 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except LinesError as error:
-        raise fail(error.format_message().removeprefix("[lines] ")) from error
-    except KeyboardInterrupt:
-        raise fail("interrupted; run it again to go on from the last whole step.") from None
+    run(main, "to go on from the last whole step")

@@ -24,12 +24,11 @@ import _rewards
 import _tiny
 import torch
 from _base import NOTE, WORK, fingerprint, finished, making, say
-from _model import fail, load, save
+from _model import fail, load, run, save
 from _prompts import HELD_OUT, TRAINING
 from tqdm import tqdm
 
 import mergekit_lines
-from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Settings
 from mergekit_lines.report.file import versions
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
@@ -356,9 +355,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except LinesError as error:
-        raise fail(error.format_message().removeprefix("[lines] ")) from error
-    except KeyboardInterrupt:
-        raise fail("interrupted; run it again to go on from there.") from None
+    run(main, "to go on from there")

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import math
 import statistics
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,22 @@ import click
 import torch
 from benchmark import FOLDER, prepare
 from mergekit.config import MergeConfiguration
+from mergekit.io.tasks import LoaderCache
+from mergekit.merge_methods import get
 from mergekit.merge_methods.base import TensorGroup
+from mergekit.options import MergeOptions
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 import mergekit_lines
+from mergekit_lines.checkpoint.opened import OpenedModels
+from mergekit_lines.host.process import available_cores
+from mergekit_lines.host.state import fresh_caches
+from mergekit_lines.inspection import deep
+from mergekit_lines.plan import prepare as plan
+from mergekit_lines.plan.opening import open_models
+from mergekit_lines.plan.planned import MergeRun, PlannedTensor
 
 BLOCKS = 32
 SHAPES = {"attention": ((4096, 4096), 4), "feed-forward": ((4096, 11008), 3)}  # and how many
@@ -39,8 +51,6 @@ MODELS = 2
 
 def merges(console: Console, rounds: int, device: str) -> None:
     """Time each method on both matrices, and print what all of LLaMA-2-7B's would take."""
-    from mergekit.merge_methods import get
-
     taken: dict[tuple[str, str], list[float]] = {}
     turns = [(method, kind) for _ in range(rounds) for kind in SHAPES for method in METHODS]
     for method, kind in (bar := tqdm(turns, desc="merging")):
@@ -80,12 +90,12 @@ def look(console: Console, rounds: int, billions: float, folder: Path) -> None:
     prepare(made, outputs=0)
     walls: dict[str, list[float]] = {"reading": [], "inspect --deep": []}
     cpu: dict[str, list[float]] = {"reading": [], "inspect --deep": []}
-    ways: dict[str, Callable[[Any], object]] = {"reading": _read, "inspect --deep": _look}
+    ways = {"reading": _read, "inspect --deep": _look}
     for _ in range(rounds):
         for name, way in ways.items():
             with _opened(made) as (planned, opened):
                 used, start = time.process_time(), time.perf_counter()
-                way((planned, opened))
+                way(planned, opened)
                 walls[name].append(time.perf_counter() - start)
                 cpu[name].append(time.process_time() - used)
     table = Table(title=f"base + {MODELS} of {billions} B, seconds", title_justify="left")
@@ -99,18 +109,9 @@ def look(console: Console, rounds: int, billions: float, folder: Path) -> None:
     console.print(table)
 
 
-def _opened(made: list[models.Checkpoint]) -> Any:
-    """Return a context of the planned tensors and the opened models, as `inspect` has them."""
-    from contextlib import ExitStack, contextmanager
-
-    from mergekit.io.tasks import LoaderCache
-    from mergekit.options import MergeOptions
-
-    from mergekit_lines.host.state import fresh_caches
-    from mergekit_lines.plan.opening import open_models
-    from mergekit_lines.plan.planned import MergeRun
-    from mergekit_lines.plan.prepare import prepare as plan
-
+@contextmanager
+def _opened(made: list[models.Checkpoint]) -> Iterator[tuple[list[PlannedTensor], OpenedModels]]:
+    """Give the planned tensors and the opened models, as `inspect` has them."""
     base, *tuned = (str(checkpoint.folder) for checkpoint in made)
     config = MergeConfiguration.model_validate(
         {
@@ -121,38 +122,24 @@ def _opened(made: list[models.Checkpoint]) -> Any:
         }
     )
     options = MergeOptions(quiet=True)
-
-    @contextmanager
-    def opened() -> Any:
-        with fresh_caches():
-            planned = plan(config, options, MergeRun.of(config, options)).planned
-        with fresh_caches(), ExitStack() as stack:
-            LoaderCache().setup(options=options)
-            yield planned, open_models(config, options, made[0].folder, stack)
-
-    return opened()
+    with fresh_caches():
+        planned = plan.prepare(config, options, MergeRun.of(config, options)).planned
+    with fresh_caches(), ExitStack() as stack:
+        LoaderCache().setup(options=options)
+        yield planned, open_models(config, options, made[0].folder, stack)
 
 
-def _look(inputs: Any) -> None:
-    from mergekit_lines.inspection.deep import look as deep_look
-
-    planned, opened = inputs
+def _look(planned: list[PlannedTensor], opened: OpenedModels) -> None:
     depths = {item.weight.name: item.placed.depth for item in planned}
-    deep_look(planned, opened, depths, {}, None)
+    deep.look(planned, opened, depths, {}, None)
 
 
-def _read(inputs: Any) -> None:
+def _read(planned: list[PlannedTensor], opened: OpenedModels) -> None:
     """Read what the look reads, in its pieces and on as many threads."""
-    import threading
-
-    from mergekit_lines.host.process import available_cores
-    from mergekit_lines.inspection.deep import PIECE
-
-    planned, opened = inputs
     held = threading.local()
 
     def read(source: Any, start: int, stop: int) -> None:
-        buffer = held.__dict__.setdefault("buffer", torch.empty(PIECE))
+        buffer = held.__dict__.setdefault("buffer", torch.empty(deep.PIECE))
         source.read_into(start, stop, buffer[: stop - start])
 
     with ThreadPoolExecutor(
@@ -162,8 +149,8 @@ def _read(inputs: Any) -> None:
             sources = [opened.source(m, weight) for m, weight in item.task.inputs.items()]
             size = math.prod(sources[0].shape)
             jobs = [
-                pool.submit(read, source, start, min(start + PIECE, size))
-                for start in range(0, size, PIECE)
+                pool.submit(read, source, start, min(start + deep.PIECE, size))
+                for start in range(0, size, deep.PIECE)
                 for source in sources
             ]
             for job in jobs:

@@ -215,10 +215,7 @@ class Engine:
         Raises:
             LinesError: names the tensor.
         """
-        sources = self.inputs(task, tensors)
-        self._read_ahead(task.output_weight.name)
-        with task.failures(sources):
-            streamed = self.streamed(task, sources)
+        with self._visiting(task, tensors) as (sources, streamed):
             if streamed:
                 collector.terms[task.output_weight.name] = tensor_norms(*streamed, collector.power)
             else:
@@ -236,11 +233,19 @@ class Engine:
         Raises:
             LinesError: names the tensor.
         """
+        with self._visiting(task, tensors) as (_, streamed):
+            if streamed:
+                count(*streamed)
+
+    @contextmanager
+    def _visiting(
+        self, task: LinesTask, tensors: dict[ModelReference, torch.Tensor] | None
+    ) -> Iterator[tuple[dict[ModelReference, Source], Streamed | None]]:
+        """Give a tensor's inputs, and how they go by in pieces, while the next is read ahead."""
         sources = self.inputs(task, tensors)
         self._read_ahead(task.output_weight.name)
         with task.failures(sources):
-            if streamed := self.streamed(task, sources):
-                count(*streamed)
+            yield sources, self.streamed(task, sources)
 
     def spectrum(
         self,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from mergekit_lines.checkpoint.sources import Source
+from mergekit_lines.kernels.spectra import effective_rank
 
 ROWS, RUNS = 64, 8  # of a matrix, read in so many runs
 
@@ -30,8 +30,10 @@ def sampled_ranks(base: Source, tuned: Sequence[Source]) -> list[list[float]]:
     starts = [run * rows // runs for run in range(runs)]
     origin, result = _rows(base, starts, height, columns), []
     for source in tuned:
-        delta = _rows(source, starts, height, columns).sub_(origin)
-        result.append(list(_effective_rank(delta)))
+        delta = _rows(source, starts, height, columns).sub_(origin).double()
+        # Squares of what is not finite, or nearly so, tell nothing of directions.
+        rank = effective_rank(delta) if bool(delta.square().sum().isfinite()) else 0.0
+        result.append([rank / len(delta)] if rank else [])
     return result
 
 
@@ -41,18 +43,3 @@ def _rows(source: Source, starts: Sequence[int], height: int, columns: int) -> t
     for run, start in zip(picked, starts, strict=True):
         source.read_into(start * columns, (start + height) * columns, run)
     return picked.view(-1, columns)
-
-
-def _effective_rank(matrix: torch.Tensor) -> Iterator[float]:
-    """Yield exp(−Σ p·log p), p = σ²/Σσ², as a share of the rows; nothing for zeros.
-
-    Source: Roy, Vetterli: The effective rank, EUSIPCO 2007.
-    """
-    doubled = matrix.double()
-    gram = doubled @ doubled.T
-    if not bool(torch.isfinite(gram).all()) or not bool(gram.any()):
-        return
-    squares = torch.linalg.eigvalsh(gram).clamp_min(0)
-    shares = squares / squares.sum()
-    entropy = -float(torch.special.xlogy(shares, shares).sum())
-    yield math.exp(entropy) / len(matrix)

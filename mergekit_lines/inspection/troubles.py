@@ -13,7 +13,7 @@ UNRELATED = 0.5
 EXPLODED = 10.0  # times what the model's other blocks changed by
 NOTICEABLE = 0.05  # of the base: a block that moved less is no trouble, whatever the others did
 ONE_TENSOR = 0.5  # of ‖τ‖²
-MANY = 8  # tensors and blocks that a share or a median has to be of
+FEW = 4  # depths; of fewer one tensor may well be most, and stands out by nine tenths only
 SAME = 0.9999  # cosine of two models' task vectors
 
 
@@ -77,7 +77,7 @@ def _of_model(look: Look, number: int, model: str) -> Iterator[str]:
 
 def _is_small(look: Look, number: int) -> bool:
     """Tell whether there are too few blocks for one tensor to stand out."""
-    return len(look.depths) < MANY // 2 and look.largest[number][1] < 0.9
+    return len(look.depths) < FEW and look.largest[number][1] < 0.9
 
 
 def _exploded(blocks: Sequence[Depth], number: int, model: str) -> Iterator[str]:

@@ -14,10 +14,10 @@ from mergekit_lines.kernels.sparsity import Sparsity
 from mergekit_lines.methods import trim
 from mergekit_lines.methods.own import OwnMerge
 from mergekit_lines.methods.words import (
-    SHARE,
     TRIM,
     number,
     of_parameter,
+    share,
     whole_number,
     word,
     wrong,
@@ -31,13 +31,6 @@ def _tall_lambda(value: Any) -> float:
     result = number("tall_lambda", value, meaning)
     if result <= 0:
         raise wrong("tall_lambda", value, meaning)
-    return result
-
-
-def _density(value: Any) -> float:
-    result = number("density", value, SHARE)
-    if not 0 <= result <= 1:
-        raise wrong("density", value, SHARE)
     return result
 
 
@@ -60,31 +53,29 @@ def _checked_agreement(values: Mapping[str, Any], models: Sequence[Any]) -> int:
     return least
 
 
-def _of_sum(values: Mapping[str, Any], models: Sequence[Any]) -> Agreement:
+def _around(merge: Merge, values: Mapping[str, Any], models: Sequence[Any]) -> Agreement:
     return Agreement(
-        Merge(
-            sparsities=(Sparsity("none"),) * len(models),
-            weights=tuple(values["weight"][model] for model in models),
-        ),
+        merge,
         tall_lambdas=tuple(values["tall_lambda"][model] for model in models),
         min_agree=_checked_agreement(values, models),
         scale=values["lambda"],
     )
+
+
+def _of_sum(values: Mapping[str, Any], models: Sequence[Any]) -> Agreement:
+    weights = tuple(values["weight"][model] for model in models)
+    return _around(Merge((Sparsity("none"),) * len(models), weights), values, models)
 
 
 def _of_ties(values: Mapping[str, Any], models: Sequence[Any]) -> Agreement:
     """Return the kernel around TIES' sum of agreeing entries, as the authors' code has it."""
-    return Agreement(
-        Merge(
-            sparsities=trim.sparsities(values, models),
-            weights=tuple(values["weight"][model] for model in models),
-            consensus="sum",
-            zero_sign=trim.zero_sign(values),
-        ),
-        tall_lambdas=tuple(values["tall_lambda"][model] for model in models),
-        min_agree=_checked_agreement(values, models),
-        scale=values["lambda"],
+    merge = Merge(
+        sparsities=trim.sparsities(values, models),
+        weights=tuple(values["weight"][model] for model in models),
+        consensus="sum",
+        zero_sign=trim.zero_sign(values),
     )
+    return _around(merge, values, models)
 
 
 WORDS = (
@@ -113,7 +104,7 @@ WORDS = (
 
 DENSITY = word(
     "density",
-    _density,
+    lambda v: share("density", v),
     0.2,
     "share of the largest entries that TIES keeps",
     ParameterScope.NON_BASE,

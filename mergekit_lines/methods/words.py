@@ -97,6 +97,18 @@ def whole_number(name: str, value: Any, least: int) -> int:
     return value if isinstance(value, int) else int(result)  # a float has 53 bits
 
 
+def share(name: str, value: Any) -> float:
+    """Return ``value`` as a share from 0 to 1, both of them included.
+
+    Raises:
+        LinesError: it is none.
+    """
+    result = number(name, value, SHARE)
+    if not 0 <= result <= 1:
+        raise wrong(name, value, SHARE)
+    return result
+
+
 def _alpha(value: Any) -> float | str:
     if isinstance(value, str) and value in (AUTO, BLOCK):
         return value
@@ -279,9 +291,7 @@ def strict(parameter: ParameterSpec, name: str) -> ParameterSpec:
 
     def validate(value: Any) -> Any:
         if numeric and value is not None:
-            parsed = number(name, value)
-            if parameter.name == "density" and not 0 <= parsed <= 1:
-                raise wrong(name, value, SHARE)
+            (share if parameter.name == "density" else number)(name, value)
         try:
             return parameter.validate(value)
         except ValidationError as error:

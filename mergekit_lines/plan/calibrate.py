@@ -68,18 +68,8 @@ def calibrate(
 
     def collect(collector: NormCollector) -> None:
         tied = tied_names(out_model_config, [item.weight.name for item in planned])
-        tasks = [
-            engine_task(
-                item.task,
-                NormTask,
-                engine=run.engine,
-                number=number,
-                seed=seed,
-                collector=collector,
-            )
-            for number, item in enumerate(planned)
-            if item.weight.name not in tied
-        ]
+        chosen = [item for item in planned if item.weight.name not in tied]
+        tasks = _tasks(chosen, run, NormTask, seed=seed, collector=collector)
         run.engine.order(tasks)
         _execute(tasks, options, "Calibrating alpha")
 
@@ -114,19 +104,8 @@ def find_tiers(
     if kept is not None:
         return {name: [Tier(**tier) for tier in blocks] for name, blocks in kept.items()}
     collector = TermCollector()
-    tasks = [
-        engine_task(
-            item.task,
-            SpectrumTask,
-            engine=run.engine,
-            number=number,
-            seed=seed,
-            collector=collector,
-        )
-        for number, item in enumerate(planned)
-        if item.weight.name in depths
-    ]
-    if tasks:
+    chosen = [item for item in planned if item.weight.name in depths]
+    if tasks := _tasks(chosen, run, SpectrumTask, seed=seed, collector=collector):
         run.engine.order([])  # of these only rows are read
         _execute(tasks, options, "Looking at the updates")
     result = tiers(collector.terms, depths)
@@ -184,10 +163,7 @@ def settle(
     counted = [item for item in planned if item.weight.name not in tied]
 
     def walk(items: Sequence[PlannedTensor], count: Count, text: str) -> None:
-        tasks = [
-            engine_task(item.task, CountTask, engine=run.engine, number=number, count=count)
-            for number, item in enumerate(items)
-        ]
+        tasks = _tasks(items, run, CountTask, count=count)
         run.engine.order(tasks if text != LOOK else [])
         _execute(tasks, options, f"{text} (trim: model)")
 
@@ -215,6 +191,16 @@ def with_settled(item: PlannedTensor, settled: Settled) -> PlannedTensor:
     """Return a planned tensor whose kernel knows the cuts."""
     parameters = ImmutableMap({**dict(item.task.parameters.items()), SETTLED: settled})
     return replace(item, task=item.task.model_copy(update={"parameters": parameters}))
+
+
+def _tasks(
+    items: Sequence[PlannedTensor], run: MergeRun, kind: type[EngineTask], **fields: Any
+) -> list[EngineTask]:
+    """Return what the engine does with each of these tensors, in their order."""
+    return [
+        engine_task(item.task, kind, engine=run.engine, number=number, **fields)
+        for number, item in enumerate(items)
+    ]
 
 
 def _execute(tasks: Sequence[EngineTask], options: Any, text: str) -> None:

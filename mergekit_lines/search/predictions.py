@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def encoded(
 def batches(windows: Sequence[Window], size: int, seed: int) -> Iterator[list[Window]]:
     """Yield batches without end: every window once, in an order of the seed, and again."""
     left: list[Window] = []
-    for turn in range(1 << 62):
+    for turn in itertools.count():
         order = np.random.default_rng([seed, turn]).permutation(len(windows))
         left += [windows[place] for place in order]
         while len(left) >= size:

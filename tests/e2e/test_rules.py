@@ -20,6 +20,7 @@ from mergekit_lines.cli import main
 from mergekit_lines.engine.engine import Engine
 from mergekit_lines.errors import LinesError
 from mergekit_lines.inspection.plot import Panel, draw
+from mergekit_lines.lines import larv as rule
 from tests import models
 from tests.e2e import runner
 from tests.e2e.runner import in_process
@@ -216,6 +217,20 @@ def test_larv_scales_alpha_by_levels(uneven: list[Path], tmp_path: Path) -> None
     assert "conflict" in shown.stdout and "0.75" in shown.stdout
     draw([Panel.reported(written)], tmp_path / "depth.png")  # as a card has it
     assert (tmp_path / "depth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_wrong_level_is_found(
+    uneven: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge by another level than the rule's is whole, and `verify --all` refuses it."""
+    number = next(n for n, (*_, level) in enumerate(larv(uneven[0], uneven[1:])) if level == 0.75)
+    monkeypatch.setattr(rule, "LOW", 0.5)
+    out = in_process(recipe(*uneven, schedule="larv", alpha=0.4), tmp_path / "out")
+    monkeypatch.undo()
+    refused = command("verify", out, "--all")
+    assert refused.exit_code == 1
+    told = f"the level 0.5 of block {number + 1} of model.layers under larv is 0.75"
+    assert told in refused.output
 
 
 def test_larv_of_one_model_has_no_conflict(uneven: list[Path], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -339,3 +340,23 @@ def test_usage(inputs: Path) -> None:
         done = run(main, ["inspect", recipe, *flags])
         assert done.exit_code == 2
         assert "FILE.html, together with --deep" in done.output
+
+
+def test_a_page_that_cannot_be_written(inputs: Path) -> None:
+    """A folder that is not there is told in words, after the tables."""
+    done = inspect(inputs, "--page", str(inputs / "none" / "look.html"))
+    assert done.exit_code == 1
+    assert "look.html: cannot be written (No such file or directory)." in done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_page_without_matplotlib(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The extra is named, and no page is left."""
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    page = tmp_path / "look.html"
+    done = inspect(inputs, "--page", str(page))
+    assert done.exit_code == 1
+    assert "pip install 'mergekit-lines[plot]'" in done.output
+    assert not page.exists()
