@@ -16,7 +16,7 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.initialization import no_init_weights
 
 from mergekit_lines.checkpoint.headers import TensorHeader
-from mergekit_lines.checkpoint.ties import model_class
+from mergekit_lines.checkpoint.ties import is_untied, model_class
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ def trunk_without_head(
 ) -> str | None:
     """Return the class of the trunk that a checkpoint is where it lacks its class's head, or None.
 
+    A language model that lacks a head of its own, under the names that it has with one, is none.
+
     Args:
         config: transformers'.
         tensors: the headers; None for a pickled checkpoint, of which nothing is known.
@@ -107,6 +109,9 @@ def trunk_without_head(
         return None
     heads = names.heads(names.of(tensors or {}).values()) | names.heads(loading.mismatched)
     lost = {*loading.missing}
+    whole_once = any(map(names.in_trunk, tensors or {}))  # the class with the head named them
+    if whole_once and any(is_untied(config, name) for name in lost):
+        return None
     return names.trunk if lost and not heads and names.heads(lost) == lost else None
 
 

@@ -91,6 +91,7 @@ def check_plan(
     problems += _check_lost(planned, config, arch_info, options)
     problems += _check_ties(planned, config, options)
     problems += _check_heads(planned, config, arch_info, options)
+    problems += _check_own_heads(planned, options)
     return list(map(Problem.of, problems))
 
 
@@ -300,3 +301,32 @@ def _check_heads(
                 f"says tie_word_embeddings: false, so that loading would draw it at random. Save "
                 f"the model whole, or set tie_word_embeddings: true where it is tied."
             )
+
+
+def _check_own_heads(planned: Sequence[PlannedTensor], options: MergeOptions) -> Iterator[Problem]:
+    """Check that no model's embedding stands in for a head that its own config does not tie.
+
+    mergekit's layouts take the one where the other is not there, which is right of tied heads.
+    """
+    outputs = [item.weight.name for item in planned]
+    for item in planned:
+        name = item.weight.name
+        for model, weight in item.task.inputs.items():
+            own = model.config(trust_remote_code=options.trust_remote_code)
+            index = LoaderCache().get(model).index.tensor_paths
+            held = any(one in index for one in (weight.name, *(weight.aliases or ())))
+            # What no name stands in for is missing, and said to be.
+            passes = weight.optional or any(one in index for one in weight.tied_names or ())
+            if (
+                passes
+                and not held
+                and is_untied(own, name)
+                and name not in tied_names(own, outputs)
+            ):
+                yield Problem(
+                    f"model {model}",
+                    f"lacks {name}, and its config.json says tie_word_embeddings: false",
+                    (),
+                    ". Download or save it again, or set tie_word_embeddings: true where its head "
+                    "is its embedding.",
+                )

@@ -20,6 +20,7 @@ from tests.e2e.runner import in_process
 
 ROW = {row.name: row for row in ROWS}
 WEIGHT = 0.5
+HEADS = ("lm_head.weight", "embed_out.weight")  # of language models
 
 
 def rename(path: Path, change: Callable[[str], str]) -> None:
@@ -143,6 +144,47 @@ def test_models_that_all_lack_their_head_are_told(
     check(tmp_path / "out", base, models.read(tuned), row.depth)
     said = capsys.readouterr().err
     assert f"its files hold the {name} alone, and no head of {kind}" in said
+
+
+def without_head(row: Row, folder: Path, seed: int | None = None) -> Path:
+    """Write a language model, or one fine-tuned from the base beside it, and leave out its head."""
+    if seed is None:
+        row.save(folder)
+    else:
+        models.finetuned(folder.parent / "base", folder, seed=seed)
+    models.rewrite(folder, lambda held: {n: t for n, t in held.items() if n not in HEADS})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPTNeoXForCausalLM", "FalconForCausalLM"])
+def test_language_models_that_all_lack_an_untied_head_are_refused(
+    name: str, tmp_path: Path
+) -> None:
+    """A head that is no embedding is a part of the model: loaded, it would be random."""
+    row = ROW[name]
+    base = without_head(row, tmp_path / "base")
+    tuned = without_head(row, tmp_path / "a", seed=2)
+    for folder in (base, tuned):
+        models.edit_config(folder, tie_word_embeddings=False)
+    with pytest.raises(LinesError, match=r"lm_head\.weight|embed_out\.weight"):
+        in_process(recipe(base, tuned), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("headless", ["base", "a"])
+def test_an_embedding_is_not_merged_with_untied_heads(headless: str, tmp_path: Path) -> None:
+    """A model that lacks its own head is refused where its config does not tie it."""
+    row = ROW["LlamaForCausalLM"]
+    base, tuned = row.save(tmp_path / "base"), tmp_path / "a"
+    models.finetuned(base, tuned, seed=2)
+    for folder in (base, tuned):
+        models.edit_config(folder, tie_word_embeddings=False)
+    models.rewrite(
+        tmp_path / headless, lambda held: {n: t for n, t in held.items() if n not in HEADS}
+    )
+    with pytest.raises(LinesError, match=rf"{headless}: lacks lm_head\.weight, and its config"):
+        in_process(recipe(base, tuned), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_heads_of_two_classes_are_not_mixed(tmp_path: Path) -> None:
