@@ -44,7 +44,7 @@ def available_memory() -> int | None:
 
 
 def warm(files: list[Path]) -> None:
-    """Read files once, so that the page cache holds them."""
+    """Read files whole once; the page cache holds them after that."""
     held = bytearray(8 * PIECE)
     for path in files:
         with path.open("rb", buffering=0) as file:
@@ -68,16 +68,18 @@ def neighbour() -> Iterator[None]:
             busy.stdout.close()
 
 
-def copy(models: list[list[Path]], out: Path, threads: int) -> dict[str, Any]:
+def copy(models: list[list[Path]], adapters: list[Path], out: Path, threads: int) -> dict[str, Any]:
     """Read every model's shards by preadv, write one's bytes by pwrite, fsync; time it.
 
     Args:
         models: each model's shards; those in the same place are of the same size.
+        adapters: files that are read alone.
         out: the folder to make.
         threads: how many share the pieces.
     """
     out.mkdir()
     start = time.perf_counter()
+    warm(adapters)
     with ExitStack() as stack:
         targets, pieces = [], []
         for place, files in enumerate(zip(*models, strict=True)):
@@ -110,7 +112,7 @@ def copy(models: list[list[Path]], out: Path, threads: int) -> dict[str, Any]:
         "threads": threads,
         "wall": ended - start,
         "fsync": ended - copied,
-        "bytes_read": written * len(models),
+        "bytes_read": written * len(models) + sum(path.stat().st_size for path in adapters),
         "bytes_written": written,
     }
 

@@ -1,4 +1,4 @@
-"""The benchmark's checkpoints: LLaMA shapes in bf16, a base and models that differ a little."""
+"""The benchmark's checkpoints: LLaMA shapes, a base and models or adapters that differ a little."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import json
 import math
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from safetensors.torch import save_file
 
 NOTE = "benchmark.json"  # inside each finished folder: what it was made from
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 2_000_000_000
-ITEM = 2  # bytes of a bf16 entry
+DTYPES = {  # and the name that a safetensors header has for each
+    "bfloat16": (torch.bfloat16, "BF16"),
+    "float16": (torch.float16, "F16"),
+    "float32": (torch.float32, "F32"),
+}
 RUN = 1 << 22  # entries that are drawn and written at once
 STDDEV, NOISE = 0.02, 0.001  # of the base's weights, and of what is added to them
 LEAST, MOST = 0.0005, 100.0  # billions of parameters
+RANK = 16  # of adapters, on every matrix of the blocks
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,12 @@ class Shape:
     layers: int
     heads: int
     filled: int | None = None
+    dtype: str = "bfloat16"  # one of DTYPES
+
+    @property
+    def item(self) -> int:
+        """The bytes of an entry."""
+        return DTYPES[self.dtype][0].itemsize
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield every tensor's name and shape."""
@@ -65,7 +77,7 @@ class Shape:
     @property
     def disk_bytes(self) -> int:
         """The bytes of one checkpoint on the disk, without its holes."""
-        return ITEM * sum(self.real(math.prod(shape)) for _, shape in self.tensors())
+        return self.item * sum(self.real(math.prod(shape)) for _, shape in self.tensors())
 
     def real(self, entries: int) -> int:
         """Return how many of a tensor's entries are written."""
@@ -84,7 +96,7 @@ class Shape:
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.heads,
             "tie_word_embeddings": False,
-            "dtype": "bfloat16",
+            "dtype": self.dtype,
         }
 
 
@@ -94,8 +106,14 @@ class Shape:
 LLAMA_7B = Shape(4096, 11008, 32000, 32, 32, filled=1 << 19)
 
 
-def shape_of(billions: float) -> Shape:
-    """Return the smallest LLaMA of a usual width with at least that many parameters."""
+def shape_of(billions: float, dtype: str = "bfloat16", *, small_tensors: bool = False) -> Shape:
+    """Return the smallest LLaMA of a usual width with at least that many parameters.
+
+    Args:
+        billions: how many.
+        dtype: one of :data:`DTYPES`.
+        small_tensors: of many matrices with 2^20 entries instead, as experts are stored.
+    """
     # From this many billions on: hidden size, intermediate size, vocabulary, heads.
     widths = (
         (4.0, (4096, 11008, 32000, 32)),
@@ -104,24 +122,27 @@ def shape_of(billions: float) -> Shape:
         (0.0, (128, 344, 1000, 4)),
     )
     hidden, wide, vocabulary, heads = next(found for least, found in widths if billions >= least)
+    if small_tensors:
+        hidden, wide, vocabulary, heads = 1024, 1024, 1024, 8
     block = 4 * hidden**2 + 3 * hidden * wide + 2 * hidden
     outside = 2 * vocabulary * hidden + hidden
     layers = max(2, math.ceil((billions * 1e9 - outside) / block))
-    return Shape(hidden, wide, vocabulary, layers, heads)
+    return Shape(hidden, wide, vocabulary, layers, heads, dtype=dtype)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One of the benchmark's models: number 0 is the base."""
+    """One of the benchmark's models: number 0 is the base; an adapter holds a LoRA alone."""
 
     shape: Shape
     number: int
     folder: Path
+    adapter: bool = False
 
     @property
     def note(self) -> dict[str, Any]:
         """What the checkpoint is made from."""
-        return {"format": 2, "number": self.number, **asdict(self.shape)}
+        return {"format": 3, "number": self.number, "adapter": self.adapter, **asdict(self.shape)}
 
     @property
     def finished(self) -> bool:
@@ -137,13 +158,67 @@ class Checkpoint:
         """The files with the weights."""
         return sorted(self.folder.glob("*.safetensors"))
 
+    @property
+    def disk_bytes(self) -> int:
+        """The bytes of its files on the disk, without their holes."""
+        if not self.adapter:
+            return self.shape.disk_bytes
+        matrices = [shape for _, shape in _matrices(self.shape)]
+        return self.shape.item * RANK * sum(rows + columns for rows, columns in matrices)
 
-def checkpoints(shape: Shape, models: int, folder: Path) -> list[Checkpoint]:
+
+def checkpoints(
+    shape: Shape, models: int, folder: Path, *, adapters: bool = False
+) -> list[Checkpoint]:
     """Return the base and the models, made or not; they lie in a folder of their shape."""
     kind = "-sparse" if shape.filled else ""
+    kind += "" if shape.dtype == "bfloat16" else f"-{shape.dtype}"
     place = folder / f"llama-{shape.parameters / 1e9:.4g}B{kind}"
-    names = ["base", *(f"tuned-{number}" for number in range(1, models + 1))]
-    return [Checkpoint(shape, number, place / name) for number, name in enumerate(names)]
+    word = "adapter" if adapters else "tuned"
+    tuned = (
+        Checkpoint(shape, number, place / f"{word}-{number}", adapters)
+        for number in range(1, models + 1)
+    )
+    return [Checkpoint(shape, 0, place / "base"), *tuned]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is merged: models of one shape, or adapters, and how many beside the base."""
+
+    shape: Shape
+    count: int
+    adapters: bool = False
+
+    def checkpoints(self, folder: Path, *, base_only: bool = False) -> list[Checkpoint]:
+        """Return its checkpoints under a folder, made or not."""
+        count = 0 if base_only else self.count
+        return checkpoints(self.shape, count, folder, adapters=self.adapters)
+
+
+def settings(
+    billions: float,
+    counts: Sequence[int],
+    dtypes: Sequence[str],
+    *,
+    lora: bool = False,
+    small_tensors: bool = False,
+) -> dict[str, Setting]:
+    """Return the settings by the name that tables have for them.
+
+    The first count and dtype are one; each further value of either is one beside the first of
+    the other, and so are adapters and small tensors.
+    """
+    count, dtype = counts[0], dtypes[0]
+    shapes = {each: shape_of(billions, each) for each in dtypes}
+    plain = [(each, dtype) for each in counts] + [(count, each) for each in dtypes[1:]]
+    chosen = {f"base + {each} in {kind}": Setting(shapes[kind], each) for each, kind in plain}
+    if lora:
+        chosen[f"base + {count} LoRA in {dtype}"] = Setting(shapes[dtype], count, adapters=True)
+    if small_tensors:
+        small = shape_of(billions, dtype, small_tensors=True)
+        chosen[f"base + {count} of 2^20 entries in {dtype}"] = Setting(small, count)
+    return chosen
 
 
 def make(checkpoint: Checkpoint, base: Checkpoint, step: Callable[[int], object]) -> None:
@@ -158,6 +233,23 @@ def make(checkpoint: Checkpoint, base: Checkpoint, step: Callable[[int], object]
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     generator = torch.Generator().manual_seed(checkpoint.number)
+    if checkpoint.adapter:
+        _adapt(part, checkpoint, generator)
+        step(checkpoint.disk_bytes)
+    else:
+        _write(part, checkpoint, base, generator, step)
+    (part / NOTE).write_text(json.dumps(checkpoint.note, indent=1), encoding="utf-8")
+    shutil.rmtree(checkpoint.folder, ignore_errors=True)
+    part.rename(checkpoint.folder)
+
+
+def _write(
+    part: Path,
+    checkpoint: Checkpoint,
+    base: Checkpoint,
+    generator: torch.Generator,
+    step: Callable[[int], object],
+) -> None:
     groups = list(_shards(checkpoint.shape))
     weight_map = {}
     for number, tensors in enumerate(groups, 1):
@@ -169,23 +261,48 @@ def make(checkpoint: Checkpoint, base: Checkpoint, step: Callable[[int], object]
             else:
                 with (base.folder / file).open("rb") as start:
                     _fill(target, start, tensors, checkpoint.shape, generator, step)
-    total = checkpoint.shape.parameters * ITEM
+    total = checkpoint.shape.parameters * checkpoint.shape.item
     texts = {
         "config.json": checkpoint.shape.config(),
         INDEX: {"metadata": {"total_size": total}, "weight_map": weight_map},
-        NOTE: checkpoint.note,
     }
     for file, content in texts.items():
         (part / file).write_text(json.dumps(content, indent=1), encoding="utf-8")
-    shutil.rmtree(checkpoint.folder, ignore_errors=True)
-    part.rename(checkpoint.folder)
+
+
+def _matrices(shape: Shape) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the matrices of the blocks, which adapters change."""
+    for name, dimensions in shape.tensors():
+        if ".layers." in name and len(dimensions) == 2:
+            yield name, (dimensions[0], dimensions[1])
+
+
+def _adapt(part: Path, checkpoint: Checkpoint, generator: torch.Generator) -> None:
+    """Write an adapter as PEFT does; its product has the size of a model's noise."""
+    dtype = DTYPES[checkpoint.shape.dtype][0]
+    spread = (NOISE / math.sqrt(RANK)) ** 0.5  # of both factors
+    factors = {}
+    for name, (rows, columns) in _matrices(checkpoint.shape):
+        at = f"base_model.model.{name.removesuffix('.weight')}"
+        for factor, size in (("lora_A", (RANK, columns)), ("lora_B", (rows, RANK))):
+            values = torch.randn(size, generator=generator).mul_(spread)
+            factors[f"{at}.{factor}.weight"] = values.to(dtype)
+    save_file(factors, part / "adapter_model.safetensors", {"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": RANK,
+        "lora_alpha": RANK,
+        "target_modules": sorted({name.split(".")[-2] for name, _ in _matrices(checkpoint.shape)}),
+    }
+    (part / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
 def _shards(shape: Shape) -> Iterator[list[tuple[str, tuple[int, ...]]]]:
     held: list[tuple[str, tuple[int, ...]]] = []
     size = 0
     for name, dimensions in shape.tensors():
-        more = math.prod(dimensions) * ITEM
+        more = math.prod(dimensions) * shape.item
         if held and size + more > SHARD_BYTES:
             yield held
             held, size = [], 0
@@ -202,12 +319,13 @@ def _fill(
     generator: torch.Generator,
     step: Callable[[int], object],
 ) -> None:
+    dtype, code = DTYPES[shape.dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, dimensions in tensors:
-        first, end = end, end + math.prod(dimensions) * ITEM
+        first, end = end, end + math.prod(dimensions) * shape.item
         offsets = [first, end]
-        header[name] = {"dtype": "BF16", "shape": list(dimensions), "data_offsets": offsets}
+        header[name] = {"dtype": code, "shape": list(dimensions), "data_offsets": offsets}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     target.write(struct.pack("<Q", len(text)) + text)
@@ -222,10 +340,10 @@ def _fill(
             if base is None:
                 values = values.mul_(STDDEV).add_(float(len(dimensions) == 1))
             else:
-                base.seek(place + start * ITEM)
-                stored = torch.frombuffer(bytearray(base.read(size * ITEM)), dtype=torch.bfloat16)
+                base.seek(place + start * shape.item)
+                stored = torch.frombuffer(bytearray(base.read(size * shape.item)), dtype=dtype)
                 values = values.mul_(NOISE).add_(stored)
-            target.seek(place + start * ITEM)
-            target.write(values.to(torch.bfloat16).view(torch.uint8).numpy().data)
-            step(size * ITEM)
+            target.seek(place + start * shape.item)
+            target.write(values.to(dtype).view(torch.uint8).numpy().data)
+            step(size * shape.item)
     target.truncate(data + end)

@@ -48,11 +48,13 @@ METHODS |= {name: {"weight": 1.0} if "_ta" in name else DENSE for name in OWN}
 def recipe(method: str, side: str, made: Sequence[models.Checkpoint]) -> dict[str, Any]:
     """Return the recipe of a method on one side; both give the models the same parameters."""
     base, *tuned = (str(checkpoint.folder) for checkpoint in made)
+    if made[-1].adapter:
+        tuned = [f"{base}+{adapter}" for adapter in tuned]
     given: dict[str, Any] = {
         "merge_method": method,
         "base_model": base,
         "models": [{"model": model, "parameters": METHODS[method]} for model in tuned],
-        "dtype": "bfloat16",
+        "dtype": made[0].shape.dtype,
     }
     if side == "lines":
         given["merge_method"] = "lines"
@@ -60,33 +62,99 @@ def recipe(method: str, side: str, made: Sequence[models.Checkpoint]) -> dict[st
     return given
 
 
+class Forks:
+    """The process that has imported everything, and forks one for each request.
+
+    Args:
+        work: a folder for what it says.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self.said = work / "server.txt"
+        self._server: subprocess.Popen[str] | None = None
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Let the process that has imported everything fork one for this request."""
+        if self._server is None:
+            self._server = self._started()
+        process = self._server
+        if process.stdin is None or process.stdout is None:
+            raise click.ClickException("the process that forks the merges has no pipes")
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            told = process.stdout.readline()
+        except BrokenPipeError:
+            told = ""
+        if not told:
+            said = _last_line(self.said)
+            raise click.ClickException(f"the process that forks the merges ended: {said}")
+        answer: dict[str, Any] = json.loads(told)
+        return answer
+
+    def close(self) -> None:
+        """End the process that forks, and what it has forked."""
+        if self._server is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._server.pid, signal.SIGKILL)
+            self._server.wait()
+            self._server = None
+
+    def _started(self) -> subprocess.Popen[str]:
+        with self.said.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, str(HERE / "_benchmark_server.py")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=_environment(),
+                start_new_session=True,  # a group of its own, ended as one
+            )
+        if process.stdout is not None:
+            process.stdout.readline()  # it is ready
+        return process
+
+
 class Bench:
     """Runs merges of one set of checkpoints and keeps what they took.
 
     Args:
+        setting: what is said of the set in tables.
         made: the base and the models.
         work: a folder for outputs, which are removed after each run.
         flags: of mergekit-yaml, for both sides.
+        forks: runs the merges without their imports.
     """
 
-    def __init__(self, made: list[models.Checkpoint], work: Path, flags: Sequence[str]) -> None:
-        self.made, self.work, self.flags = made, work, list(flags)
+    def __init__(
+        self,
+        setting: str,
+        made: list[models.Checkpoint],
+        work: Path,
+        flags: Sequence[str],
+        forks: Forks,
+    ) -> None:
+        self.setting, self.made, self.work, self.flags = setting, made, work, list(flags)
         self.out, self.log = work / "out", work / "log.txt"
+        self.adapted = work / "adapted"  # where mergekit writes models with their adapters merged
         self.runs: list[Run] = []
         self.floor: list[dict[str, Any]] = []
         self.inputs = [path for checkpoint in made for path in checkpoint.shards]
         self.input_bytes = sum(path.stat().st_size for path in self.inputs)
         memory = floor.available_memory()
         # The output lies in the page cache beside the inputs.
-        wanted = self.input_bytes * (1 + 1 / len(made))
+        wanted = self.input_bytes + made[0].shape.disk_bytes
         self.cached = memory is None or wanted < memory
-        self._server: subprocess.Popen[str] | None = None
+        self._forks = forks
 
     def merge(self, number: int, method: str, side: str, mode: str) -> None:
         """Run one merge; ``mode`` is one of :data:`tables.MODES`."""
         path = self.work / f"{method.replace(', trim: ', '-')}-{side}.yml"
         path.write_text(yaml.safe_dump(recipe(method, side, self.made)), encoding="utf-8")
         arguments = [str(path), str(self.out), *FLAGS, *self.flags]
+        if self.made[-1].adapter:
+            arguments += ["--lora-merge-cache", str(self.adapted)]
         self.settle()
         if mode == "whole":
             found = self._whole(arguments)
@@ -98,6 +166,7 @@ class Bench:
         written = sum(path.stat().st_size for path in self.out.glob("*.safetensors"))
         self.runs.append(
             Run(
+                setting=self.setting,
                 round=number,
                 method=method,
                 side=side,
@@ -118,51 +187,14 @@ class Bench:
         """Time the floor of this round, in one thread and in as many as there are cores."""
         for threads in sorted({1, len(floor.cores())}):
             self.settle()
-            shards = [checkpoint.shards for checkpoint in self.made]
-            found = floor.copy(shards, self.out, threads)
-            self.floor.append({"round": number, **found})
+            shards = [checkpoint.shards for checkpoint in self.made if not checkpoint.adapter]
+            adapters = [path for one in self.made if one.adapter for path in one.shards]
+            found = floor.copy(shards, adapters, self.out, threads)
+            self.floor.append({"setting": self.setting, "round": number, **found})
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Let the process that has imported everything fork one for this request."""
-        if self._server is None:
-            self._server = self._started()
-        process = self._server
-        if process.stdin is None or process.stdout is None:
-            raise click.ClickException("the process that forks the merges has no pipes")
-        try:
-            process.stdin.write(json.dumps({**request, "log": str(self.log)}) + "\n")
-            process.stdin.flush()
-            told = process.stdout.readline()
-        except BrokenPipeError:
-            told = ""
-        if not told:
-            said = self._last_line(self.work / "server.txt")
-            raise click.ClickException(f"the process that forks the merges ended: {said}")
-        answer: dict[str, Any] = json.loads(told)
-        return answer
-
-    def close(self) -> None:
-        """End the process that forks, and what it has forked."""
-        if self._server is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._server.pid, signal.SIGKILL)
-            self._server.wait()
-            self._server = None
-
-    def _started(self) -> subprocess.Popen[str]:
-        with (self.work / "server.txt").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, str(HERE / "_benchmark_server.py")],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=_environment(),
-                start_new_session=True,  # a group of its own, ended as one
-            )
-        if process.stdout is not None:
-            process.stdout.readline()  # it is ready
-        return process
+        """Let a fork do a request's work."""
+        return self._forks.ask({**request, "log": str(self.log)})
 
     def _whole(self, arguments: list[str]) -> dict[str, Any]:
         beside = Path(sys.executable).with_name("mergekit-yaml")
@@ -182,12 +214,13 @@ class Bench:
             wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            return {"error": self._last_line(self.log)}
+            return {"error": _last_line(self.log)}
         return {"wall": wall, "cpu": cpu, "anonymous": peaks[0], "mapped": peaks[1]}
 
     def settle(self) -> None:
         """Remove the last output, let the disk come to rest, and fill the page cache."""
-        shutil.rmtree(self.out, ignore_errors=True)
+        for folder in (self.out, self.adapted):
+            shutil.rmtree(folder, ignore_errors=True)
         os.sync()
         if self.cached:
             floor.warm(self.inputs)
@@ -197,10 +230,10 @@ class Bench:
         found: dict[str, Any] = content.get("run") or {}
         return found
 
-    @staticmethod
-    def _last_line(path: Path) -> str:
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        return (text.strip().splitlines() or ["it said nothing"])[-1]
+
+def _last_line(path: Path) -> str:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return (text.strip().splitlines() or ["it said nothing"])[-1]
 
 
 def _environment() -> dict[str, str]:

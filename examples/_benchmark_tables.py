@@ -26,6 +26,7 @@ MODES = {
 class Run:
     """One merge. Seconds and bytes; None is what this system or this run does not tell."""
 
+    setting: str  # of models, their number and their dtype
     round: int
     method: str
     side: str  # mergekit or lines
@@ -185,13 +186,7 @@ def show_floor(
     console: Console, runs: Sequence[Run], copied: Sequence[dict[str, Any]], methods: Sequence[str]
 ) -> None:
     """Print how long plain copying took, and each merge alone as a multiple of it."""
-    fastest = {
-        number: min(
-            (one for one in copied if one["round"] == number),
-            key=lambda one: float(one["wall"]),
-        )
-        for number in sorted({one["round"] for one in copied})
-    }
+    fastest = _fastest(copied)
     copies = list(fastest.values())
     fsync = statistics.median(one["fsync"] for one in copies)
     threads = " or ".join(str(number) for number in sorted({one["threads"] for one in copied}))
@@ -207,6 +202,59 @@ def show_floor(
         found = [run.wall / fastest[run.round]["wall"] for run in alone if run.mode == "alone"]
         if found:
             say(console, f"lines/{method} alone: {times(found)} the floor")
+
+
+def _fastest(copied: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Return each round's faster copying, by the round."""
+    return {
+        number: min(
+            (one for one in copied if one["round"] == number),
+            key=lambda one: float(one["wall"]),
+        )
+        for number in sorted({one["round"] for one in copied})
+    }
+
+
+def summary(runs: Sequence[Run], copied: Sequence[dict[str, Any]]) -> Table:
+    """Return one row for each method and setting of the merges alone: ratios, floor, bound.
+
+    A merge's bound is the larger of the floor and of its CPU seconds over its threads.
+
+    Args:
+        runs: of every setting.
+        copied: the floors of every setting.
+    """
+    table = Table(title="merges alone", title_justify="left", title_style="bold", box=box.SIMPLE)
+    table.add_column("")
+    table.add_column("inputs")
+    heads = ("mergekit / lines\nCPU", "\nwall", "both\ndurable", "lines\nwall, s", "floor, s")
+    for name in (*heads, "lines /\nfloor", "lines /\nbound"):
+        table.add_column(name, justify="right", no_wrap=True)
+    alone = [run for run in runs if run.mode == "alone"]
+    for setting, method in dict.fromkeys((run.setting, run.method) for run in alone):
+        mine = [run for run in alone if (run.setting, run.method) == (setting, method)]
+        above = [run for run in mine if run.side == "mergekit"]
+        below = [run for run in mine if run.side == "lines"]
+        floors = _fastest([one for one in copied if one["setting"] == setting])
+        walls = {number: float(one["wall"]) for number, one in floors.items()}
+        if below:
+            table.add_row(
+                method,
+                setting,
+                middle_of(ratios(above, below, lambda run: run.cpu)),
+                middle_of(ratios(above, below, lambda run: run.wall)),
+                middle_of(ratios(above, below, lambda run: run.durable or run.wall)),
+                f"{statistics.median(run.wall for run in below):.2f}",
+                f"{statistics.median(walls.values()):.2f}",
+                middle_of([run.wall / walls[run.round] for run in below]),
+                middle_of([run.wall / _bound(run, walls[run.round]) for run in below]),
+            )
+    return table
+
+
+def _bound(run: Run, copying: float) -> float:
+    threads = (run.report or {}).get("threads", 1)
+    return max(copying, run.cpu / threads)
 
 
 def show_beside(console: Console, runs: Sequence[Run], own: Sequence[str]) -> None:

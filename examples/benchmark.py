@@ -1,6 +1,7 @@
 """Time merges: mergekit's own method against ``lines`` around it, on checkpoints made here.
 
     python examples/benchmark.py --billions 0.84 --models 2 --rounds 3
+    python examples/benchmark.py --models 2 --models 8 --dtype bfloat16 --dtype float32 --lora
 
 Every round runs each of them in turn, as a whole ``mergekit-yaml`` process and as the merge alone
 without imports, and then plain copying of the same bytes. Checkpoints are kept for the next time.
@@ -17,7 +18,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ import _benchmark_models as models
 import _benchmark_server as server
 import _benchmark_tables as tables
 import click
-from _benchmark_runs import ALPHA, BETA, METHODS, OWN, Bench
+from _benchmark_runs import ALPHA, BETA, METHODS, OWN, Bench, Forks
 from rich.console import Console
 from tqdm import tqdm
 
@@ -45,7 +46,8 @@ def prepare(made: list[models.Checkpoint], outputs: int) -> None:
     """
     missing = [checkpoint for checkpoint in made if not checkpoint.finished]
     shape, folder = made[0].shape, made[0].folder.parent
-    wanted = len(missing) * shape.disk_bytes + outputs * shape.parameters * models.ITEM + SLACK
+    wanted = sum(checkpoint.disk_bytes for checkpoint in missing) + SLACK
+    wanted += outputs * shape.parameters * shape.item
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(there).free
     if wanted > free:
@@ -56,7 +58,7 @@ def prepare(made: list[models.Checkpoint], outputs: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for checkpoint in missing:
         with tqdm(
-            total=shape.disk_bytes,
+            total=checkpoint.disk_bytes,
             desc=f"making {checkpoint.folder.name}",
             unit="B",
             unit_scale=True,
@@ -163,11 +165,11 @@ def show_setting(
     """Say what is measured, and on what."""
     shape = bench.made[0].shape
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    what = "the base" if readers_only else f"base + {len(bench.made) - 1}"
+    what = "the base" if readers_only else bench.setting
     tables.say(
         console,
         f"LLaMA, {shape.layers} layers of {shape.hidden}: {shape.parameters / 1e9:.3f} B "
-        f"parameters, {tables.size([shape.parameters * models.ITEM])} in bf16; {what}; "
+        f"parameters, {tables.size([shape.parameters * shape.item])} in {shape.dtype}; {what}; "
         f"rounds: {rounds}",
     )
     tables.say(
@@ -176,7 +178,7 @@ def show_setting(
         f"{found['load_before']:.2f} before; Python {found['python']}, {versions}",
     )
     if shape.filled:
-        size = shape.filled * models.ITEM / 2**20
+        size = shape.filled * shape.item / 2**20
         tables.say(
             console,
             f"The inputs are sparse: the largest tensors are real, and the first {size:.0f} MiB of "
@@ -228,7 +230,24 @@ METHOD = click.Choice(list(METHODS))
 )
 @click.option("--llama-7b", is_flag=True, help="The shapes of LLaMA-2-7B, in sparse files.")
 @click.option(
-    "--models", "count", type=click.IntRange(1, 64), default=2, help="Models beside the base."
+    "--models",
+    "counts",
+    type=click.IntRange(1, 64),
+    multiple=True,
+    default=(2,),
+    help="Models beside the base; further numbers are settings of their own.",
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    type=click.Choice(list(models.DTYPES)),
+    multiple=True,
+    default=("bfloat16",),
+    help="Of inputs and output; further ones are settings of their own.",
+)
+@click.option("--lora", is_flag=True, help="A setting more: the models are adapters of the base.")
+@click.option(
+    "--small-tensors", is_flag=True, help="A setting more: matrices of 2^20 entries, as experts."
 )
 @click.option(
     "--method",
@@ -264,7 +283,10 @@ def main(
     context: click.Context,
     billions: float,
     llama_7b: bool,
-    count: int,
+    counts: tuple[int, ...],
+    dtypes: tuple[str, ...],
+    lora: bool,
+    small_tensors: bool,
     methods: tuple[str, ...],
     rounds: int,
     modes: tuple[str, ...],
@@ -287,39 +309,47 @@ def main(
     if neighbour and "alone" not in modes:
         raise click.ClickException("--neighbour is told against --mode alone; add that")
     methods, modes = tuple(dict.fromkeys(methods)), tuple(dict.fromkeys(modes))
+    counts, dtypes = tuple(dict.fromkeys(counts)), tuple(dict.fromkeys(dtypes))
     if raw is not None and not os.access(raw.absolute().parent, os.W_OK):
         raise click.ClickException(f"--json {raw}: there is no such folder, or none to write to")
-    shape = models.LLAMA_7B if llama_7b else models.shape_of(billions)
-    made = models.checkpoints(shape, 0 if only_readers else count, folder.absolute())
-    prepare(made, outputs=0 if only_readers else 1)
-    console, found = tables.console(), machine()
-    with working(folder.absolute()) as work:
-        bench = Bench(made, work, flags)
-        show_setting(console, bench, found, rounds, only_readers)
-        read: list[dict[str, Any]] = []
-        try:
+    if llama_7b and (len(counts) > 1 or len(dtypes) > 1 or lora or small_tensors):
+        raise click.ClickException("--llama-7b is one setting; give it no others")
+    settings = models.settings(billions, counts, dtypes, lora=lora, small_tensors=small_tensors)
+    if llama_7b:
+        settings = {f"base + {counts[0]}": models.Setting(models.LLAMA_7B, counts[0])}
+    place, console, found = folder.absolute(), tables.console(), machine()
+    content: dict[str, Any] = {"rounds": rounds, "settings": {}, "runs": [], "floor": []}
+    sides = SIDES[1:] if lines_only else SIDES
+    checkpoints = {
+        name: setting.checkpoints(place, base_only=only_readers)
+        for name, setting in settings.items()
+    }
+    for made in checkpoints.values():
+        prepare(made, outputs=0 if only_readers else 2 if made[-1].adapter else 1)
+    with working(place) as work, closing(Forks(work)) as forks:
+        for name, setting in settings.items():
+            bench = Bench(name, checkpoints[name], work, flags, forks)
+            show_setting(console, bench, found, rounds, only_readers)
             if only_readers:
-                read = readers(bench, rounds)
-                console.print(tables.reader_table(read, models.ITEM))
+                content["readers"] = readers(bench, rounds)
+                console.print(tables.reader_table(content["readers"], setting.shape.item))
             else:
-                sides = SIDES[1:] if lines_only else SIDES
                 merges(bench, methods, rounds, sides, modes, neighbour)
                 show_merges(console, bench, methods)
-        finally:
-            bench.close()
-    tables.say(console, f"The checkpoints are kept in {made[0].folder.parent}")
+            content["settings"][name] = {
+                "parameters": setting.shape.parameters,
+                "largest_tensor": setting.shape.largest,
+                "models": setting.count,
+                "cached": bench.cached,
+            }
+            content["runs"] += bench.runs
+            content["floor"] += bench.floor
+    if "alone" in modes and not only_readers:
+        console.print(tables.summary(content["runs"], content["floor"]))
+    tables.say(console, f"The checkpoints are kept in {place}")
     if raw is not None:
-        content = {
-            "machine": {**found, "load_after": os.getloadavg()[0]},
-            "parameters": shape.parameters,
-            "largest_tensor": shape.largest,
-            "models": len(made) - 1,
-            "rounds": rounds,
-            "cached": bench.cached,
-            "runs": [{**asdict(run), "beyond": run.beyond} for run in bench.runs],
-            "floor": bench.floor,
-            "readers": read,
-        }
+        content["machine"] = {**found, "load_after": os.getloadavg()[0]}
+        content["runs"] = [{**asdict(run), "beyond": run.beyond} for run in content["runs"]]
         raw.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

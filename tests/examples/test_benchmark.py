@@ -83,6 +83,7 @@ def test_the_table_shows_the_raw_numbers(told: Told) -> None:
     alone = runs["alone", "mergekit"]
     assert cells(told.text, "merge alone", r"mergekit \+ fsync") == [f"{alone['durable']:.2f}"]
     assert alone["durable"] >= alone["wall"]
+    assert {run["setting"] for run in told.raw["runs"]} == {"base + 2 in bfloat16"}
     copied = min(told.raw["floor"], key=lambda found: found["wall"])
     assert f"the faster: {copied['wall']:.2f} s" in " ".join(told.text.split())
     multiple = runs["alone", "lines"]["wall"] / copied["wall"]
@@ -128,6 +129,51 @@ def test_both_sides_do_the_same(
         assert tensor.dim() == 1 or (tensor != base[name]).float().mean() > 0.5, name
 
 
+def test_adapters_are_the_same_on_both_sides(benchmark: ModuleType, tmp_path: Path) -> None:
+    """mergekit merges each adapter into the base by PEFT; lines adds its product as it reads."""
+    runs, made = sys.modules["_benchmark_runs"], sys.modules["_benchmark_models"]
+    (setting,) = list(made.settings(0.0005, [2], ["float32"], lora=True).values())[1:]
+    checkpoints = setting.checkpoints(tmp_path)
+    for checkpoint in checkpoints:
+        made.make(checkpoint, checkpoints[0], lambda _: None)
+    theirs, ours = (
+        runs.recipe("task_arithmetic", side, checkpoints) for side in ("mergekit", "lines")
+    )
+    ours["parameters"] |= {"alpha": 1.0, "beta": 0.0}
+    cache = {"lora_merge_cache": str(tmp_path / "adapted")}
+    want = models.read(runner.in_process(theirs, tmp_path / "mergekit", **PLAIN, **cache))
+    found = models.read(runner.in_process(ours, tmp_path / "lines", **PLAIN))
+    base = models.read(checkpoints[0].folder)
+    changes = [want[name] - base[name] for name in want if ".layers." in name and "proj" in name]
+    spread = torch.cat([change.flatten() for change in changes]).std()
+    assert spread == pytest.approx(made.NOISE * 2**0.5, rel=0.1)  # of two adapters
+    for name, tensor in want.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-7)
+
+
+def test_every_setting_is_a_row(tmp_path: Path) -> None:
+    """One table at the end has each method on each setting, with the bound beside it."""
+    settings = ("--models", "1", "--models", "3", "--dtype", "float16", "--dtype", "float32")
+    command = (
+        *(sys.executable, EXAMPLES / "benchmark.py", *TINY, *settings, "--small-tensors"),
+        *("--lines-only", "--mode", "alone", "--folder", tmp_path, "--json", tmp_path / "raw.json"),
+    )
+    text = runner.run(command, tmp_path).succeeded().stdout
+    raw = json.loads((tmp_path / "raw.json").read_text())
+    names = ["base + 1 in float16", "base + 3 in float16", "base + 1 in float32"]
+    names.append("base + 1 of 2^20 entries in float16")
+    assert list(raw["settings"]) == names
+    assert [run["setting"] for run in raw["runs"]] == names
+    assert [raw["settings"][name]["models"] for name in names] == [1, 3, 1, 1]
+    assert raw["settings"][names[3]]["largest_tensor"] == 2**20
+    shown = text.split("merges alone", 1)[1]
+    for name, run in zip(names[:3], raw["runs"], strict=False):
+        floor = min(each["wall"] for each in raw["floor"] if each["setting"] == name)
+        bound = max(floor, run["cpu"] / run["report"]["threads"])
+        row = next(line for line in shown.splitlines() if name in line).split()
+        assert row[-2:] == [f"{run['wall'] / floor:.2f}×", f"{run['wall'] / bound:.2f}×"]
+
+
 def at_the_cut(base: torch.Tensor, tuned: list[torch.Tensor]) -> torch.Tensor:
     """Where one of the models has the least magnitude that a density of 0.5 keeps."""
     found = torch.zeros(base.shape, dtype=torch.bool)
@@ -169,7 +215,7 @@ def test_sparse_checkpoints(benchmark: ModuleType, tmp_path: Path) -> None:
         made.make(checkpoint, base, lambda _: None)
         assert checkpoint.finished
         used = sum(path.stat().st_blocks * 512 for path in checkpoint.shards)
-        assert used < shape.disk_bytes + 2**17 < made.ITEM * shape.parameters
+        assert used < shape.disk_bytes + 2**17 < shape.item * shape.parameters
     with safe_open(base.shards[0], "pt") as zero, safe_open(tuned.shards[0], "pt") as one:
         for name in ("model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight"):
             start, end = (file.get_tensor(name).float().flatten() for file in (zero, one))
@@ -189,6 +235,8 @@ def test_sparse_checkpoints(benchmark: ModuleType, tmp_path: Path) -> None:
         (("--models", "0"), "0 is not in the range"),
         (("--rounds", "many"), "'many' is not a valid integer range"),
         (("--llama-7b", "--billions", "7"), "leave --billions out"),
+        (("--llama-7b", "--lora"), "--llama-7b is one setting; give it no others"),
+        (("--dtype", "float8"), "'float8' is not one of 'bfloat16', 'float16', 'float32'"),
         (("--json", "nowhere/raw.json"), "--json nowhere/raw.json: there is no such folder"),
     ],
 )
