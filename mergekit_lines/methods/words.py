@@ -103,7 +103,7 @@ def share(name: str, value: Any) -> float:
     Raises:
         LinesError: it is none.
     """
-    result = number(name, value, SHARE)
+    result = number(name, value)
     if not 0 <= result <= 1:
         raise wrong(name, value, SHARE)
     return result
