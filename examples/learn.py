@@ -25,7 +25,7 @@ from _styles import STYLES, conversations
 from transformers import AutoTokenizer
 
 import mergekit_lines
-from mergekit_lines.search.telling import draw_learned, show_learned
+from mergekit_lines.search.learning.show import draw_learned, show_learned
 
 TEXTS, OUT = Path("texts.jsonl"), Path("learnt")
 STEPS, LEARNING_RATE, SEED = 16, 0.1, 0

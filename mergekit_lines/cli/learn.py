@@ -26,6 +26,11 @@ from mergekit_lines.errors import tell
     show_default=True,
     help="entropy of the predictions, or loss: negative log-likelihood of the texts.",
 )
+@click.option(
+    "--per-model",
+    is_flag=True,
+    help="Learn those of every model's own task vector, not the merge's.",
+)
 @click.option("--steps", type=int, default=30, show_default=True, help="Of Adam, a batch each.")
 @click.option("--batch-size", type=int, default=4, show_default=True, help="Windows at once.")
 @click.option("--lr", "learning_rate", type=float, default=0.03, show_default=True, help="Of Adam.")
@@ -62,13 +67,13 @@ def learn(recipe: Path, data: Path, out: Path, **options: Any) -> None:
     of one batch; the models stay on the disk. 16-bit weights are slow on most CPUs: give --dtype
     float32 there.
     """
-    from mergekit_lines.search import telling
     from mergekit_lines.search.learn import learn as search
+    from mergekit_lines.search.learning import show
     from mergekit_lines.search.store import FIGURE, LEARNED
 
     model = {name: options.pop(name) for name in MODEL if name in options}
     model = {name: value for name, value in model.items() if value not in (None, False)}
     learned = search(recipe, data, out, **options, **model)
-    telling.show_learned(learned)
-    draw(telling.draw_learned, learned, out / FIGURE)
+    show.show_learned(learned)
+    draw(show.draw_learned, learned, out / FIGURE)
     tell(f"recipe: {out / LEARNED}")

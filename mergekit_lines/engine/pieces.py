@@ -194,7 +194,7 @@ def merge_tensor(
     Raises:
         LinesError: an input or the result is not finite, or cannot be read or written.
     """
-    state = job.merge.prepare(pieces, _keys(job, pieces.models))
+    state = job.merge.prepare(pieces, draw_keys(job, pieces.models))
 
     def write(index: int) -> None:
         base, models = pieces.load(index)
@@ -239,7 +239,7 @@ def tensor_norms(job: Job, pieces: TensorPieces, power: int) -> tuple[float, flo
     Raises:
         LinesError: an input is not finite, or cannot be read.
     """
-    state = job.merge.prepare(pieces, _keys(job, pieces.models))
+    state = job.merge.prepare(pieces, draw_keys(job, pieces.models))
 
     def terms(index: int) -> tuple[float, float]:
         base, models = pieces.load(index)
@@ -254,43 +254,7 @@ def tensor_norms(job: Job, pieces: TensorPieces, power: int) -> tuple[float, flo
     return math.fsum(total for total, _ in norms), math.fsum(task for _, task in norms)
 
 
-def vector_product(
-    job: Job,
-    pieces: TensorPieces,
-    gradient: torch.Tensor,
-    first: int = 0,
-    vector: Source | None = None,
-) -> float:
-    """Return ⟨g, M(θ…) − θ_0⟩ of one tensor, multiplied and added in float64.
-
-    Args:
-        job: the tensor.
-        pieces: its inputs.
-        gradient: g of a run of the tensor's entries in C order, or of all, 1-D.
-        first: where in the tensor the run begins.
-        vector: the task vector that :func:`merge_tensor` gave away, where it was kept.
-
-    Raises:
-        LinesError: an input cannot be read.
-    """
-    state = None if vector else job.merge.prepare(pieces, _keys(job, pieces.models))
-
-    def product(index: int) -> float:
-        start, stop = pieces.bounds[index]
-        left, right = max(start, first), min(stop, first + len(gradient))
-        if left >= right:
-            return 0.0
-        if vector is None:
-            tau = job.merge.task_vector(pieces, state, index, *pieces.load(index))
-        else:
-            _, tau = pieces.load_with(index, vector)
-        own = gradient[left - first : right - first].to(tau.device)
-        return float(torch.dot(tau[left - start : right - start].double(), own.double()))
-
-    return math.fsum(pieces.map(product))
-
-
-def _keys(job: Job, models: int) -> list[bytes]:
+def draw_keys(job: Job, models: int) -> list[bytes]:
     """Return what seeds each model's draws: neither paths nor order of execution are in it."""
     texts = (f"{job.seed}\0{job.name}\0{number}" for number in range(models))
     return [hashlib.sha256(text.encode()).digest() for text in texts]

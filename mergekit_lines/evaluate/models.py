@@ -94,6 +94,12 @@ def can_generate(model: Any) -> bool | None:
     return None if says is None else bool(says())
 
 
+def is_causal(model: Any) -> bool:
+    """Tell whether a model predicts each token of a text by those before it, as far as it says."""
+    encoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return not encoder and can_generate(model) is not False
+
+
 def token_ids(spec: str, tokenizer: Any, text: str, name: str, *, special: bool) -> list[int]:
     """Return the token ids of a text, with or without special tokens.
 
@@ -147,8 +153,7 @@ def window_length(spec: str, model: Any, most_tokens: int | None = None) -> int:
     Raises:
         LinesError: the model is no causal language model, or has fewer positions.
     """
-    encoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    if encoder or can_generate(model) is False:
+    if not is_causal(model):
         raise LinesError(
             f"{spec}: {type(model).__name__} is no causal language model, which predicts each "
             f"token of a text. Use something else for it, such as python:module:function."

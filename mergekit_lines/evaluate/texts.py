@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mergekit_lines.errors import LinesError
 
@@ -39,31 +40,45 @@ def read_texts(spec: str, path: Path, key: str) -> Texts:
     Raises:
         LinesError: it cannot be read, or holds no text.
     """
-    form = FORMS[key]
+    text, digest = read_whole(spec, path, key)
+    if path.suffix == ".jsonl":
+        texts = [entry[key] for _, entry in json_lines(spec, path, text, key)]
+    else:
+        parts = _BLANK.split(text) if key == "text" else text.split("\n")
+        texts = [part.strip() for part in parts if part.strip()]
+    if not texts:
+        raise LinesError(f"{spec}: the file {path} is empty, wanted {FORMS[key]}.")
+    return Texts(path, digest, tuple(texts))
+
+
+def read_whole(spec: str, path: Path, key: str) -> tuple[str, str]:
+    """Return a file's text, its lines ended by line feeds, and the SHA-256 of its bytes.
+
+    Raises:
+        LinesError: it cannot be read; ``key`` is of what it should hold.
+    """
     try:
         content = path.read_bytes()
         text = content.decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
         raise LinesError(
-            f"{spec}: the file {path} cannot be read ({error.strerror}). Give a file of {form}, "
-            f"or a .jsonl file with the key {key!r}."
+            f"{spec}: the file {path} cannot be read ({error.strerror}). Give a file of "
+            f"{FORMS[key]}, or a .jsonl file with the key {key!r}."
         ) from error
     except UnicodeDecodeError as error:
         raise LinesError(
             f"{spec}: the file {path} is not UTF-8 (byte {error.start}). Save it as UTF-8."
         ) from error
-    if path.suffix == ".jsonl":
-        texts = _json_lines(spec, path, text, key)
-    else:
-        parts = _BLANK.split(text) if key == "text" else text.split("\n")
-        texts = [part.strip() for part in parts if part.strip()]
-    if not texts:
-        raise LinesError(f"{spec}: the file {path} is empty, wanted {form}.")
-    return Texts(path, hashlib.sha256(content).hexdigest(), tuple(texts))
+    return text, hashlib.sha256(content).hexdigest()
 
 
-def _json_lines(spec: str, path: Path, text: str, key: str) -> list[str]:
-    texts = []
+def json_lines(spec: str, path: Path, text: str, key: str) -> list[tuple[int, dict[str, Any]]]:
+    """Return the objects of JSON lines, each with its line's number and a text under ``key``.
+
+    Raises:
+        LinesError: a line is none.
+    """
+    entries = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -79,8 +94,8 @@ def _json_lines(spec: str, path: Path, text: str, key: str) -> list[str]:
                 f"{spec}: {path}, line {number}: wanted an object whose {key!r} is a text that is "
                 f"not empty."
             )
-        texts.append(value)
-    return texts
+        entries.append((number, entry))
+    return entries
 
 
 def text_digest(text: str) -> str:

@@ -16,13 +16,13 @@ from mergekit_lines.figures.parts import looks_of, refuse_nothing
 Depths = Mapping[str, tuple[Sequence[float], float]]
 
 
-def depth_lines(figure: Any, lines: Depths) -> None:
+def depth_lines(figure: Any, lines: Depths, first: int = 1) -> None:
     """Draw coefficients over the blocks, as the paper's figure 5; those outside at the left.
 
     Args:
         figure: of :func:`~mergekit_lines.figures.parts.page`, empty.
-        lines: label → (λ of each block [blocks], λ outside of them). The first is drawn above
-            the others.
+        lines: label → (λ of each block [blocks], λ outside of them).
+        first: so many lines, the first ones, are drawn above the others.
 
     Raises:
         LinesError: none has a value.
@@ -33,10 +33,10 @@ def depth_lines(figure: Any, lines: Depths) -> None:
     side = 1 - max(1.0, 0.09 * longest)  # room for the word below it
     handles = []
     for rank, (label, (blocks, outside)) in enumerate(lines.items()):
-        look = {**looks[label], "markersize": 4.5 if rank else 5.5, "zorder": 3 - 0.1 * rank}
-        (line,) = axes.plot(
-            range(1, len(blocks) + 1), blocks, linewidth=1.5 if rank else 2.2, label=label, **look
-        )
+        above = rank < first
+        look = {**looks[label], "markersize": 5.5 if above else 4.5, "zorder": 3 - 0.1 * rank}
+        width = 2.2 if above else 1.5
+        (line,) = axes.plot(range(1, len(blocks) + 1), blocks, linewidth=width, label=label, **look)
         axes.plot([side], [outside], **{**look, "markersize": 7, "linestyle": "none"})
         handles.append(line)
     axes.axhline(0, color="#999999", linewidth=0.8, zorder=1)

@@ -96,6 +96,11 @@ class Merge:
         )
 
     @property
+    def weighted(self) -> bool:
+        """Whether the result is Σ w·v, each v of one model alone and of no weight."""
+        return self.consensus is None and not self.normalize
+
+    @property
     def row_aligned(self) -> bool:
         """Whether the pieces have to be whole slices along the first dimension."""
         return any(sparsity.by_rows for sparsity in self.sparsities)
@@ -184,6 +189,29 @@ class Merge:
             zero_positive=self.zero_sign > 0,
         )
         return mixed if self.scale == 1 else mixed.mul_(self.scale)
+
+    def vectors(
+        self,
+        pieces: Pieces,
+        state: State,
+        index: int,
+        base: torch.Tensor,
+        models: Sequence[torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """Return v of each model of one piece, of which :attr:`weighted` tells.
+
+        Args:
+            pieces: as of :meth:`task_vector`.
+            state: likewise.
+            index: likewise.
+            base: likewise.
+            models: likewise; they become the results.
+        """
+        vectors = [model.sub_(base) for model in models]
+        for model, vector in enumerate(vectors):
+            self._sparsify(pieces, state, index, model, vector)
+        _scale(vectors, [rescale * self.scale for rescale in state.rescales])
+        return vectors
 
     def votes(self, base: torch.Tensor, models: Sequence[torch.Tensor]) -> int:
         """Return the sum over one piece's entries of the sign of the sum of what stays.

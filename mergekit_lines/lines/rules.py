@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mergekit_lines.lines.depth import BlockDepth
+
 
 def at_depth(values: Sequence[float], index: int, count: int) -> float:
     """Return the value of one block, from values that are spread evenly over the depth.
@@ -39,3 +41,20 @@ def shares(number: int, index: int, count: int) -> list[tuple[int, float]]:
         return [(left, 1.0)]
     share = rest / (count - 1)
     return [(left, 1 - share), (left + 1, share)]
+
+
+def weight_at(
+    weight: float | tuple[float, ...], outside: float | None, depth: BlockDepth | None
+) -> float:
+    """Return a model's weight in one tensor.
+
+    Args:
+        weight: of all blocks; or values that are spread over them as in :func:`at_depth`.
+        outside: of tensors outside the blocks; None for the first block's.
+        depth: of the tensor, None outside the blocks.
+    """
+    if depth is None and outside is not None:
+        return outside
+    if not isinstance(weight, tuple):
+        return weight
+    return weight[0] if depth is None else at_depth(weight, depth.index, depth.count)

@@ -17,26 +17,37 @@ import torch
 from torch import nn
 
 from mergekit_lines.engine.engine import Engine
-from mergekit_lines.engine.products import task_product
+from mergekit_lines.engine.products import model_products, task_product
 from mergekit_lines.errors import LinesError
 from mergekit_lines.live.architecture import Part, Parts
 from mergekit_lines.live.inputs import aligned_tensors
 from mergekit_lines.plan.planned import PlannedTensor
+
+MERGE = ""  # stands among the models for what they are merged to
 
 
 class CoefficientGradients:
     """Takes the gradients of backward passes apart, tensor by tensor.
 
     Where weights are rounded to 16 bits, the rounding counts as if it were none.
+
+    Args:
+        engine: that sets the weights.
+        planned: the output's tensors.
+        per_model: by each model's coefficient, and not by the merge's; λ is 1 then.
     """
 
-    def __init__(self, engine: Engine, planned: Sequence[PlannedTensor]) -> None:
-        self._engine = engine
+    def __init__(
+        self, engine: Engine, planned: Sequence[PlannedTensor], *, per_model: bool
+    ) -> None:
+        self._engine, self._per_model = engine, per_model
         self._tasks = {item.weight.name: item.task for item in planned}
-        self._products = defaultdict[str, float](float)
+        self._products: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
 
-    def of(self, loss: torch.Tensor) -> dict[str, float]:
-        """Return d loss/dλ of every tensor that the loss hangs on, by the output's name.
+    def of(self, loss: torch.Tensor) -> dict[str, dict[str, float]]:
+        """Return d loss/dλ of every tensor that the loss hangs on.
+
+        By model, then by the output's name; for the merge's under :data:`MERGE`.
 
         Args:
             loss: a scalar, computed by the live model with gradients enabled.
@@ -46,7 +57,7 @@ class CoefficientGradients:
         """
         self._products.clear()
         loss.backward()
-        return dict(sorted(self._products.items()))
+        return {model: dict(sorted(own.items())) for model, own in self._products.items()}
 
     def take(self, parts: list[Part], parameter: torch.Tensor) -> None:
         """Multiply a parameter's gradient by its task vector, and free it."""
@@ -59,9 +70,13 @@ class CoefficientGradients:
             own = flat.narrow(0, part.offset, part.count)
             with torch.no_grad():
                 inputs = aligned_tensors(self._engine, task)
-                self._products[part.slot.name] += task_product(
-                    self._engine, task, own, part.start, inputs
-                )
+                arguments = (self._engine, task, own, part.start, inputs)
+                if self._per_model:
+                    products = model_products(*arguments)
+                else:
+                    products = {MERGE: task_product(*arguments)}
+                for model, product in products.items():
+                    self._products[model][part.slot.name] += product
 
 
 @contextmanager
@@ -70,6 +85,8 @@ def attached(
     parts: Parts,
     engine: Engine,
     planned: Sequence[PlannedTensor],
+    *,
+    per_model: bool = False,
 ) -> Iterator[CoefficientGradients]:
     """Let a model's backward passes give the gradients of coefficients, inside the block.
 
@@ -80,6 +97,7 @@ def attached(
         parts: its parameters as tensors of the output.
         engine: that sets its weights.
         planned: the output's tensors.
+        per_model: by each model's coefficient.
 
     Raises:
         LinesError: a parameter is offloaded.
@@ -94,7 +112,7 @@ def attached(
             "max_memory: found weights that are offloaded, and coefficients are learnt by "
             "gradients on one device. Open the model on a device that holds all of it."
         )
-    gradients = CoefficientGradients(engine, planned)
+    gradients = CoefficientGradients(engine, planned, per_model=per_model)
     hooks = []
     try:
         for name, parameter in chosen.items():

@@ -1,4 +1,4 @@
-"""Coefficients learnt by gradient: one for each block, and one for what is outside of them.
+"""Coefficients learnt by gradient: by the way of Adam, and the one that is best for all.
 
 Adam moves them against the gradient of an objective, as AdaMerging (arXiv 2310.02575) does with
 the entropy of predictions, and aTLAS (arXiv 2407.02880) with a loss. Each step's weights are those
@@ -7,116 +7,16 @@ that ``mergekit-yaml`` would write for the recipe of that step.
 
 from __future__ import annotations
 
-import copy
 import math
-import statistics
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from mergekit_lines.errors import LinesError
-from mergekit_lines.lines.placed import Placed
-from mergekit_lines.lines.rules import shares
-from mergekit_lines.lines.summary import Summary
+from mergekit_lines.live.coefficients import C, rounded
 from mergekit_lines.live.model import LiveModel
-from mergekit_lines.recipe.settings import without_words
-
-DECIMALS = 6  # of a coefficient: what is measured is what the recipe says
-# What a recipe says of coefficients; ``gamma`` only where it is not the wrapped method's own.
-OWN = ("alpha", "beta", "schedule", "outside", "norm")
-
-
-@dataclass(frozen=True)
-class Coefficients:
-    """What is learnt.
-
-    Attributes:
-        blocks: from the first block to the last, two at least; containers of fewer blocks have
-            what lies between, as every schedule of values is spread.
-        outside: of the tensors outside the blocks.
-    """
-
-    blocks: tuple[float, ...]
-    outside: float
-
-    @classmethod
-    def of(cls, summary: Summary) -> Coefficients:
-        """Return those that were set: of several in one block their mean.
-
-        Raises:
-            LinesError: there are no blocks.
-        """
-        count = max(map(len, summary.containers.values()), default=0)
-        if not count:
-            raise LinesError(
-                "learn: found no blocks in this recipe's output, wanted one at least: a "
-                "coefficient is learnt for each. Name the lists that count with `blocks`."
-            )
-        longest = [blocks for blocks in summary.containers.values() if len(blocks) == count]
-        means = [_mean(map(_mean, at)) for at in zip(*longest, strict=True)]
-        outside = list(summary.outside.values())
-        return cls(tuple(means * 2 if count == 1 else means), _mean(outside or means))
-
-    @classmethod
-    def uniform(cls, value: float, count: int) -> Coefficients:
-        """Return one value for ``count`` blocks and for what is outside."""
-        return cls((value,) * count, value)
-
-    @property
-    def mean(self) -> float:
-        """The mean over the blocks."""
-        return statistics.fmean(self.blocks)
-
-    def rounded(self) -> Coefficients:
-        """Return them as a recipe has them."""
-        blocks = (round(value, DECIMALS) + 0.0 for value in self.blocks)
-        return Coefficients(tuple(blocks), round(self.outside, DECIMALS) + 0.0)
-
-    def recipe(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a recipe with these coefficients for all its tensors, and with no others.
-
-        Args:
-            document: the recipe, as YAML would hold it.
-        """
-        own = {*OWN, "gamma"} if document.get("merge_method") == "lines_postprocess" else set(OWN)
-        result: dict[str, Any] = without_words(copy.deepcopy(dict(document)), own)
-        result["parameters"] = {
-            **(result.get("parameters") or {}),
-            "schedule": ", ".join(map(repr, self.blocks)),
-            "outside": self.outside,
-        }
-        return result
-
-
-def _mean(values: Iterable[float]) -> float:
-    """Return the mean; of equal values their own, to the bit."""
-    listed = list(values)
-    return listed[0] if len(set(listed)) == 1 else statistics.fmean(listed)
-
-
-def gathered(
-    products: Mapping[str, float], placed: Mapping[str, Placed], count: int
-) -> Coefficients:
-    """Return the gradient by ``count`` coefficients from that by every tensor's λ.
-
-    Args:
-        products: d loss/dλ by tensor.
-        placed: every tensor's place.
-        count: of the coefficients of blocks.
-    """
-    blocks, outside = defaultdict[int, list[float]](list), list[float]()
-    for name, product in products.items():
-        depth = placed[name].depth
-        if depth is None:
-            outside.append(product)
-            continue
-        for place, share in shares(count, depth.index, depth.count):
-            blocks[place].append(share * product)
-    sums = tuple(math.fsum(blocks[place]) for place in range(count))
-    return Coefficients(sums, math.fsum(outside))
 
 
 @dataclass
@@ -133,16 +33,16 @@ class Adam:
     _steps: int = 0
     _moments: dict[int, tuple[float, float]] = field(default_factory=dict)
 
-    def moved(self, values: Coefficients, gradient: Coefficients) -> Coefficients:
+    def moved(self, values: C, gradient: C) -> C:
         """Return the values one step further down."""
         self._steps += 1
-        numbers = (*values.blocks, values.outside)
-        slopes = (*gradient.blocks, gradient.outside)
-        *blocks, outside = (
-            number - self.rate * self._direction(place, slope)
-            for place, (number, slope) in enumerate(zip(numbers, slopes, strict=True))
+        pairs = zip(values.numbers, gradient.numbers, strict=True)
+        return values.like(
+            [
+                number - self.rate * self._direction(place, slope)
+                for place, (number, slope) in enumerate(pairs)
+            ]
         )
-        return Coefficients(tuple(blocks), outside)
 
     def _direction(self, place: int, slope: float) -> float:
         first, second = self._moments.get(place, (0.0, 0.0))
@@ -157,9 +57,7 @@ Batch = Any
 Loss = Callable[[Any, Batch], torch.Tensor]
 
 
-def slope(
-    live: LiveModel, coefficients: Coefficients, batch: Batch, loss: Loss
-) -> tuple[float, Coefficients]:
+def slope(live: LiveModel, coefficients: C, batch: Batch, loss: Loss) -> tuple[float, C]:
     """Return an objective on one batch, and its gradient by the coefficients.
 
     Args:
@@ -173,11 +71,11 @@ def slope(
     """
     live.set_recipe(coefficients.recipe(live.recipe))
     placed = {item.weight.name: item.placed for item in live.planned}
-    with live.gradients() as gradients, torch.enable_grad():
+    with live.gradients(per_model=coefficients.per_model) as gradients, torch.enable_grad():
         value = loss(live.model, batch)
         products = gradients.of(value)
-    gradient = gathered(products, placed, len(coefficients.blocks))
-    if not all(map(math.isfinite, (float(value.detach()), *gradient.blocks, gradient.outside))):
+    gradient = coefficients.gathered(products, placed)
+    if not all(map(math.isfinite, (float(value.detach()), *gradient.numbers))):
         raise LinesError(
             f"learn: the objective is {float(value.detach()):g} at a mean coefficient of "
             f"{coefficients.mean:.4g}, and it or its gradient is not finite. Give a smaller "
@@ -188,11 +86,11 @@ def slope(
 
 def descend(
     live: LiveModel,
-    start: Coefficients,
+    start: C,
     batches: Iterator[Batch],
     loss: Loss,
     rate: float,
-) -> Iterator[tuple[float, Coefficients]]:
+) -> Iterator[tuple[float, C]]:
     """Yield the objective on each batch before a step, and the coefficients after it.
 
     Args:
@@ -207,9 +105,9 @@ def descend(
     """
     adam, exact = Adam(rate), start
     for batch in batches:
-        value, gradient = slope(live, exact.rounded(), batch, loss)
+        value, gradient = slope(live, rounded(exact), batch, loss)
         exact = adam.moved(exact, gradient)
-        yield value, exact.rounded()
+        yield value, rounded(exact)
 
 
 @dataclass(frozen=True)

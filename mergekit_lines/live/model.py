@@ -264,14 +264,19 @@ class LiveModel:
             self._models.check_unchanged()
 
     @contextmanager
-    def gradients(self) -> Iterator[CoefficientGradients]:
+    def gradients(self, *, per_model: bool = False) -> Iterator[CoefficientGradients]:
         """Yield what gives a loss's gradient by the coefficient of every tensor of the output.
+
+        Args:
+            per_model: by what each model's task vector is multiplied with, where the merge is
+                a sum of them.
 
         Raises:
             LinesError: weights are offloaded.
         """
         parts = self._blueprint.layout.parts
-        with attached(self.model, parts, self._engine, self.planned) as gradients:
+        arguments = (self.model, parts, self._engine, self.planned)
+        with attached(*arguments, per_model=per_model) as gradients:
             yield gradients
 
     def check_inputs(self) -> None:

@@ -7,11 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mergekit.merge_methods.base import ParameterScope, PerGroupValues, TensorGroup
+from mergekit.merge_methods.base import (
+    ParameterScope,
+    PerGroupValues,
+    PerInputValues,
+    TensorGroup,
+)
 
 from mergekit_lines.errors import LinesError, some
 from mergekit_lines.lines.depth import BlockDepth, block_depths
 from mergekit_lines.methods.complete import incomplete
+from mergekit_lines.methods.weights import OUTSIDE, WEIGHT, at_depth
 from mergekit_lines.methods.words import WHOLE_RECIPE
 from mergekit_lines.methods.wrapped import LinesMethod
 from mergekit_lines.recipe.parameters import hint
@@ -68,6 +74,17 @@ def bind(
     if missing:
         raise LinesError(missing)
     return values
+
+
+def with_weights(values: dict[str, Any], depth: BlockDepth | None) -> dict[str, Any]:
+    """Return the values of a group whose models have the weights of its depth."""
+    if OUTSIDE not in values:
+        return values
+    own = [
+        (model, at_depth({WEIGHT: weight, OUTSIDE: values[OUTSIDE][model]}, depth)[WEIGHT])
+        for model, weight in values[WEIGHT].items()
+    ]
+    return {**values, WEIGHT: PerInputValues(own)}
 
 
 def check_groups(

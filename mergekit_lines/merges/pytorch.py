@@ -28,7 +28,7 @@ from mergekit_lines.lines.larv import MatrixTerms, tiers
 from mergekit_lines.lines.outside import checked_depths, described
 from mergekit_lines.lines.placed import LARV, Placed, ScheduleWords
 from mergekit_lines.lines.readings import UNREAD, Readings
-from mergekit_lines.merges.groups import bind, check_groups
+from mergekit_lines.merges.groups import bind, check_groups, with_weights
 from mergekit_lines.merges.state_dicts import group_spectrum, merge_group
 from mergekit_lines.methods.registry import method_for, postprocess_method
 from mergekit_lines.methods.trim import ONE_TENSOR, by_model
@@ -71,6 +71,7 @@ def merge_raw(
         raise LinesError(ONE_TENSOR)
     tensor = str(group.metadata.name)
     depth = _depth(tensor, names, values["blocks"], values["num_blocks"])
+    values = with_weights(values, depth)
     placed = Placed(tensor, depth, ScheduleWords.of(values))
     measured = MEASURED.get()
     if measured is not None:

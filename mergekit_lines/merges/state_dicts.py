@@ -29,7 +29,13 @@ from mergekit_lines.lines.outside import NO_BLOCKS, checked_depths, described
 from mergekit_lines.lines.placed import LARV, Placed, ScheduleWords
 from mergekit_lines.lines.readings import Readings, Tier
 from mergekit_lines.lines.schedule import plain
-from mergekit_lines.merges.groups import bind, check_groups, lone_depth, storage
+from mergekit_lines.merges.groups import (
+    bind,
+    check_groups,
+    lone_depth,
+    storage,
+    with_weights,
+)
 from mergekit_lines.methods.registry import method_for, postprocess_method
 from mergekit_lines.methods.trim import SETTLED, Settled, by_model
 from mergekit_lines.methods.words import WRAP, plain_sum_factors
@@ -70,6 +76,8 @@ def merge_groups(
     values = bind(method, groups, words)
     ties = _ties(groups)
     contributions = _place(method, groups, values, names)
+    placed = [contribution.placed for contribution in contributions]
+    values = [with_weights(own, one.depth) for own, one in zip(values, placed, strict=True)]
     seed = values[0]["seed"] or 0 if values and "seed" in values[0] else 0
 
     if any(map(by_model, values)):
@@ -89,7 +97,6 @@ def merge_groups(
     if calibration:
         alpha, models = calibration.alpha, calibration.models
         LOG.info("alpha %s (Eq. 2, %s norm, %s models)", alpha, calibration.norm, models)
-    placed = [contribution.placed for contribution in contributions]
     larv = _tiers(groups, contributions, dtype)
     readings = Readings(calibration, larv)
     coefficients = [each.coefficient(readings) for each in placed]
@@ -279,7 +286,7 @@ def _place(
     contributions = []
     for name, group, own in zip(names, groups, values, strict=True):
         models = [entry.id for entry in group.non_base]
-        factors = plain_sum_factors(wrap, own, models)
+        factors = plain_sum_factors(wrap, with_weights(own, depths[name]), models)
         placed = Placed(name, depths[name], ScheduleWords.of(own))
         contributions.append(Contribution(placed, frozenset(models), factors))
     return contributions

@@ -150,8 +150,8 @@ def _schedule_postprocess(value: Any) -> float | tuple[float, ...]:
 def _shape(value: Any, names: Iterable[str]) -> float | tuple[float, ...]:
     if isinstance(value, str) and value in EXPONENTS:
         return EXPONENTS[value]
-    if isinstance(value, tuple) or (isinstance(value, str) and "," in value):
-        return _values(value)
+    if written_out(value):
+        return _values("schedule", value)
     meaning = (
         f"{', '.join(names)}, an exponent above 0, or the coefficients from the first block "
         f'to the last in ONE text, e.g. "0.1, 0.2, 0.4"'
@@ -165,16 +165,21 @@ def _shape(value: Any, names: Iterable[str]) -> float | tuple[float, ...]:
     return exponent
 
 
-def _values(value: tuple[Any, ...] | str) -> tuple[float, ...]:
-    """Return coefficients that are written out; those that were read before are a tuple."""
+def written_out(value: Any) -> bool:
+    """Tell values by depth, in one text, from one value; those that were read are a tuple."""
+    return isinstance(value, tuple) or (isinstance(value, str) and "," in value)
+
+
+def _values(name: str, value: tuple[Any, ...] | str) -> tuple[float, ...]:
+    """Return values by depth that are written out."""
     entries = [entry.strip() for entry in value.split(",")] if isinstance(value, str) else value
     meaning = 'finite numbers separated by commas, two at least, e.g. "0.1, 0.2, 0.4"'
     try:
-        numbers = tuple(number("schedule", entry) for entry in entries)
+        numbers = tuple(number(name, entry) for entry in entries)
     except LinesError:
-        raise wrong("schedule", value, meaning) from None
+        raise wrong(name, value, meaning) from None
     if len(numbers) < 2:
-        raise wrong("schedule", value, meaning)
+        raise wrong(name, value, meaning)
     return numbers
 
 
@@ -281,15 +286,17 @@ FOR_WRAP = {"ties": (TRIM,), "dare_linear": (RESCALE_BY,), "dare_ties": (RESCALE
 WHOLE_RECIPE = ("blocks", "num_blocks", "norm", "seed")
 
 
-def strict(parameter: ParameterSpec, name: str) -> ParameterSpec:
+def strict(parameter: ParameterSpec, name: str, *, by_depth: bool = False) -> ParameterSpec:
     """Return a wrapped method's parameter under the recipe's ``name``, strictly checked.
 
     Booleans and non-finite numbers are refused where a number is wanted; a required
-    ``weight`` becomes 1.0.
+    ``weight`` becomes 1.0. ``by_depth``: values from the first block to the last are taken too.
     """
     numeric = _scalar(parameter.value_type) in (int, float)
 
     def validate(value: Any) -> Any:
+        if by_depth and written_out(value):
+            return _values(name, value)
         if numeric and value is not None:
             (share if parameter.name == "density" else number)(name, value)
         try:

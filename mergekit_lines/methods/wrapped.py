@@ -30,7 +30,7 @@ from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.pieces import Kernel
 from mergekit_lines.kernels.scale import norm_terms, scale_task_vector, work_dtype
 from mergekit_lines.kernels.sparsity import Sparsity
-from mergekit_lines.methods import trim
+from mergekit_lines.methods import trim, weights
 from mergekit_lines.methods.finite import refuse_input, refuse_result
 from mergekit_lines.methods.own import OwnMerge
 from mergekit_lines.methods.trim import SETTLED
@@ -94,13 +94,23 @@ class LinesMethod(OurMethod):
             for parameter in (wrapped.spec.parameters if pass_parameters else ())
         }
         self._more = FOR_WRAP.get(wrapped.spec.name, ()) if pass_parameters else ()
+        by_depth = pass_parameters and "schedule" in taken
         self.spec = MergeMethodSpec(
             name=name,
             parameters=(
                 *words,
                 *self._more,
                 *(
-                    strict(parameter, self.names[parameter.name])
+                    weights.outside_word(parameter)
+                    for parameter in wrapped.spec.parameters
+                    if by_depth and weights.by_model(parameter)
+                ),
+                *(
+                    strict(
+                        parameter,
+                        self.names[parameter.name],
+                        by_depth=by_depth and weights.by_model(parameter),
+                    )
                     for parameter in wrapped.spec.parameters
                     if parameter.name in self.names
                 ),

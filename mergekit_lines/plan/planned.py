@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mergekit.architecture import WeightInfo
+from mergekit.common import ImmutableMap
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
 from mergekit_lines.engine.tasks import LinesTask
 from mergekit_lines.lines.alpha import Contribution
+from mergekit_lines.lines.depth import BlockDepth
 from mergekit_lines.lines.placed import Placed
 from mergekit_lines.lines.summary import Summary
+from mergekit_lines.methods import weights
 from mergekit_lines.methods.trim import by_model
 from mergekit_lines.methods.words import plain_sum_factors
 from mergekit_lines.plan.tokenizer import OrderedTokenizer
@@ -64,6 +67,15 @@ def planning(run: MergeRun) -> Iterator[None]:
         yield
     finally:
         ACTIVE.reset(token)
+
+
+def placed_task(task: LinesTask, depth: BlockDepth | None) -> LinesTask:
+    """Return a tensor's task with the weights that its models have at its depth."""
+    own = {
+        model: ImmutableMap(weights.at_depth(dict(values.items()), depth))
+        for model, values in task.input_parameters.items()
+    }
+    return task.model_copy(update={"input_parameters": ImmutableMap(own)})
 
 
 @dataclass(frozen=True)

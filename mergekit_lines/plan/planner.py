@@ -34,7 +34,7 @@ from mergekit_lines.plan.calibrate import (
     trim_problems,
     with_settled,
 )
-from mergekit_lines.plan.planned import ACTIVE, PlannedTensor
+from mergekit_lines.plan.planned import ACTIVE, PlannedTensor, placed_task
 from mergekit_lines.plan.tokenizer import OrderedTokenizer
 from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.parameters import check_filters
@@ -247,8 +247,9 @@ class LinesPlanner(plan.MergePlanner):
             problem = incomplete(values, wrap)
             if problem:
                 self._problems.append(replace(problem, tensors=(weight.name,)))
-            placed = Placed(weight.name, depths[weight.name], ScheduleWords.of(values))
-            planned.append(PlannedTensor(weight, task, wrap, placed))
+            depth = depths[weight.name]
+            placed = Placed(weight.name, depth, ScheduleWords.of(values))
+            planned.append(PlannedTensor(weight, placed_task(task, depth), wrap, placed))
         self._problems += trim_problems(planned)
         by_norms = {item.placed.words.alpha for item in planned if item.placed.words.from_norms}
         if by_norms and len({item.wrap for item in planned}) > 1:

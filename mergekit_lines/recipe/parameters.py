@@ -19,6 +19,7 @@ from mergekit_lines.methods.complete import (
     values_and_more,
 )
 from mergekit_lines.methods.registry import alone, check_wrap, method_for, postprocess_method
+from mergekit_lines.methods.weights import OUTSIDE, WEIGHT
 from mergekit_lines.methods.words import (
     ALONE_WORDS,
     FOR_WRAP,
@@ -52,7 +53,7 @@ def _methods(config: MergeConfiguration, problems: list[Problem]) -> list[LinesM
         return [postprocess_method()]
     if config.merge_method in OWN:
         return [alone(config.merge_method)]
-    return [method_for(wrap) for wrap in _wraps(config, problems)]
+    return [method_for(wrap) for wrap in wraps(config, problems)]
 
 
 def check_filters(config: MergeConfiguration, names: Iterable[str]) -> Iterator[Problem]:
@@ -92,22 +93,23 @@ def _is_word_gradient(value: Any) -> bool:
     return isinstance(value, list) and any(is_word(entry) for entry in value)
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def leaves(value: Any) -> Iterator[Any]:
     """Yield the scalars of a parameter setting, through filters and gradients."""
     if isinstance(value, ConditionalParameter):
-        yield from _leaves(value.value)
+        yield from leaves(value.value)
     elif isinstance(value, list):
         for entry in value:
-            yield from _leaves(entry)
+            yield from leaves(entry)
     else:
         yield value
 
 
-def _wraps(config: MergeConfiguration, problems: list[Problem]) -> list[str]:
+def wraps(config: MergeConfiguration, problems: list[Problem]) -> list[str]:
+    """Return the merges that a recipe wraps; what cannot be wrapped is added to the problems."""
     names: list[Any] = []
     for section in sections(config):
         if "wrap" in section.parameters and section.model is None:
-            names += list(_leaves(section.parameters["wrap"]))
+            names += list(leaves(section.parameters["wrap"]))
     whole = (config.parameters or {}).get("wrap")
     filters = whole if isinstance(whole, list) else [whole]
     if whole is None or all(
@@ -115,15 +117,15 @@ def _wraps(config: MergeConfiguration, problems: list[Problem]) -> list[str]:
         for entry in filters
     ):
         names.append("task_arithmetic")
-    wraps = []
+    wrapped = []
     # What is no name at all is told by the word's own check.
     for wrap in dict.fromkeys(w for w in names if isinstance(w, str) and w.strip()):
         problem = check_wrap(wrap)
         if problem:
             problems.append(problem)
         else:
-            wraps.append(wrap)
-    return wraps
+            wrapped.append(wrap)
+    return wrapped
 
 
 def _check_sections(config: MergeConfiguration, methods: list[LinesMethod]) -> Iterator[Problem]:
@@ -171,7 +173,7 @@ def _check_values(
     def wrong(text: str) -> Problem:
         return Problem(place, text, about=(name,))
 
-    values = list(_leaves(setting))
+    values = list(leaves(setting))
     if not values:
         yield wrong("found an empty list, wanted a value.")
     if name == "blocks" and isinstance(setting, list):
@@ -193,7 +195,7 @@ def _check_values(
         *POSTPROCESS_WORDS,
         *(word for more in FOR_WRAP.values() for word in more),
     )
-    ours = any(name == word.name for word in words)
+    ours = name in (WEIGHT, OUTSIDE, *(word.name for word in words))
     if ours and any(_is_word_gradient(part) for part in _parts(setting)):
         yield wrong(
             f"found {setting!r}, a list of which mergekit would take one word by the place in the "
@@ -270,7 +272,7 @@ def _schedules(config: MergeConfiguration) -> list[Any]:
         leaf
         for section in sections(config)
         if "schedule" in section.parameters
-        for leaf in _leaves(section.parameters["schedule"])
+        for leaf in leaves(section.parameters["schedule"])
     ]
 
 

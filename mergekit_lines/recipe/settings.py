@@ -7,6 +7,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from mergekit.common import ModelReference
+
 from mergekit_lines.errors import LinesError
 from mergekit_lines.lines.schedule import plain
 
@@ -121,3 +123,22 @@ def without_words(part: Any, words: Collection[str]) -> Any:
     if isinstance(part, (list, tuple)):
         return [without_words(item, words) for item in part]
     return part
+
+
+def with_words_of_models(part: Any, words: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Return a recipe, or a part of one, with words under each model, wherever it is listed.
+
+    Args:
+        part: of the recipe.
+        words: parameters by model, as mergekit writes its reference.
+    """
+    if isinstance(part, (list, tuple)):
+        return [with_words_of_models(item, words) for item in part]
+    if not isinstance(part, Mapping):
+        return part
+    result = {key: with_words_of_models(inner, words) for key, inner in part.items()}
+    if "model" in part:
+        own = words.get(str(ModelReference.model_validate(part["model"])))
+        if own is not None:
+            result["parameters"] = {**(result.get("parameters") or {}), **own}
+    return result

@@ -16,7 +16,8 @@ from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.reading import merge_options, parsed, read_recipe
 from mergekit_lines.recipe.settings import tuned_entries
-from mergekit_lines.search.predictions import OBJECTIVES
+from mergekit_lines.recipe.sums import no_sum
+from mergekit_lines.search.learning.predictions import OBJECTIVES
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")  # of weights while it is learnt
 
@@ -56,6 +57,18 @@ def check_seed(model: Mapping[str, Any]) -> None:
             f"random_seed: found {model['random_seed']}, wanted parameters.seed in the recipe: "
             f"a recipe that was chosen has to say by itself what it draws."
         )
+
+
+def check_per_model(document: Mapping[str, Any]) -> None:
+    """Refuse coefficients of each model where the recipe's merge is no sum of task vectors.
+
+    Raises:
+        LinesError: says why it is none.
+    """
+    _, config = parsed(document)
+    problem = no_sum(config)
+    if problem:
+        raise LinesError(replace(problem, key=f"--per-model: {problem.key}"))
 
 
 def check_recipes(
@@ -163,6 +176,8 @@ def check_learning(settings: Mapping[str, Any]) -> None:
         if not isinstance(value, (int, float)) or not 0 < value < most:
             above = "a finite number above 0" if most == math.inf else "a share between 0 and 1"
             problems.append(f"{_flag(name)}: found {value!r}, wanted {above}.")
+    if not isinstance(settings["per_model"], bool):
+        problems.append(f"--per-model: found {settings['per_model']!r}, wanted true or false.")
     if settings["dtype"] not in (None, *DTYPES):
         problems.append(f"--dtype: found {settings['dtype']!r}, wanted {', '.join(DTYPES)}.")
     if problems:

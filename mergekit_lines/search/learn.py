@@ -1,4 +1,4 @@
-"""Coefficients of blocks learnt on texts, and measured on others beside what is not learnt."""
+"""Coefficients of blocks learnt on examples, and measured on others beside what is not learnt."""
 
 from __future__ import annotations
 
@@ -17,23 +17,20 @@ import torch
 from tqdm import tqdm
 
 from mergekit_lines.errors import visible
-from mergekit_lines.evaluate.texts import Texts, read_texts
 from mergekit_lines.host.process import ending_on_sigterm
-from mergekit_lines.live.learn import Coefficients, Uniform, best_uniform, descend
+from mergekit_lines.live.coefficients import Coefficients, Learnable, PerModel, rounded, uniform
+from mergekit_lines.live.learn import Uniform, best_uniform, descend
 from mergekit_lines.live.model import LiveModel
 from mergekit_lines.search.bench import WORK, identity_of
-from mergekit_lines.search.checks import check_learning, check_seed, open_recipe
-from mergekit_lines.search.predictions import (
-    WHERE,
-    Window,
-    batches,
-    encoded,
-    means,
-    measured,
-    parted,
-    sums,
-    tokens,
+from mergekit_lines.search.checks import (
+    check_learning,
+    check_per_model,
+    check_seed,
+    open_recipe,
 )
+from mergekit_lines.search.learning.classes import task_of
+from mergekit_lines.search.learning.examples import Examples, parted, read_examples
+from mergekit_lines.search.learning.predictions import batches, means, measured
 from mergekit_lines.search.store import (
     FIGURE,
     LEARNED,
@@ -44,15 +41,14 @@ from mergekit_lines.search.store import (
     write_recipe,
 )
 
-MEASURED = 64  # windows of each part at most, by which coefficients are compared
 CHECKS = 5  # of the way, each with the training part: the best of them is kept
 
 
 @dataclass(frozen=True)
 class Way:
-    """Coefficients, and the objectives in nats per token, by name, on both parts of the data."""
+    """Coefficients, and the measures of predictions, by name, on both parts of the data."""
 
-    coefficients: Coefficients
+    coefficients: Learnable
     training: Mapping[str, float]
     held_out: Mapping[str, float]
 
@@ -70,7 +66,9 @@ class Learned:
             ``uniform``.
         learned: what was learnt: the best on the training part.
         steps: the objective on the batch of each step.
-        windows: of training and of held-out documents, how many were measured.
+        measured: of training and of held-out inputs, how many were measured.
+        unit: what one prediction is of: ``token``, ``text`` or ``image``.
+        inputs: what the inputs are called.
     """
 
     objective: str
@@ -80,7 +78,9 @@ class Learned:
     start: str
     learned: Way
     steps: tuple[float, ...]
-    windows: tuple[int, int]
+    measured: tuple[int, int]
+    unit: str
+    inputs: str
 
 
 def learn(
@@ -97,9 +97,10 @@ def learn(
     limit: int | None = None,
     seed: int = 0,
     dtype: str | None = None,
+    per_model: bool = False,
     **model: Any,
 ) -> Learned:
-    """Learn one coefficient for each block, and one for what is outside, on plain texts.
+    """Learn one coefficient for each block, and one for what is outside, on examples.
 
     It begins with the recipe's own coefficients, or with the best uniform coefficient where that
     is better on the training part. Of the values on the way those are kept that are best on the
@@ -109,17 +110,23 @@ def learn(
 
     Args:
         recipe: path of a YAML file, or what such a file holds as a mapping.
-        data: texts: paragraphs parted by blank lines, or JSON lines with a ``text``.
+        data: texts: paragraphs parted by blank lines, JSON lines with a ``text`` and for
+            classifiers perhaps a ``label``, or CSV with columns of these names; or a folder of
+            images, in which those of one class stand in a folder of its name.
         out: folder of the results.
-        objective: ``entropy`` of the predictions, or ``loss``: negative log-likelihood per token.
+        objective: ``entropy`` of the predictions (tokens, or classes), or ``loss``: negative
+            log-likelihood of tokens or of labels.
         steps: of Adam, a batch each.
-        batch_size: windows of text at once.
+        batch_size: windows of text, texts or images at once.
         learning_rate: of Adam: about what a coefficient moves in a step.
-        held_out: share of the documents that is not learnt from.
-        max_length: predictions in a window; the model's positions, at most 1024, without it.
-        limit: use the first documents only.
+        held_out: share of the examples that is not learnt from.
+        max_length: tokens in a window, or of a text; the model's positions, at most 1024, without
+            it.
+        limit: use the first examples only, of images the first of every class in turn.
         seed: of the parts, and of the order of the batches.
         dtype: of the weights while it is learnt; the recipe's without it.
+        per_model: learn those of every model's own task vector, where the wrap adds them up by
+            weights: task_arithmetic, dare_linear, breadcrumbs, della_linear.
         **model: what :class:`~mergekit_lines.LiveModel` takes besides: ``device``, ….
 
     Raises:
@@ -138,12 +145,15 @@ def learn(
         "limit": limit,
         "seed": seed,
         "dtype": dtype,
+        "per_model": per_model,
     }
     check_learning(settings)
     check_seed(model)
     document = open_recipe(recipe)
-    file = read_texts(WHERE, Path(data), "text")
-    with _opened(document, file, settings, Path(out), model) as learner:
+    if per_model:
+        check_per_model(document)
+    examples = read_examples(Path(data), limit)
+    with _opened(document, examples, settings, Path(out), model) as learner:
         return learner.learn(steps, learning_rate)
 
 
@@ -154,7 +164,7 @@ class _Learner:
         self,
         live: LiveModel,
         document: Mapping[str, Any],
-        file: Texts,
+        data: Examples,
         settings: Mapping[str, Any],
         folder: Path,
         bar: Any,
@@ -163,15 +173,15 @@ class _Learner:
         self._objective: str = settings["objective"]
         self._size: int = settings["batch_size"]
         self._seed: int = settings["seed"]
-        parts = parted(file, settings["limit"], settings["held_out"], self._seed)
+        parts = parted(data, settings["held_out"], self._seed)
         if parts.repeated:
-            self.say(f"{file.path}: {parts.repeated} documents stand there twice, and count once")
-        most = settings["max_length"]
-        self._training, self._held_out = (
-            encoded(live.model, live.tokenizer, texts, file.path, most)
-            for texts in (parts.training, parts.held_out)
-        )
-        self._own = Coefficients.of(live.summary).rounded()
+            self.say(f"{data.path}: {parts.repeated} examples stand there twice, and count once")
+        self._task = task_of(live, data, settings)
+        self._training, self._held_out = map(self._task.inputs, (parts.training, parts.held_out))
+        own: Learnable = Coefficients.of(live.summary)
+        if settings["per_model"]:
+            own = PerModel.of(live.planned, live.summary)
+        self._own = rounded(own)
         self._tell_memory()
 
     def say(self, text: str) -> None:
@@ -180,14 +190,15 @@ class _Learner:
             tqdm.write(f"[lines] {visible(text)}", file=self._bar.fp)
 
     def _tell_memory(self) -> None:
-        memory = self._live.accounting
-        longest = max(map(len, self._training)) - 1
+        memory, task = self._live.accounting, self._task
+        longest = max(map(task.size, self._training))
+        tokens = f" of {longest} tokens at most" if longest else ""
         self.say(
-            f"{len(self._training)} windows to learn from, {len(self._held_out)} held out; "
-            f"{len(self._own.blocks)} blocks. Memory in MB: weights "
+            f"{len(self._training)} {task.plural} to learn from, {len(self._held_out)} held out; "
+            f"{len(self._own.numbers)} coefficients. Memory in MB: weights "
             f"{memory.weights.get(memory.main, 0) / 1e6:.0f}, setting them "
             f"{memory.working / 1e6:.0f}, gradients {memory.gradients / 1e6:.0f}, and the "
-            f"activations of {self._size} windows of {longest} tokens at most"
+            f"activations of {self._size} {task.plural}{tokens}"
         )
 
     def learn(self, steps: int, rate: float) -> Learned:
@@ -222,51 +233,56 @@ class _Learner:
             self._way(kept[1], training),
             tuple(values),
             (len(training), len(self._some(self._held_out))),
+            self._task.unit,
+            self._task.plural,
         )
         text = json.dumps(asdict(result), indent=2, allow_nan=False)
         write_output(self._folder / LEARNING, text + "\n")
         return result
 
-    def _best_uniform(self, training: list[Window]) -> Uniform:
+    def _best_uniform(self, training: list[Any]) -> Uniform:
         def at(value: float) -> float:
             self._set(self._flat(value))
-            objective = means(self._live.model, training, self._size)[self._objective]
+            objective = means(self._task, self._live.model, training, self._size)[self._objective]
             self._bar.set_postfix_str(f"uniform {value:.4g}: {self._objective} {objective:.4g}")
             return objective
 
         return best_uniform(at, self._own.mean)
 
     def _descent(
-        self, start: Coefficients, steps: int, rate: float
-    ) -> Iterator[tuple[float, Coefficients]]:
-        def loss(model: Any, batch: list[Window]) -> torch.Tensor:
-            (total,) = sums(model, batch, [self._objective])
-            return total / tokens(batch)
+        self, start: Learnable, steps: int, rate: float
+    ) -> Iterator[tuple[float, Learnable]]:
+        def loss(model: Any, batch: list[Any]) -> torch.Tensor:
+            (total,) = self._task.sums(model, batch, [self._objective])
+            return total / self._task.count(batch)
 
         drawn = batches(self._training, self._size, self._seed)
         return descend(self._live, start, islice(drawn, steps), loss, rate)
 
-    def _some(self, windows: list[Window]) -> list[Window]:
+    def _some(self, inputs: list[Any]) -> list[Any]:
         """Return what is measured of a part: all of it, or what the seed draws first."""
-        return next(batches(windows, min(MEASURED, len(windows)), self._seed))
+        return next(batches(inputs, min(self._task.most, len(inputs)), self._seed))
 
-    def _flat(self, value: float) -> Coefficients:
-        return Coefficients.uniform(value, len(self._own.blocks)).rounded()
+    def _flat(self, value: float) -> Learnable:
+        return rounded(uniform(self._own, value))
 
-    def _at(self, coefficients: Coefficients, windows: list[Window]) -> float:
+    def _at(self, coefficients: Learnable, inputs: list[Any]) -> float:
         """Return the objective of some coefficients."""
         self._set(coefficients)
-        return measured(self._live.model, windows, self._size)[self._objective]
+        return measured(self._task, self._live.model, inputs, self._size)[self._objective]
 
-    def _set(self, coefficients: Coefficients) -> None:
+    def _set(self, coefficients: Learnable) -> None:
         self._live.set_recipe(coefficients.recipe(self._live.recipe))
 
-    def _way(self, coefficients: Coefficients, training: list[Window]) -> Way:
+    def _way(self, coefficients: Learnable, training: list[Any]) -> Way:
         self._set(coefficients)
-        parts = training, self._some(self._held_out)
-        return Way(coefficients, *(measured(self._live.model, part, self._size) for part in parts))
+        of_parts = [
+            measured(self._task, self._live.model, part, self._size)
+            for part in (training, self._some(self._held_out))
+        ]
+        return Way(coefficients, *of_parts)
 
-    def _keep(self, coefficients: Coefficients, value: float, step: int) -> None:
+    def _keep(self, coefficients: Learnable, value: float, step: int) -> None:
         head = (
             f"# Learnt: step {step}, {self._objective} {value:.6g} on the training part of the "
             f"data.\n"
@@ -290,7 +306,7 @@ def beginning(start: str, uniform: float, at_edge: bool) -> str:
 @contextmanager
 def _opened(
     document: Mapping[str, Any],
-    file: Texts,
+    examples: Examples,
     settings: Mapping[str, Any],
     out: Path,
     model: Mapping[str, Any],
@@ -306,7 +322,7 @@ def _opened(
         work.mkdir()
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         live = stack.enter_context(LiveModel(first, **{"offload_folder": work, **model}))
-        data = {"sha256": file.sha256}
+        data = {"sha256": examples.sha256}
         identity = {"the recipe": document, "the data": data, "the settings": settings}
         Store(folder, {**identity, **identity_of(live, model)})
         for name in (LEARNED, LEARNING, FIGURE):
@@ -318,7 +334,7 @@ def _opened(
             disable=bool(model.get("quiet")),
         )
         stack.enter_context(bar)
-        learner = _Learner(live, document, file, settings, folder, bar)
+        learner = _Learner(live, document, examples, settings, folder, bar)
         try:
             yield learner
         except BaseException as error:

@@ -16,7 +16,6 @@ from mergekit_lines.console import new_table, open_console, print_line, print_ta
 from mergekit_lines.evaluate import Metric
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
 from mergekit_lines.search.greedy import Greedy
-from mergekit_lines.search.learn import Learned, Way, beginning
 from mergekit_lines.search.soup import Soup
 from mergekit_lines.search.store import Record, write_output
 from mergekit_lines.search.sweep import Sweep
@@ -260,64 +259,3 @@ def show_greedy(soups: Greedy) -> None:
         if records:
             scores = soups.values if split == "validation" else None
             _print_under(console, split, _rows(records, scores=scores))
-
-
-def show_learned(learned: Learned) -> None:
-    """Print what was learnt beside the recipe's own coefficients and the best uniform one."""
-    console = open_console()
-    name = learned.objective
-    other = "loss" if name == "entropy" else "entropy"
-    heads = (f"{name}, training", f"{name}, held out", f"{other}, held out")
-    table = new_table("coefficients", "mean λ", "outside", *heads)
-    for label, way in _learned_ways(learned).items():
-        mean, outside = way.coefficients.mean, way.coefficients.outside
-        values = (way.training[name], way.held_out[name], way.held_out[other])
-        table.add_row(label, *map(four_digits, (mean, outside, *values)))
-    measured, apart = learned.windows
-    line = f"nats per token, on {measured} windows of training and {apart} of held-out texts"
-    print_line(console, line)
-    print_table(console, table)
-    flat = learned.uniform.coefficients.mean
-    print_line(console, "")
-    print_line(console, beginning(learned.start, flat, learned.uniform_at_edge))
-    best, rival = learned.learned.held_out[name], learned.uniform.held_out[name]
-    verdict = "lower than" if best < rival else "no lower than"
-    print_line(console, "")
-    print_line(
-        console,
-        f"the learnt coefficients' {name} on held-out texts, {four_digits(best)}, is {verdict} "
-        f"the best uniform coefficient's, {four_digits(rival)}",
-    )
-    slope, first = np.polyfit(
-        np.linspace(0, 1, len(learned.learned.coefficients.blocks)),
-        learned.learned.coefficients.blocks,
-        1,
-    )
-    print_line(
-        console,
-        f"the straight line nearest to them: alpha {four_digits(first)}, beta {four_digits(slope)}",
-    )
-
-
-def _learned_ways(learned: Learned) -> dict[str, Way]:
-    """Return what stands side by side, by what it is called."""
-    first, *_, last = learned.own.coefficients.blocks
-    return {
-        "learnt": learned.learned,
-        "LiNeS, the recipe's own" if first < last else "the recipe's own": learned.own,
-        "uniform, best": learned.uniform,
-    }
-
-
-def draw_learned(learned: Learned, path: Path) -> None:
-    """Draw learnt coefficients over depth, beside the recipe's own and the best uniform one.
-
-    Raises:
-        LinesError: matplotlib is not there, or the file cannot be made.
-    """
-    lines = {
-        label: (way.coefficients.blocks, way.coefficients.outside)
-        for label, way in _learned_ways(learned).items()
-    }
-    with figures.page(path) as figure:
-        figures.depth_lines(figure, lines)

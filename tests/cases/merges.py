@@ -22,6 +22,12 @@ def one_model(method: str, /, **parameters: Any) -> Build:
 
 MERGES = [
     Case(
+        "weight-by-depth-of-a-merge-alone",
+        "Without lines nothing hangs on depth.",
+        alone("consensus_ta", weight="0.1, 0.4"),
+        ("parameters.weight", "found '0.1, 0.4'", "a finite number"),
+    ),
+    Case(
         "tall-lambda-zero",
         "λ_t of 0 would want every entry that is not 0.",
         alone("consensus_ta", tall_lambda=0),

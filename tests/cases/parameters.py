@@ -49,6 +49,37 @@ WORDS = [
         words(schedule="0.1, 0.2, 0.4"),
         ("parameters.schedule", "found values together with alpha and beta", "Take", "linear"),
     ),
+    *(
+        Case(
+            f"weight-by-depth-{name}",
+            "Weights by depth are finite numbers, two at least, in one text.",
+            under_a(weight=value),
+            ("models[0].parameters.weight", f"found {value!r}", "two at least"),
+        )
+        for name, value in {
+            "of-words": "0.1, high",
+            "of-one": "0.1,",
+            "of-infinity": "0.1, inf",
+        }.items()
+    ),
+    Case(
+        "weight-by-depth-in-a-list",
+        "A list of texts would be taken by the place in the slice.",
+        under_a(weight=["0.1, 0.2", "0.3, 0.4"]),
+        ("models[0].parameters.weight", "a list of which mergekit would take one word"),
+    ),
+    Case(
+        "weight-outside-as-a-word",
+        "The weight outside the blocks is a number.",
+        under_a(weight_outside="alpha"),
+        ("models[0].parameters.weight_outside", "found 'alpha'", "a finite number"),
+    ),
+    Case(
+        "weight-outside-where-there-is-no-weight",
+        "A wrap without weights has none outside.",
+        words(wrap="model_stock", weight_outside=0.1),
+        ("parameters.weight_outside", "nobody declares this name"),
+    ),
     Case(
         "larv-and-beta",
         "Levels that the weights tell leave nothing for beta to say.",

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from mergekit_lines import LinesError, LiveModel
 from mergekit_lines.live.blueprint import Blueprint
-from mergekit_lines.live.learn import Adam, Coefficients, best_uniform, descend, slope
+from mergekit_lines.live.coefficients import Coefficients, rounded
+from mergekit_lines.live.learn import Adam, best_uniform, descend, slope
 from tests import models
 from tests.allocated import allocated
 from tests.live.compare import assert_as_merged
@@ -106,7 +107,7 @@ def test_vocabularies_that_are_aligned_have_gradients(tmp_path: Path) -> None:
 def test_what_is_learnt_is_what_mergekit_writes(tmp_path: Path) -> None:
     """The recipe of the last step, merged by mergekit, is the live model to the bit."""
     with LiveModel(recipe(tmp_path, "llama"), quiet=True) as live:
-        start = Coefficients.of(live.summary).rounded()
+        start = rounded(Coefficients.of(live.summary))
         steps = list(descend(live, start, iter([batch()] * 6), loss, 0.1))
         losses, learnt = [value for value, _ in steps], steps[-1][1]
         assert losses[-1] < losses[0]
@@ -194,7 +195,7 @@ def test_a_step_takes_the_memory_that_is_stated(
     with LiveModel(document, num_threads=1, quiet=True) as live:
         start = Coefficients.of(live.summary)
         slope(live, start, batch(), loss)  # what is made once, and kept
-        most = allocated(lambda: slope(live, start.rounded(), batch(), loss))
+        most = allocated(lambda: slope(live, rounded(start), batch(), loss))
         memory = live.accounting
         largest = max(parameter.nbytes for parameter in live.model.parameters())
         assert largest <= most, "the log is of other memory"

@@ -15,10 +15,11 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mergekit_lines import LinesError, learn
-from mergekit_lines.evaluate.texts import Texts
+from mergekit_lines.evaluate.texts import text_digest
 from mergekit_lines.live.learn import Uniform
 from mergekit_lines.search import learn as search
-from mergekit_lines.search.predictions import batches, measured, parted, sums
+from mergekit_lines.search.learning.examples import Example, Examples, parted
+from mergekit_lines.search.learning.predictions import Tokens, batches, measured
 from tests import models
 from tests.e2e.runner import in_process
 
@@ -63,24 +64,25 @@ def short(recipe: dict[str, Any], out: str = "out", **options: Any) -> search.Le
 # --- the data ---------------------------------------------------------------------------------
 
 
-def file(*texts: str) -> Texts:
-    return Texts(Path("texts.txt"), "", texts)
+def file(*texts: str) -> Examples:
+    examples = tuple(Example(text, None, "", text_digest(text)) for text in texts)
+    return Examples(Path("texts.txt"), "", examples)
 
 
 def test_the_parts_share_no_document() -> None:
     """A document that stands there twice is in one part, once; every other is in one of the two."""
     texts = [f"text {number}" for number in range(9)]
-    parts = parted(file(*texts, " text 3\n", "text 5"), None, 0.3, 1)
-    assert sorted([*parts.training, *parts.held_out]) == texts
+    parts = parted(file(*texts, " text 3\n", "text 5"), 0.3, 1)
+    assert sorted(one.content for one in (*parts.training, *parts.held_out)) == texts
     assert (len(parts.held_out), parts.repeated) == (3, 2)
-    assert parted(file(*texts), None, 0.3, 2) != parted(file(*texts), None, 0.3, 1)
-    assert parted(file(*texts), 2, 0.01, 0).repeated == 0
+    assert parted(file(*texts), 0.3, 2) != parted(file(*texts), 0.3, 1)
+    assert len(parted(file(*texts[:2]), 0.01, 0).held_out) == 1
 
 
 def test_one_document_is_refused() -> None:
     """Nothing would be held out."""
     with pytest.raises(LinesError, match=r"texts\.txt: found one document, wanted two at least"):
-        parted(file("a", "a"), None, 0.5, 0)
+        parted(file("a", "a"), 0.5, 0)
 
 
 def test_batches_take_every_window_in_turn() -> None:
@@ -105,7 +107,7 @@ def test_objectives_are_those_of_the_formula(llama_base: Path) -> None:
             shares /= shares.sum()
             entropy -= (shares * np.log(shares)).sum()
             loss -= np.log(shares[target])
-    got = measured(model, windows, 2)
+    got = measured(Tokens(model, None, Path(), None), model, windows, 2)
     assert got == pytest.approx({"entropy": entropy / 6, "loss": loss / 6}, rel=1e-5)
 
 
@@ -122,7 +124,7 @@ def test_tokens_that_are_never_predicted_add_nothing() -> None:
         def forward(self, **_: Any) -> Any:
             return type("Output", (), {"logits": scores})
 
-    (entropy,) = sums(Model(), [[0, 1, 2]], ["entropy"])
+    (entropy,) = Tokens(Model(), None, Path(), None).sums(Model(), [[0, 1, 2]], ["entropy"])
     assert entropy.item() == pytest.approx(2 * np.log(3))
     entropy.backward()
     assert torch.isfinite(scores.grad).all()
@@ -142,11 +144,12 @@ def test_the_learnt_recipe_has_what_was_measured(place: Path, recipe: dict[str, 
     model = AutoModelForCausalLM.from_pretrained(place / "merged").eval()
     tokenizer = AutoTokenizer.from_pretrained(place / "merged")
     report = json.loads((place / "out" / "learned.json").read_text())
-    texts = Texts(Path("texts.txt"), "", tuple(Path("texts.txt").read_text().split("\n\n")))
-    held_out = parted(texts, None, 0.25, 0).held_out
+    texts = Path("texts.txt").read_text().split("\n\n")
+    held_out = [str(one.content) for one in parted(file(*texts), 0.25, 0).held_out]
     rows = [[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]] for text in held_out]
-    assert report["learned"]["held_out"] == pytest.approx(measured(model, rows, 2), rel=1e-6)
-    assert report["windows"] == [6, 2]
+    want = measured(Tokens(model, tokenizer, Path(), None), model, rows, 2)
+    assert report["learned"]["held_out"] == pytest.approx(want, rel=1e-6)
+    assert report["measured"] == [6, 2]
 
 
 def test_the_same_seed_learns_the_same(place: Path, recipe: dict[str, Any]) -> None:
@@ -192,14 +195,14 @@ def test_an_interrupted_run_leaves_the_best_so_far(
     place: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Ctrl-C in a step: the recipe is there and merges, and a line says where it is."""
-    calls = iter(range(100))
+    calls, sums = iter(range(1000)), Tokens.sums
 
-    def interrupted(*arguments: Any) -> Any:
-        if next(calls) == 3:
+    def interrupted(task: Tokens, model: Any, batch: Any, names: Any) -> Any:
+        if len(names) == 1 and next(calls) == 3:
             raise KeyboardInterrupt
-        return sums(*arguments)
+        return sums(task, model, batch, names)
 
-    monkeypatch.setattr(search, "sums", interrupted)
+    monkeypatch.setattr(Tokens, "sums", interrupted)
     with pytest.raises(KeyboardInterrupt):
         short(recipe, quiet=False)
     assert "the best so far is kept in out/learned.yml" in capsys.readouterr().err
@@ -268,8 +271,8 @@ def test_a_folder_of_another_search_is_refused(place: Path, recipe: dict[str, An
 
 
 def test_a_model_that_is_no_language_model_is_refused(place: Path, tmp_path: Path) -> None:
-    """A classifier predicts no tokens."""
-    base = models.bert_seqcls(tmp_path / "base")
+    """An encoder with a decoder predicts no token by those before it alone, and no class."""
+    base = models.t5(tmp_path / "base")
     tuned = models.finetuned(base, tmp_path / "a", seed=1)
     document = {
         "merge_method": "lines_postprocess",
@@ -277,5 +280,5 @@ def test_a_model_that_is_no_language_model_is_refused(place: Path, tmp_path: Pat
         "models": [{"model": str(tuned)}],
         "parameters": {"gamma": 0.3},
     }
-    with pytest.raises(LinesError, match=r"--data: BertForSeq.* is no causal language model"):
+    with pytest.raises(LinesError, match=r"--data: T5For.* is no causal language model and no"):
         short(document)

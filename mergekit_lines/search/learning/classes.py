@@ -1,0 +1,261 @@
+"""Classifiers of texts and of images: the classes that they predict, and their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergekit_lines.errors import LinesError, nearest, reason, some
+from mergekit_lines.evaluate.models import (
+    MAX_LENGTH,
+    check_ids,
+    input_device,
+    is_causal,
+    padded,
+    positions,
+    text_tokenizer,
+)
+from mergekit_lines.search.learning.examples import WHERE, Example, Examples
+from mergekit_lines.search.learning.predictions import OBJECTIVES, Task, Tokens, scores
+
+MOST = 1024  # inputs of each part that are measured at most: each is one prediction
+TEXTS, IMAGES = "ForSequenceClassification", "ForImageClassification"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a classifier.
+
+    Attributes:
+        content: token ids, or an image's file.
+        target: its class, None where it is not known.
+    """
+
+    content: Any
+    target: int | None
+
+
+def task_of(live: Any, data: Examples, settings: Mapping[str, Any]) -> Task:
+    """Return what a live model predicts on these examples.
+
+    Args:
+        live: the model, with its tokenizer and its processor.
+        data: the examples.
+        settings: of ``learn``.
+
+    Raises:
+        LinesError: the model predicts nothing on such data, or not what the objective needs.
+    """
+    model, kind, most = live.model, type(live.model).__name__, settings["max_length"]
+    of_images = kind.endswith((IMAGES, f"{IMAGES}WithTeacher"))
+    if data.images != of_images:
+        found, wanted = ("images", "texts") if data.images else ("texts", "images")
+        raise LinesError(
+            f"{WHERE} {data.path}: found {found}, and {kind} wants {wanted}. Give a "
+            f"{'file of texts' if data.images else 'folder of images'}, or other models."
+        )
+    if of_images:
+        if most is not None:
+            raise LinesError(f"--max-length: found {most}, and images have no tokens. Drop it.")
+        task: Task = Images(model, live.processor, data)
+    elif kind.endswith(TEXTS):
+        task = Texts(model, live.tokenizer, data, most)
+    elif not is_causal(model):
+        raise LinesError(
+            f"{WHERE}: {kind} is no causal language model and no classifier of texts or images, "
+            f"wanted one of these. Sweep its coefficients with an evaluator of your own."
+        )
+    else:
+        task = Tokens(model, live.tokenizer, data.path, most)
+    if settings["objective"] not in task.measures:
+        missing = next(one.place for one in data.examples if one.label is None)
+        raise LinesError(
+            f"--objective: found loss, and {missing} has no label, wanted one on every example. "
+            f"Add labels, or learn by entropy, which needs none."
+        )
+    return task
+
+
+class _Classes:
+    """The classes of a classifier.
+
+    Raises:
+        LinesError: it does not choose one of several.
+    """
+
+    def __init__(self, model: Any, data: Examples) -> None:
+        config = model.config
+        self._names: dict[int, str] = {int(n): str(one) for n, one in config.id2label.items()}
+        kind = getattr(config, "problem_type", None)
+        if len(self._names) < 2 or kind in ("regression", "multi_label_classification"):
+            raise LinesError(
+                f"{WHERE}: the model's config.json has {len(self._names)} labels and problem_type "
+                f"{kind or 'none'}, wanted a classifier that chooses one of several classes."
+            )
+        labelled = all(example.label is not None for example in data.examples)
+        self.measures: tuple[str, ...] = (*OBJECTIVES, "accuracy") if labelled else ("entropy",)
+        for example in data.examples:  # also where not all have one: a wrong one is a mistake
+            self.target(example)
+
+    def target(self, example: Example) -> int | None:
+        """Return the number of an example's class.
+
+        Raises:
+            LinesError: the model has no such class.
+        """
+        label = example.label
+        if label is None:
+            return None
+        numbers = {name: number for number, name in self._names.items()}
+        if isinstance(label, str) and label in numbers:
+            return numbers[label]
+        number = int(label) if isinstance(label, str) and label.isdecimal() else label
+        if type(number) is int and number in self._names:
+            return number
+        raise LinesError(
+            f"{WHERE}: {example.place}: found the label {label!r}, wanted one of the model's "
+            f"({some(numbers)}), or its number from 0 to {len(numbers) - 1}."
+            f"{nearest(str(label), numbers)} They are `id2label` in the base's config.json."
+        )
+
+    def count(self, batch: Sequence[Input]) -> int:
+        """Return the number of predictions: one for each input."""
+        return len(batch)
+
+    def scored(
+        self, logits: torch.Tensor, batch: Sequence[Input], names: Sequence[str]
+    ) -> list[torch.Tensor]:
+        """Return measures of a batch from its logits, [inputs, classes]."""
+        targets = None
+        if all(one.target is not None for one in batch):
+            targets = torch.tensor([one.target for one in batch], device=logits.device)
+        return [scores(logits, targets, name) for name in names]
+
+
+class Texts(_Classes):
+    """The class of a text; of a long one its beginning is read.
+
+    Args:
+        model: the live one.
+        tokenizer: its own, or None.
+        data: the examples.
+        most_tokens: of a text; the model's positions where it is None.
+
+    Raises:
+        LinesError: model, tokenizer or a label is at fault.
+    """
+
+    unit, plural, most = "text", "texts", MOST
+
+    def __init__(self, model: Any, tokenizer: Any, data: Examples, most_tokens: int | None) -> None:
+        super().__init__(model, data)
+        self._model, self._tokenizer = model, text_tokenizer(WHERE, tokenizer)
+        most = positions(model)
+        if most_tokens is not None and most is not None and most_tokens > most:
+            raise LinesError(
+                f"{WHERE}: max_length is {most_tokens}, and the model has {most} positions. Give "
+                f"at most that."
+            )
+        own = getattr(tokenizer, "model_max_length", MAX_LENGTH)
+        self._most = min(own, most_tokens or min(most or MAX_LENGTH, MAX_LENGTH))
+        self._fill = getattr(model.config, "pad_token_id", None)
+
+    def inputs(self, examples: Sequence[Example]) -> list[Input]:
+        """Return the texts' token ids, cut to the length that is read."""
+        words = {"truncation": True, "max_length": self._most}
+        rows = [self._tokenizer(example.content, **words)["input_ids"] for example in examples]
+        for example, row in zip(examples, rows, strict=True):
+            if not row:
+                raise LinesError(f"{WHERE}: {example.place} has no token. Take it out of the file.")
+        check_ids(WHERE, self._model, rows)
+        return [Input(row, self.target(one)) for row, one in zip(rows, examples, strict=True)]
+
+    def sums(self, model: Any, batch: Sequence[Input], names: Sequence[str]) -> list[torch.Tensor]:
+        """Return measures of a batch.
+
+        Raises:
+            LinesError: texts cannot be padded to one length.
+        """
+        rows = [one.content for one in batch]
+        if self._fill is None and len(rows) > 1:
+            raise LinesError(
+                f"{WHERE}: the model's config.json has no pad_token_id, by which texts of unlike "
+                f"length stand in one batch. Give --batch-size 1, or set it."
+            )
+        ids, mask = padded(rows, self._fill or 0, "right", input_device(model))
+        return self.scored(model(input_ids=ids, attention_mask=mask).logits, batch, names)
+
+    def size(self, entry: Input) -> int:
+        """Return the number of tokens."""
+        return len(entry.content)
+
+
+class Images(_Classes):
+    """The class of an image, which is read from its file whenever it is looked at.
+
+    Args:
+        model: the live one.
+        processor: its own, or None.
+        data: the examples.
+
+    Raises:
+        LinesError: there is no processor, or a label is at fault.
+    """
+
+    unit, plural, most = "image", "images", MOST
+
+    def __init__(self, model: Any, processor: Any, data: Examples) -> None:
+        super().__init__(model, data)
+        if processor is None:
+            raise LinesError(
+                f"{WHERE}: the models have no preprocessor_config.json, by which images become "
+                f"inputs. Save the base's processor in its folder."
+            )
+        self._processor = processor
+
+    def inputs(self, examples: Sequence[Example]) -> list[Input]:
+        """Return the images' files, each of which was opened once.
+
+        Raises:
+            LinesError: one is no image.
+        """
+        for example in examples:
+            opened(Path(example.content))
+        return [Input(example.content, self.target(example)) for example in examples]
+
+    def sums(self, model: Any, batch: Sequence[Input], names: Sequence[str]) -> list[torch.Tensor]:
+        """Return measures of a batch."""
+        images = [opened(one.content) for one in batch]
+        pixels = self._processor(images=images, return_tensors="pt")["pixel_values"]
+        like = next(model.parameters())
+        return self.scored(model(pixel_values=pixels.to(like)).logits, batch, names)
+
+    def size(self, entry: Input) -> int:
+        """Return 0: an image has no tokens."""
+        return 0
+
+
+def opened(path: Path) -> Any:
+    """Return an image in RGB.
+
+    Raises:
+        LinesError: it is none, or Pillow is not there.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise LinesError(
+            f"{WHERE}: images are read by Pillow, which is not installed. pip install pillow"
+        ) from error
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise LinesError(
+            f"{WHERE}: {path} cannot be read as an image ({reason(error)}). Mend it, or take it "
+            f"out of the folder."
+        ) from error
