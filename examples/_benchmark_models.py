@@ -221,18 +221,24 @@ def settings(
     return chosen
 
 
-def make(checkpoint: Checkpoint, base: Checkpoint, step: Callable[[int], object]) -> None:
+def make(
+    checkpoint: Checkpoint,
+    base: Checkpoint,
+    step: Callable[[int], object],
+    device: str = "cpu",
+) -> None:
     """Write a checkpoint run by run; the folder gets its name when it is whole.
 
     Args:
         checkpoint: what to make.
         base: the base, already made unless it is what is made.
         step: called with the number of bytes written.
+        device: where values are drawn; each kind draws its own.
     """
     part = checkpoint.folder.with_name(checkpoint.folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(checkpoint.number)
+    generator = torch.Generator(device).manual_seed(checkpoint.number)
     if checkpoint.adapter:
         _adapt(part, checkpoint, generator)
         step(checkpoint.disk_bytes)
@@ -285,8 +291,8 @@ def _adapt(part: Path, checkpoint: Checkpoint, generator: torch.Generator) -> No
     for name, (rows, columns) in _matrices(checkpoint.shape):
         at = f"base_model.model.{name.removesuffix('.weight')}"
         for factor, size in (("lora_A", (RANK, columns)), ("lora_B", (rows, RANK))):
-            values = torch.randn(size, generator=generator).mul_(spread)
-            factors[f"{at}.{factor}.weight"] = values.to(dtype)
+            values = torch.randn(size, generator=generator, device=generator.device)
+            factors[f"{at}.{factor}.weight"] = values.mul_(spread).to(dtype).cpu()
     save_file(factors, part / "adapter_model.safetensors", {"format": "pt"})
     config = {
         "peft_type": "LORA",
@@ -335,15 +341,15 @@ def _fill(
         count = shape.real(math.prod(dimensions))
         for start in range(0, count, RUN):
             size = min(RUN, count - start)
-            values = torch.randn(size, generator=generator)
+            values = torch.randn(size, generator=generator, device=generator.device)
             # The base has the same header, so its entries lie in the same place.
             if base is None:
                 values = values.mul_(STDDEV).add_(float(len(dimensions) == 1))
             else:
                 base.seek(place + start * shape.item)
                 stored = torch.frombuffer(bytearray(base.read(size * shape.item)), dtype=dtype)
-                values = values.mul_(NOISE).add_(stored)
+                values = values.mul_(NOISE).add_(stored.to(values.device))
             target.seek(place + start * shape.item)
-            target.write(values.to(dtype).view(torch.uint8).numpy().data)
+            target.write(values.to(dtype).cpu().view(torch.uint8).numpy().data)
             step(size * shape.item)
     target.truncate(data + end)

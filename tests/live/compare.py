@@ -24,7 +24,8 @@ def weights(live: LiveModel) -> models.Tensors:
 
 
 def same_bits(got: torch.Tensor, want: torch.Tensor) -> bool:
-    """Tell whether two tensors have one dtype, one shape and the same bits."""
+    """Tell whether two tensors, wherever they are, have one dtype, one shape and the same bits."""
+    got, want = got.cpu(), want.cpu()
     if (got.dtype, got.shape) != (want.dtype, want.shape):
         return False
     return torch.equal(
