@@ -33,26 +33,12 @@ import _benchmark_models as made
 from mergekit_lines import LiveModel
 from tests import models
 from tests.e2e.runner import BIN, environment, in_process, recipe_text
+from tests.e2e.test_device import METHODS
 from tests.live.compare import assert_as_files
 
-WRAPS: dict[str, dict[str, Any]] = {
-    "task_arithmetic": {},
-    "ties": {"density": 0.3},
-    "dare_linear": {"density": 0.5},
-    "dare_ties": {"density": 0.5},
-    "della": {"density": 0.5, "epsilon": 0.2},
-    "della_linear": {"density": 0.5, "epsilon": 0.2},
-    "breadcrumbs": {"density": 0.8, "gamma": 0.05},
-    "breadcrumbs_ties": {"density": 0.8, "gamma": 0.05},
-    "consensus_ta": {},
-    "consensus_ties": {"density": 0.3, "trim": "model"},
-    "cart": {},
-    "tsv_m": {},
-    "iso_c": {},
-    "iso_cts": {},
-}
 # Directions of singular vectors turn with the last bits where singular values are close.
 SPECTRAL = dict.fromkeys(("cart", "tsv_m", "iso_c", "iso_cts"), 1e-4)
+WRAPS: dict[str, dict[str, Any]] = {**METHODS, **{wrap: {} for wrap in SPECTRAL}}
 LAW = 1e-6  # of the largest entry
 PLAIN: dict[str, Any] = {"copy_tokenizer": False, "write_model_card": False}
 FLAGS = ("--quiet", "--no-copy-tokenizer", "--no-write-model-card")
