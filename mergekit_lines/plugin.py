@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from mergekit_lines.errors import LinesError
 from mergekit_lines.host import seams
@@ -50,6 +53,27 @@ def _extend_registry(registry: Any) -> None:
     for method in RECIPE_METHODS:
         if method.spec.name not in present:
             registry.register(method)
+    # The one part of mergekit that every command of recipes calls before it reads its file.
+    _extend_options(importlib.import_module("mergekit.options").MergeOptions)
+
+
+def _extend_options(options: Any) -> None:
+    apply = options.apply_global_options
+    if getattr(apply, "extended_by", None) == __name__:
+        return
+
+    @functools.wraps(apply)
+    def wrapped(self: Any) -> None:
+        apply(self)
+        context = click.get_current_context(silent=True)
+        words = context.params if context else {}
+        if file := words.get("config_file") or words.get("config_path"):
+            from mergekit_lines.recipe.looking import look_at
+
+            look_at(Path(file))
+
+    wrapped.extended_by = __name__  # type: ignore[attr-defined]
+    options.apply_global_options = wrapped
 
 
 def _extend_plan(plan: Any) -> None:

@@ -229,6 +229,18 @@ def check_yaml(text: str) -> None:
         raise TextError(f"it is no YAML: {error}") from None
 
 
+def scalars(text: str) -> Iterator[str | None]:
+    """Yield the scalars of a YAML text in their order, None for all else, as far as it is YAML.
+
+    Nothing is built, so that it takes as long as the text is.
+    """
+    try:
+        for event in yaml.parse(text, Loader=_Parser):
+            yield event.value if isinstance(event, yaml.ScalarEvent) else None
+    except (yaml.YAMLError, ValueError):  # the latter of an escape beyond Unicode
+        return
+
+
 def _counted(events: Iterator[yaml.Event]) -> Iterator[yaml.Event]:
     """Yield the events of a text while what they come to stays within the bounds."""
     sizes: dict[

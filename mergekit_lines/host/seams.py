@@ -237,6 +237,7 @@ SEAMS = (
         "BuildTokenizer",
         fields=("base_model", "referenced_models", "tokenizer_source", "add_tokens"),
     ),
+    Seam("mergekit.options", "MergeOptions.apply_global_options", ("self",)),
     Seam("mergekit.scripts.multimerge", "load_config", ("config_source", "intermediate_dir")),
     Seam("mergekit.tokenizer.build", "TokenizerInfo"),
     Seam("mergekit.tokenizer.config", "TokenizerConfig", fields=("source", "pad_to_multiple_of")),

@@ -151,6 +151,17 @@ def recipe(name: str) -> Write:
     return write
 
 
+def parameters(name: str) -> Write:
+    """A recipe with that YAML below its parameters."""
+
+    def write(path: Path) -> None:
+        inner = YAMLS[name].replace("\n", "\n  ")
+        path.write_text(f"{yaml.safe_dump(RECIPE)}\n  {inner}\n", newline="")
+
+    write.__name__ = f"parameters-{name}"
+    return write
+
+
 def names(path: Path) -> None:
     """A recipe whose models, parameters and tokens have hostile names."""
     models = [{"model": f"./{TEXT}".replace("\0", ""), "parameters": {TEXT: 1, "weight": TEXT}}]

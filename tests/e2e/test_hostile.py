@@ -67,6 +67,7 @@ class Case:
 INPUTS = (MERGE, INSPECT, EDIT, VERIFY)
 CARDS = tuple(map(hostile.card, hostile.YAMLS))
 RECIPES = tuple(map(hostile.recipe, hostile.YAMLS))
+PARAMETERS = tuple(map(hostile.parameters, hostile.YAMLS))
 SPECIAL = (hostile.pipe, hostile.device, hostile.folder)
 HEADERS = (hostile.header, hostile.header_deep, hostile.header_long, *SPECIAL)
 JSONS = (*hostile.JSONS, *SPECIAL)
@@ -82,7 +83,8 @@ PLACES: dict[str, tuple[tuple[Write, ...], tuple[Command, ...]]] = {
     f"tuned/{SHARD}": (HEADERS, INPUTS),
     "adapter/adapter_config.json": ((*JSONS, hostile.slow_patterns), (MERGE, INSPECT)),
     "adapter/adapter_model.safetensors": (HEADERS, (MERGE, INSPECT)),
-    "r.yml": ((hostile.names, *RECIPES, *SPECIAL), (INSPECT,)),
+    "r.yml": ((hostile.names, *RECIPES, *PARAMETERS, *SPECIAL), (INSPECT,)),
+    "./r.yml": ((*RECIPES, *PARAMETERS), (MERGE,)),
     "OUT/lines_report.json": ((*JSONS, hostile.outside), (SHOW, VERIFY, PUSH)),
     "OUT/README.md": ((*CARDS, hostile.no_text, *SPECIAL), (PUSH, VERIFY)),
     "OUT/results.json": (JSONS[3:], (PUSH,)),
