@@ -120,9 +120,7 @@ def adapter_of(
     Raises:
         LinesError: the adapter is broken, or was made for another base.
     """
-    if tensors is None:
-        return None
-    shapes = {name: header.shape for name, header in tensors.items()}
+    shapes = None if tensors is None else {name: one.shape for name, one in tensors.items()}
     config = model.config(trust_remote_code=options.trust_remote_code)
     try:
         adapter = Adapter.open(adapter_folder(model), shapes, base_config=config)

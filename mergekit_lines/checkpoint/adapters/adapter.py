@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from mergekit_lines.checkpoint.adapters.changes import Change
 from mergekit_lines.checkpoint.adapters.config import LoraConfig, read_config
 from mergekit_lines.checkpoint.adapters.layers import AdapterPlan, Shapes, Unsupported
+from mergekit_lines.checkpoint.adapters.tied import check_left_to_peft
 from mergekit_lines.checkpoint.sources import HeldTensor, Shard, Source
 from mergekit_lines.errors import LinesError
 from mergekit_lines.errors import reason as cause
@@ -48,7 +49,7 @@ class Adapter:
     def open(
         cls,
         folder: Path,
-        base_names: Shapes,
+        base_names: Shapes | None,
         *,
         base_config: Any = None,
     ) -> Adapter:
@@ -56,7 +57,8 @@ class Adapter:
 
         Args:
             folder: where PEFT saved the adapter.
-            base_names: the base checkpoint's tensors: shapes by name.
+            base_names: the base checkpoint's tensors: shapes by name; None where they are
+                pickled, over which PEFT has to merge.
             base_config: the base's transformers config, by which tensors are tied and are
                 renamed on loading.
 
@@ -68,12 +70,9 @@ class Adapter:
         config = read_config(folder)
         file, tensors, shard = _read_weights(folder, config)
         try:
-            changes: dict[str, list[Change]] = {}
-            why = config.reason
-            if why is None:
-                changes = AdapterPlan(file, config, base_names, base_config).changes(tensors)
-        except Unsupported as unsupported:
-            why = str(unsupported)
+            changes, why = _changes(file, config, tensors, base_names, base_config)
+            if why is not None:
+                check_left_to_peft(file, tensors, base_config, tying=config.tying)
         except BaseException:
             if shard:
                 shard.close()
@@ -95,6 +94,22 @@ class Adapter:
         for change in self.changes.get(name, []):
             base = change.over(base)
         return base
+
+
+def _changes(
+    file: Path,
+    config: LoraConfig,
+    tensors: Mapping[str, Source],
+    base_names: Shapes | None,
+    base_config: Any,
+) -> tuple[Mapping[str, list[Change]], str | None]:
+    """Return an adapter's changes, or none and why PEFT has to merge it."""
+    if config.reason is not None or base_names is None:
+        return {}, config.reason or "its base is pickled"
+    try:
+        return AdapterPlan(file, config, base_names, base_config).changes(tensors), None
+    except Unsupported as unsupported:
+        return {}, str(unsupported)
 
 
 def _read_weights(

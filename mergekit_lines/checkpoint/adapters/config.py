@@ -155,8 +155,9 @@ def read_config(folder: Path) -> LoraConfig:
             f"a peft_type. Download it again."
         ) from error
     _check_patterns(file, fields)
+    tying = bool(fields.get("ensure_weight_tying"))
     if kind != "LORA":
-        return LoraConfig(file, f"its peft_type is {kind}")
+        return LoraConfig(file, f"its peft_type is {kind}", tying=tying)
     # Before what is left to PEFT, which takes its own default for a number that is not there.
     rank = _number(file, "r", fields.get("r"), whole=True)
     alpha = _number(file, "lora_alpha", fields.get("lora_alpha"))
@@ -164,9 +165,9 @@ def read_config(folder: Path) -> LoraConfig:
     strange = [name for name in fields if name not in _INERT | _READ and fields[name]]
     if strange:
         _check_known(file, strange)
-        return LoraConfig(file, f"it sets {', '.join(sorted(strange))}")
+        return LoraConfig(file, f"it sets {', '.join(sorted(strange))}", tying=tying)
     if start not in _PLAIN_STARTS:
-        return LoraConfig(file, f"its init_lora_weights is {start}")
+        return LoraConfig(file, f"its init_lora_weights is {start}", tying=tying)
     return LoraConfig(
         file,
         None,
@@ -178,7 +179,7 @@ def read_config(folder: Path) -> LoraConfig:
         dora=bool(fields.get("use_dora")),
         bias=bool(fields.get("lora_bias")),
         transposed=bool(fields.get("fan_in_fan_out")),
-        tying=bool(fields.get("ensure_weight_tying")),
+        tying=tying,
         tokens=_tokens(file, fields.get("trainable_token_indices")),
     )
 

@@ -14,27 +14,16 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from mergekit_lines.checkpoint.adapters.changes import Change, Saved, Shift, Tokens, Update
 from mergekit_lines.checkpoint.adapters.config import LoraConfig
+from mergekit_lines.checkpoint.adapters.tied import PREFIX, TOKENS, UNTIE, shared_names
 from mergekit_lines.checkpoint.sources import Source, whole
-from mergekit_lines.checkpoint.ties import model_class, tied_names, tied_sources
+from mergekit_lines.checkpoint.ties import model_class, tied_sources
 from mergekit_lines.errors import LinesError, some
 
-PREFIX = "base_model.model."
 _PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_embedding_[AB]|lora_[AB]\.(weight|bias)|lora_magnitude_vector)"
     r"(\.weight)?"
 )
-_TOKENS = ".token_adapter.trainable_tokens_delta"
 _FUSED = ""  # in the place of a checkpoint's name: transformers makes the tensor of several
-
-# Loaded with tie_word_embeddings=False alone, a tied base gets a random head.
-UNTIE = (
-    "Untie the base first, with a copy of the embedding for its head: `model = "
-    "AutoModelForCausalLM.from_pretrained(BASE); model.config.get_text_config()."
-    "tie_word_embeddings = model.config.tie_word_embeddings = False; "
-    "model.get_output_embeddings().weight = "
-    "torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone()); "
-    "model.save_pretrained(NEW)`."
-)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -101,8 +90,8 @@ class AdapterPlan:
                 )
             if match:
                 parts.setdefault(match["module"], {})[match["part"]] = source
-            elif name.endswith(_TOKENS):
-                tokens[name.removesuffix(_TOKENS)] = source
+            elif name.endswith(TOKENS):
+                tokens[name.removesuffix(TOKENS)] = source
             elif ".lora_" in name or "_adapter." in name:
                 raise Unsupported(f"it holds {key}")
             elif ".original_module." in name:
@@ -180,7 +169,7 @@ class AdapterPlan:
             base_names: the tensors that are changed.
             everywhere: those that were trained in all their places, as rows of an embedding are.
         """
-        shared = _shared(self._base_config, self.base)
+        shared = shared_names(self._base_config, self.base)
         for name in sorted(set(base_names) - set(everywhere)):
             if name in shared or base_names[name] in shared:
                 raise LinesError(
@@ -290,14 +279,6 @@ def _renamed(base_config: Any, names: Iterable[str]) -> dict[str, str]:
         renamed, fused = rename_source_key(name, renamings, converters, inner, tensors)
         result[renamed] = name if fused is None else _FUSED
     return result
-
-
-def _shared(base_config: Any, names: Collection[str]) -> set[str]:
-    """Return the tensors that a loaded base uses under two names."""
-    declared = getattr(model_class(base_config), "_tied_weights_keys", None) or {}
-    pairs = declared.items() if isinstance(declared, dict) else ()
-    sources = {source for tied, source in pairs if tied_names(base_config, {tied, source})}
-    return tied_names(base_config, names) | sources
 
 
 def _located(
