@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from mergekit.common import get_auto_cls
+from transformers import AutoConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.initialization import no_init_weights
 
-from mergekit_lines.checkpoint.headers import TensorHeader
+from mergekit_lines.checkpoint.headers import TensorHeader, read_shard
 from mergekit_lines.checkpoint.ties import is_untied, model_class
 
 
@@ -32,12 +35,15 @@ class Loading:
     mismatched: tuple[str, ...]
 
 
-def tried_loading(config: Any, tensors: Mapping[str, TensorHeader]) -> Loading:
+def tried_loading(
+    config: Any, tensors: Mapping[str, TensorHeader], options: Mapping[str, Any] = {}
+) -> Loading:
     """Return what transformers says of a checkpoint's tensors; nothing is read or allocated.
 
     Args:
         config: transformers', whose ``architectures`` name a class of transformers.
         tensors: the headers.
+        options: of that class, beside the config.
 
     Raises:
         Exception: of any kind, where transformers cannot make that model.
@@ -47,7 +53,7 @@ def tried_loading(config: Any, tensors: Mapping[str, TensorHeader]) -> Loading:
         config = copy.deepcopy(config)
         del config.quantization_config
     shown = {name: torch.empty(header.shape, device="meta") for name, header in tensors.items()}
-    with _no_bar():
+    with _quiet():
         _, loading = loader.from_pretrained(
             None,
             config=config,
@@ -55,22 +61,25 @@ def tried_loading(config: Any, tensors: Mapping[str, TensorHeader]) -> Loading:
             device_map="meta",
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **options,
         )
     mismatched = tuple(str(key[0]) for key in loading["mismatched_keys"])
     return Loading(tuple(loading["missing_keys"]), mismatched)
 
 
 @contextmanager
-def _no_bar() -> Iterator[None]:
-    """Keep transformers from showing a bar for weights that are not loaded."""
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    if shown:
-        transformers.utils.logging.disable_progress_bar()
+def _quiet() -> Iterator[None]:
+    """Keep transformers from a bar for weights that are not loaded, and from warning of them."""
+    log = transformers.utils.logging
+    shown, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity_error()
     try:
         yield
     finally:
+        log.set_verbosity(level)
         if shown:
-            transformers.utils.logging.enable_progress_bar()
+            log.enable_progress_bar()
 
 
 def meta_model(config: Any, *, trust_remote_code: bool = False) -> Any:
@@ -104,15 +113,47 @@ def trunk_without_head(
     """
     try:
         names = ModelNames(meta_model(config, trust_remote_code=trust_remote_code))
+        if names.heads(names.of(tensors or {}).values()):
+            return None
         loading = tried_loading(config, tensors or {})
     except Exception:  # noqa: BLE001 - a class that transformers cannot make, of many kinds
         return None
-    heads = names.heads(names.of(tensors or {}).values()) | names.heads(loading.mismatched)
     lost = {*loading.missing}
     whole_once = any(map(names.in_trunk, tensors or {}))  # the class with the head named them
     if whole_once and any(is_untied(config, name) for name in lost):
         return None
-    return names.trunk if lost and not heads and names.heads(lost) == lost else None
+    unfit = names.heads(loading.mismatched)
+    return names.trunk if lost and not unfit and names.heads(lost) == lost else None
+
+
+def stored_trunk(folder: Path) -> tuple[str, dict[str, Any]] | None:
+    """Return the class of the trunk that a merge wrote without its class's head, or None.
+
+    Args:
+        folder: OUT, or its partial folder, whose shards have names of their own.
+
+    Returns:
+        With the class, the options with which it takes the tensors and makes none up: classes
+        with a head build some trunks without the pooler that these have by themselves.
+    """
+    tensors: dict[str, TensorHeader] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= read_shard(folder, file.name, [])
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        trunk = trunk_without_head(config, tensors)
+    except Exception:  # noqa: BLE001 - transformers raises a dozen kinds; then nothing is known
+        return None
+    if trunk is None:
+        return None
+    config.architectures = [trunk]
+    for options in ({}, {"add_pooling_layer": False}):
+        with suppress(TypeError):  # a class without that option
+            loading = tried_loading(config, tensors, options)
+            if not loading.missing and not loading.mismatched:
+                return trunk, options
+    return None
 
 
 def text_tower(config: Any, other: Any) -> Any:
@@ -150,6 +191,12 @@ def names_in_tower(model: Any, config: Any, names: Iterable[str]) -> dict[str, s
     }
 
 
+def _loads_alone(module: Any) -> bool:
+    """Tell whether a part of a model is one by itself, as DINOv3's bare encoder is not."""
+    kind = type(module)
+    return hasattr(transformers, kind.__name__) or not kind.__module__.startswith("transformers.")
+
+
 class ModelNames:
     """A model's names for what checkpoints hold under its own names or older ones.
 
@@ -167,8 +214,11 @@ class ModelNames:
         self._converters = [one for one in transforms if not isinstance(one, WeightRenaming)]
         self._prefix = getattr(model, "base_model_prefix", "") or ""
         self._state = dict(model.state_dict())
-        self._has_trunk = bool(self._prefix) and hasattr(model, self._prefix)
-        self.trunk = type(getattr(model, self._prefix)).__name__ if self._has_trunk else None
+        self._tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+        self._made_up = getattr(model, "_keys_to_ignore_on_load_missing", None) or []
+        trunk = getattr(model, self._prefix, None) if self._prefix else None
+        self._has_trunk = trunk is not None and _loads_alone(trunk)
+        self.trunk = type(trunk).__name__ if self._has_trunk else None
 
     def of(self, names: Iterable[str]) -> dict[str, str]:
         """Return the model's name of each stored one; unknown ones keep theirs.
@@ -215,6 +265,16 @@ class ModelNames:
     def heads(self, names: Iterable[str]) -> set[str]:
         """Return those of the model's names whose parameters are in no trunk."""
         return {name for name in names if name in self._state and not self.in_trunk(name)}
+
+    def needed(self, names: Iterable[str]) -> list[str]:
+        """Return those of stored names that the model has, and neither ties nor computes."""
+        return [
+            stored
+            for stored, name in self.of(names).items()
+            if name in self._state
+            and name not in self._tied
+            and not any(re.search(pattern, name) for pattern in self._made_up)
+        ]
 
     def in_trunk(self, name: str) -> bool:
         """Tell whether a tensor, by the model's name, is of the part that heads stand on."""

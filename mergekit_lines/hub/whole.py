@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from mergekit_lines.checkpoint.bounded import read_config, read_json
 from mergekit_lines.checkpoint.headers import TensorHeader, read_headers, weight_files
-from mergekit_lines.checkpoint.loading import tried_loading
+from mergekit_lines.checkpoint.loading import tried_loading, trunk_without_head
 from mergekit_lines.checkpoint.stand_ins import outward_links
 from mergekit_lines.checkpoint.writer import WRITING
 from mergekit_lines.errors import LinesError, reason, some
@@ -25,6 +25,10 @@ from mergekit_lines.report.fingerprints import changed_files
 from mergekit_lines.report.library import TOKENIZERS, TRANSFORMERS, library
 
 AGAIN = "Merge again, or push the folder that the merge wrote."
+# Of weights that are as the merge wrote them.
+AS_MERGED = (
+    "Put back the config.json that the merge wrote; where it is that, merge models that fit theirs."
+)
 
 
 @dataclass(frozen=True)
@@ -138,18 +142,24 @@ def _misfits(folder: Path, tensors: Mapping[str, TensorHeader], notes: list[str]
     try:
         with silent():
             loading = tried_loading(config, tensors)
+            trunk = trunk_without_head(config, tensors) if loading.missing else None
     except Exception as error:  # noqa: BLE001 - likewise; it says nothing about the weights
         notes.append(f"whether transformers loads it could not be tried ({reason(error)})")
         return
-    if missing := loading.missing:
+    if trunk is not None:  # as its inputs are: the merge took them for it too
+        notes.append(
+            f"its files hold the {trunk} alone, and no head of {config.architectures[0]}, which "
+            f"its config.json names"
+        )
+    elif missing := loading.missing:
         yield (
             f"{folder}: by its config.json the model has {len(missing)} tensors that are not there "
-            f"({some(missing, 3)}); loaded, they would be random. {AGAIN}"
+            f"({some(missing, 3)}); loaded, they would be random. {AS_MERGED}"
         )
     if shapes := loading.mismatched:
         yield (
             f"{folder}: {len(shapes)} tensors have another shape than by its config.json "
-            f"({some(shapes, 3)}). {AGAIN}"
+            f"({some(shapes, 3)}). {AS_MERGED}"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,12 @@ from mergekit_lines.checkpoint.opened import OpenedModels, adapter_folder
 from mergekit_lines.checkpoint.remote.downloads import files_from_hub, hub_models
 from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.checkpoint.room import check_room
+from mergekit_lines.checkpoint.writer import Slot
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.host.names import METHODS
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
-from mergekit_lines.live.architecture import maker, parameter_parts, without_its_head
+from mergekit_lines.live.architecture import Parts, maker, parameter_parts, without_its_head
 from mergekit_lines.live.placement import Device, Layout, empty_model, in_dtypes, lay_out
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.memory import working_bytes
@@ -147,7 +148,6 @@ class Blueprint:
         return config
 
     def _placed(self, device: torch.device, max_memory: Mapping[Device, int | str] | None) -> None:
-        trust = self.options.trust_remote_code
         outputs = [sized.slot for sized in self.sizes.tensors]
         # As transformers chooses it when it loads the output.
         named = getattr(self.config, "dtype", None)
@@ -155,11 +155,7 @@ class Blueprint:
         dtypes = [named, *(slot.dtype for slot in outputs)]
         floating = (each for each in dtypes if each is not None and each.is_floating_point)
         dtype = next(floating, torch.float32)
-        model = empty_model(maker(self.config, dtype, trust_remote_code=trust))
-        if trunk := without_its_head(model, outputs):
-            self.config.architectures = [trunk]
-            model = empty_model(maker(self.config, dtype, trust_remote_code=trust))
-        parts = parameter_parts(model, outputs)
+        model, parts = self._model(dtype, outputs)
         in_dtypes(model, parts.slots)
         on_gpu = device.type != "cpu" or any(key not in ("cpu", "disk") for key in max_memory or ())
         calibrated = {
@@ -168,6 +164,25 @@ class Blueprint:
         kind = torch.device("cuda" if on_gpu else "cpu")
         self.working = working_bytes(self.sizes, calibrated, kind, self.options.num_threads)
         self.layout: Layout = lay_out(model, parts, device, max_memory, self.working)
+
+    def _model(self, dtype: torch.dtype, outputs: Sequence[Slot]) -> tuple[Any, Parts]:
+        """Return the empty model whose parameters the output's tensors are, and which is which.
+
+        A trunk that was saved by a class with a head may lack a pooler, which the trunk's own
+        class has: then the model is the trunk as the class with the head makes it.
+        """
+        trust = self.options.trust_remote_code
+        model: Any = empty_model(maker(self.config, dtype, trust_remote_code=trust))
+        trunk = without_its_head(model, outputs)
+        if trunk is None:
+            return model, parameter_parts(model, outputs)
+        inside = getattr(model, model.base_model_prefix)
+        self.config.architectures = [trunk]
+        alone = empty_model(maker(self.config, dtype, trust_remote_code=trust))
+        try:
+            return alone, parameter_parts(alone, outputs)
+        except LinesError:
+            return inside, parameter_parts(inside, outputs)
 
     def accounting(self) -> Accounting:
         """Return what the live model will take; nothing is allocated for it."""

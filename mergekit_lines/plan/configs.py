@@ -1,4 +1,4 @@
-"""Whether models compute the same: their weights merge, and the base's config alone is kept."""
+"""Whether models are what their configs say, and compute the same: the base's alone is kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.bounded import read_config
 from mergekit_lines.checkpoint.headers import Headers
-from mergekit_lines.checkpoint.loading import text_tower, trunk_without_head
+from mergekit_lines.checkpoint.loading import (
+    Loading,
+    ModelNames,
+    meta_model,
+    text_tower,
+    tried_loading,
+    trunk_without_head,
+)
 from mergekit_lines.errors import Problem
 from mergekit_lines.files import names_no_class
 from mergekit_lines.host.process import silent
@@ -35,6 +42,8 @@ NOT_THE_SAME_WEIGHTS = re.compile(
     r"|num_kv_heads|n_head_kv|multi_query|head_dim|hidden_act|hidden_activation|activation"
     r"|activation_function|dense_act_fn|act_fn|ffn_act_fn|feed_forward_proj"
 )
+
+AT_RANDOM = ", which loading would draw at random. Download or save it again."
 
 
 def differences(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -82,15 +91,95 @@ def config_notes(config: MergeConfiguration, options: MergeOptions) -> Iterator[
 
 def trunk_note(base: ModelReference, headers: Headers, options: MergeOptions) -> Iterator[str]:
     """Yield that the base is stored without the head of its class, and so is what is merged."""
-    trust = options.trust_remote_code
-    config = base.config(trust_remote_code=trust)
-    with silent():
-        trunk = trunk_without_head(config, headers.tensors, trust_remote_code=trust)
+    trunk = _trunk(base, headers, options)
     if trunk is not None:
+        config = base.config(trust_remote_code=options.trust_remote_code)
         yield (
             f"model {base}: its files hold the {trunk} alone, and no head of "
             f"{', '.join(config.architectures or [])}, which its config.json names; nor does OUT"
         )
+
+
+def is_whole(
+    model: ModelReference, headers: Mapping[ModelReference, Headers], options: MergeOptions
+) -> bool | None:
+    """Tell whether a checkpoint gives every parameter of the class that its config names.
+
+    None: transformers cannot make that class.
+    """
+    if headers[model].tensors is None:
+        return False
+    loading = _loading(model, headers[model], options)
+    return None if loading is None else not loading.missing and not loading.mismatched
+
+
+def are_trunks(
+    base: ModelReference, headers: Mapping[ModelReference, Headers], options: MergeOptions
+) -> bool:
+    """Tell whether the base is the trunk of its class, and the others are such or are of its kind.
+
+    Sentence encoders are stored so: without the head that they were trained with first, and
+    under its class.
+    """
+    trust = options.trust_remote_code
+    kinds = {(one.config(trust_remote_code=trust).architectures or [""])[0] for one in headers}
+    trunks = [_trunk(model, headers[model], options) for model in (base, *headers)]
+    return trunks[0] is not None and (trunks[0] in kinds or len({*trunks}) == 1)
+
+
+def lacking(headers: Mapping[ModelReference, Headers], options: MergeOptions) -> Iterator[Problem]:
+    """Yield what the models lack of the classes that their configs name, by the files' names.
+
+    Nothing is said of pickles, nor of classes that transformers cannot make.
+    """
+    everything = {name for one in headers.values() for name in one.tensors or {}}
+    for model, own in headers.items():
+        loading = _loading(model, own, options) if own.tensors else None
+        if loading is None or not (loading.missing or loading.mismatched):
+            continue
+        config = model.config(trust_remote_code=options.trust_remote_code)
+        with silent():
+            names = ModelNames(meta_model(config, trust_remote_code=options.trust_remote_code))
+        stored = {name: one for one, name in names.of(everything).items()}
+        rest = AT_RANDOM
+        if trunk := _trunk(model, own, options):
+            rest = (
+                f": it is the {trunk} alone. Use models that all have the head, or that all lack "
+                f"it."
+            )
+        if loading.missing:
+            # Of tied tensors, the one that the others store.
+            held = [stored[name] for name in loading.missing if name in stored]
+            yield Problem(
+                f"model {model}",
+                f"lacks tensors of {config.architectures[0]}, which its config.json names",
+                tuple(held or loading.missing),
+                rest,
+            )
+        if loading.mismatched:
+            yield Problem(
+                f"model {model}",
+                "holds tensors of another shape than by its config.json",
+                tuple(stored.get(name, name) for name in loading.mismatched),
+                ". Save the model again, with the config that belongs to it.",
+            )
+
+
+def _loading(model: ModelReference, headers: Headers, options: MergeOptions) -> Loading | None:
+    """Return how a checkpoint fits the class that its config names; None: no such class."""
+    try:
+        with silent():
+            config = model.config(trust_remote_code=options.trust_remote_code)
+            return tried_loading(config, headers.tensors or {})
+    except Exception:  # noqa: BLE001 - a class that transformers cannot make, of many kinds
+        return None
+
+
+def _trunk(model: ModelReference, headers: Headers, options: MergeOptions) -> str | None:
+    trust = options.trust_remote_code
+    with silent():
+        config = model.config(trust_remote_code=trust)
+        return trunk_without_head(config, headers.tensors, trust_remote_code=trust)
 
 
 def _left_over(config: MergeConfiguration, options: MergeOptions) -> Iterator[str]:

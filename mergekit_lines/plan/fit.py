@@ -13,9 +13,15 @@ from mergekit.options import MergeOptions
 from mergekit_lines.checkpoint.headers import BUFFERS, FLOATS, Headers, TensorHeader
 from mergekit_lines.checkpoint.ties import is_untied, tied_names
 from mergekit_lines.errors import Problem, some, together
-from mergekit_lines.plan.layout import base_of, converted, lost_tensors, names_of, recomputed
+from mergekit_lines.plan.layout import (
+    base_of,
+    lost_tensors,
+    names_of,
+    needed_all_the_same,
+    recomputed,
+)
 from mergekit_lines.plan.planned import PlannedTensor
-from mergekit_lines.plan.renames import Convertible
+from mergekit_lines.plan.renames import Convertible, converted
 from mergekit_lines.recipe.models import models_in_order
 
 
@@ -92,7 +98,10 @@ def check_plan(
     problems += _check_ties(planned, config, options)
     problems += _check_heads(planned, config, arch_info, options)
     problems += _check_own_heads(planned, options)
-    return list(map(Problem.of, problems))
+    listed = list(map(Problem.of, problems))
+    blamed = {problem.key.removeprefix("base_") for problem in listed}
+    losses = needed_all_the_same(headers, config, arch_info, options)
+    return listed + [problem for problem in losses if problem.key not in blamed]
 
 
 def dropped_tensors(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mergekit.architecture import (
@@ -23,19 +23,18 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
 
 from mergekit_lines.checkpoint.headers import Headers
-from mergekit_lines.checkpoint.loading import tried_loading, trunk_without_head
+from mergekit_lines.checkpoint.loading import ModelNames, meta_model
 from mergekit_lines.checkpoint.ties import model_class, tied_names
-from mergekit_lines.errors import LinesError, reason, some
+from mergekit_lines.errors import LinesError, Problem, reason, some
 from mergekit_lines.host.process import silent
 from mergekit_lines.host.state import names_from_indexes
 from mergekit_lines.lines.depth import block_depths, natural_key
+from mergekit_lines.plan.configs import AT_RANDOM, are_trunks, is_whole
 from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.plan.planner import LayoutError
-from mergekit_lines.plan.renames import Convertible, HeldNames, held_names
+from mergekit_lines.plan.renames import Convertible, HeldNames, converted, held_names
 from mergekit_lines.recipe.models import models_in_order
 
 # Buffers that old checkpoints hold and every architecture recomputes.
@@ -112,15 +111,15 @@ def headers_layout(
     if base is None or config.models is None:
         return None
     names = {model: list(LoaderCache().get(model).index.tensor_paths) for model in headers}
-    whole = _is_whole(base, headers, options)
+    whole = is_whole(base, headers, options)
     if whole is False:
-        whole = _are_trunks(base, headers, options)
+        whole = are_trunks(base, headers, options)
     if whole is None:
         _check_names(base, names)
     elif not whole:
         return None
     held = held_names(base, names, options)
-    if not all(_is_whole(model, headers, options) for model in held.other_heads):
+    if not all(is_whole(model, headers, options) for model in held.other_heads):
         return None
     return layout_from_names(held, options)
 
@@ -142,47 +141,6 @@ def _check_names(base: ModelReference, names: Mapping[ModelReference, Sequence[s
                 f"makes no such class, which would say what is needed, wanted models of the same "
                 f"tensors. Use the base that it was fine-tuned from."
             )
-
-
-def _is_whole(
-    model: ModelReference, headers: Mapping[ModelReference, Headers], options: MergeOptions
-) -> bool | None:
-    """Tell whether a checkpoint gives every parameter of the class that its config names.
-
-    None: transformers cannot make that class.
-    """
-    tensors = headers[model].tensors
-    if tensors is None:
-        return False
-    try:
-        with silent():
-            config = model.config(trust_remote_code=options.trust_remote_code)
-            loading = tried_loading(config, tensors)
-    except Exception:  # noqa: BLE001 - a class that transformers cannot make, of many kinds
-        return None
-    return not loading.missing and not loading.mismatched
-
-
-def _are_trunks(
-    base: ModelReference, headers: Mapping[ModelReference, Headers], options: MergeOptions
-) -> bool:
-    """Tell whether the base is the trunk of its class, and the others are such or are of its kind.
-
-    Sentence encoders are stored so: without the head that they were trained with first, and
-    under its class.
-    """
-    trust = options.trust_remote_code
-    kinds = {(one.config(trust_remote_code=trust).architectures or [""])[0] for one in headers}
-    with silent():
-        trunks = [
-            trunk_without_head(
-                model.config(trust_remote_code=trust),
-                headers[model].tensors,
-                trust_remote_code=trust,
-            )
-            for model in (base, *headers)
-        ]
-    return trunks[0] is not None and (trunks[0] in kinds or len({*trunks}) == 1)
 
 
 def layout_from_names(held: HeldNames, options: MergeOptions) -> ModelArchitecture:
@@ -265,10 +223,75 @@ def layout_fits(
     return not lost_tensors(planned, config, arch_info, options)
 
 
-def models_hold(names: Sequence[str], headers: Mapping[ModelReference, Headers]) -> bool:
-    """Tell whether there is a name among these that every model has."""
+def needed_all_the_same(
+    headers: Mapping[ModelReference, Headers],
+    config: MergeConfiguration,
+    arch_info: Any,
+    options: MergeOptions,
+) -> Iterator[Problem]:
+    """Yield what models lack that mergekit's layout calls optional, and their classes need.
+
+    A layout that mergekit infers calls every tensor so that not all of the models have.
+    """
+    modules = (module.architecture for module in arch_info.modules.values())
+    if any(isinstance(one, HeaderModule) for one in modules):
+        return
+    losses = {model: _optional_losses(model, arch_info, options) for model in headers}
+    base = config.base_model or next(iter(headers))
+    if losses[base] and are_trunks(base, headers, options):
+        return
+    for model, names in losses.items():
+        if names:
+            own = model.config(trust_remote_code=options.trust_remote_code)
+            yield Problem(
+                f"model {model}",
+                f"lacks tensors of {', '.join(own.architectures or [])}, which its config.json "
+                f"names",
+                tuple(names),
+                AT_RANDOM,
+            )
+
+
+def _optional_losses(model: ModelReference, arch_info: Any, options: MergeOptions) -> list[str]:
+    """Return what a model lacks of a layout's optional tensors, and its class has."""
+    trust = options.trust_remote_code
+    own = model.config(trust_remote_code=trust)
+    index, convertible = LoaderCache().get(model).index.tensor_paths, Convertible(options)
+    lost = [
+        weight.name
+        for weight in arch_info.all_weights(own)
+        if weight.optional
+        and not any(name in index for name in names_of(weight))
+        and not recomputed(weight.name)
+        and not convertible(model, weight.name)
+    ]
+    if not lost:
+        return []
+    try:
+        with silent():
+            return ModelNames(meta_model(own, trust_remote_code=trust)).needed(lost)
+    except Exception:  # noqa: BLE001 - a class that is not there, which needs nothing
+        return []
+
+
+def models_agree(
+    planned: Sequence[PlannedTensor], lost: Sequence[str], headers: Mapping[ModelReference, Headers]
+) -> bool:
+    """Tell whether the models say otherwise than a layout, so that it is at fault.
+
+    It has no place for a tensor that all of them have, or wants one that none of them has.
+
+    Args:
+        planned: by the layout.
+        lost: tensors of the base that it has no place for.
+        headers: of the models.
+    """
     indexes = [LoaderCache().get(model).index.tensor_paths for model in headers]
-    return any(all(name in index for index in indexes) for name in names)
+    if any(all(name in index for index in indexes) for name in lost):
+        return True
+    needed = [item.weight for item in planned if not item.weight.optional]
+    held = set().union(*indexes)
+    return any(held.isdisjoint(names_of(weight)) for weight in needed)
 
 
 def names_of(weight: WeightInfo) -> list[str]:
@@ -314,19 +337,3 @@ def base_of(planned: Sequence[PlannedTensor], config: MergeConfiguration) -> Mod
 def recomputed(name: str, declared: Sequence[str] = ()) -> bool:
     """Tell whether a tensor is a buffer that its architecture computes anew."""
     return any(re.search(pattern, name) for pattern in (*RECOMPUTED, *declared))
-
-
-def converted(model_type: str, name: str, taken: Collection[str]) -> bool:
-    """Tell whether transformers converts ``name`` on loading into a tensor that is taken."""
-    for transform in get_checkpoint_conversion_mapping(model_type) or []:
-        renamed, pattern = transform.rename_source_key(name)
-        if pattern is None:
-            continue
-        if isinstance(transform, WeightRenaming):
-            name = renamed
-            continue
-        first, *others = transform.target_patterns
-        targets = {renamed, *(renamed.replace(first, other) for other in others)}
-        if not targets.isdisjoint(taken):
-            return True
-    return name in taken

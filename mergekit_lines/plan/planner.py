@@ -44,7 +44,7 @@ class LayoutError(LinesError):
     """mergekit's layout of an architecture fails, or does not fit the models.
 
     Attributes:
-        models_agree: whether the models have what the layout lacks, so that it is at fault.
+        models_agree: whether they say otherwise than the layout, so that it is at fault.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from mergekit_lines.checkpoint.remote.headers import remote_headers
 from mergekit_lines.errors import LinesError, Problem, reason, some
 from mergekit_lines.host.names import OWN
 from mergekit_lines.lines.outside import mostly_outside
-from mergekit_lines.plan.configs import config_notes, refused_configs, trunk_note
+from mergekit_lines.plan.configs import config_notes, lacking, refused_configs, trunk_note
 from mergekit_lines.plan.fit import (
     check_layers,
     check_plan,
@@ -35,7 +35,7 @@ from mergekit_lines.plan.layout import (
     layout_fits,
     lost_tensors,
     mergekits_layout,
-    models_hold,
+    models_agree,
     names_of,
 )
 from mergekit_lines.plan.opening import adapter_of, loader_of, open_model
@@ -137,11 +137,12 @@ def _fitting(
     if len(kinds) > 1 and not options.allow_crimes:
         layout = headers_layout(config, options, headers)
         if layout is None:
-            raise LinesError(
+            problem = (
                 f"the models are of several classes ({some(sorted(map(', '.join, kinds)), 3)}), "
                 f"and their files do not give every parameter of them, wanted whole models. "
                 f"Use models of one class, or give --allow-crimes where their tensors fit."
             )
+            raise LinesError([problem, *lacking(headers, options)])
         return _prepared(config, layout, options, run, headers, copied), [SEVERAL_CLASSES]
     if kinds == {()} and config.models is None:
         raise LinesError(
@@ -160,6 +161,8 @@ def _fitting(
                 return plan, [FROM_HEADERS if kinds != {()} else NO_CLASS]
         except LinesError as of_headers:
             raise (of_headers if error.models_agree else error) from None
+        if error.models_agree and (problems := [*lacking(headers, options)]):
+            raise LinesError(problems) from None
         raise
     strange = renamed_tensors(prepared.planned, config)
     if half := half_tied(prepared.planned, config, options):
@@ -270,7 +273,7 @@ def _prepared(
         if fits and not half_tied(planned, config, options):
             raise LinesError(problems)
         lost = lost_tensors(planned, config, arch_info, options)
-        raise LayoutError(problems, models_agree=models_hold(lost, headers))
+        raise LayoutError(problems, models_agree=models_agree(planned, lost, headers))
     return Prepared(
         planned, arch_info, headers, copied, out_config, planner.seed, planner.tokenizer
     )

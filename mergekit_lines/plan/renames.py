@@ -16,6 +16,7 @@ from mergekit.common import ModelReference
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 
 from mergekit_lines.checkpoint.loading import (
     ModelNames,
@@ -189,6 +190,22 @@ class Convertible:
         return can_convert_checkpoint_keys(kind, few, name) or can_convert_checkpoint_keys(
             kind, set().union(*numbered.values()), name
         )
+
+
+def converted(model_type: str, name: str, taken: Collection[str]) -> bool:
+    """Tell whether transformers converts ``name`` on loading into a tensor that is taken."""
+    for transform in get_checkpoint_conversion_mapping(model_type) or []:
+        renamed, pattern = transform.rename_source_key(name)
+        if pattern is None:
+            continue
+        if isinstance(transform, WeightRenaming):
+            name = renamed
+            continue
+        first, *others = transform.target_patterns
+        targets = {renamed, *(renamed.replace(first, other) for other in others)}
+        if not targets.isdisjoint(taken):
+            return True
+    return name in taken
 
 
 def _conversions(kind: str, names: Iterable[str]) -> set[str]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
 from mergekit_lines.checkpoint.bounded import read_json
+from mergekit_lines.checkpoint.loading import stored_trunk
 from mergekit_lines.files import MODULES
 from mergekit_lines.report.usage import CONFIG, content_of
 
@@ -32,17 +37,46 @@ KINDS = (
 )
 
 
-def kind(folder: Path) -> tuple[str, str | None]:
-    """Return the class of transformers that loads a model, and the model's task on the Hub."""
+@dataclass(frozen=True)
+class Kind:
+    """How transformers loads a model.
+
+    Attributes:
+        loader: the class.
+        options: of it, beside the model's name.
+        task: the model's on the Hub, if it is known.
+    """
+
+    loader: str
+    options: str = ""
+    task: str | None = None
+
+
+def kind(folder: Path) -> Kind:
+    """Return how transformers loads a model, so that none of it is made up.
+
+    A checkpoint that lacks the head of the class that its config names is the trunk.
+    """
     try:
         config = read_json(folder / "config.json")
         architecture = str(config["architectures"][0])
     except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return "AutoModel", None
+        return Kind("AutoModel")
+    trunk = stored_trunk(folder)
+    if trunk is not None:
+        _, options = trunk
+        return Kind("AutoModel", "".join(f", {key}={value}" for key, value in options.items()))
     for end, loader, task in KINDS:
         if architecture.endswith(end):
-            return loader, task
-    return "AutoModel", None
+            return Kind(loader, task=task)
+    return Kind(architecture if _has_head(architecture) else "AutoModel")
+
+
+def _has_head(architecture: str) -> bool:
+    """Tell whether a class of transformers is more than the trunk that AutoModel makes."""
+    trunks = MODEL_MAPPING_NAMES.values()
+    alone = any(architecture in ([one] if isinstance(one, str) else one) for one in trunks)
+    return not alone and isinstance(getattr(transformers, architecture, None), type)
 
 
 def library(folder: Path) -> str | None:
@@ -62,7 +96,7 @@ def library(folder: Path) -> str | None:
 
 def task_of(folder: Path) -> str | None:
     """Return a model's task on the Hub, where its files tell it."""
-    return "sentence-similarity" if library(folder) == SENTENCES else kind(folder)[1]
+    return "sentence-similarity" if library(folder) == SENTENCES else kind(folder).task
 
 
 def loading_code(folder: Path, name: str, branch: str | None, *, on_hub: bool) -> str:
@@ -85,8 +119,9 @@ def loading_code(folder: Path, name: str, branch: str | None, *, on_hub: bool) -
         return _lines(f"from diffusers import {cls}", f"model = {cls}.from_pretrained({source})")
     if by is None:
         return _by_tensors(source, on_hub=on_hub)
-    loader, _ = kind(folder)
-    names, loads = [loader], [f"model = {loader}.from_pretrained({source})"]
+    model = kind(folder)
+    names = [model.loader]
+    loads = [f"model = {model.loader}.from_pretrained({source}{model.options})"]
     if any((folder / file).exists() for file in TOKENIZERS):
         names.append("AutoTokenizer")
         loads.append(f"tokenizer = AutoTokenizer.from_pretrained({source})")

@@ -495,6 +495,25 @@ def test_no_tokenizer_is_told(world: World) -> None:
     assert "AutoTokenizer" not in done.stdout
 
 
+def test_a_model_without_the_head_of_its_class_is_sent(world: World, tmp_path: Path) -> None:
+    """As its inputs are, so it is merged and pushed, and its card loads what is there."""
+    for seed, name in enumerate(("base", "a"), 1):
+        models.bert_seqcls(tmp_path / name, seed=seed)
+        models.rewrite(
+            tmp_path / name,
+            lambda held: {n: t for n, t in held.items() if not n.startswith("classifier.")},
+        )
+    listed = {"base_model": str(tmp_path / "base"), "models": [{"model": str(tmp_path / "a")}]}
+    world.merge("trunk", **listed).succeeded()
+    done = world.run("mergekit-lines", "push", "trunk", "user/trunk", "--license", "mit")
+    assert "no head of BertForSequenceClassification" in done.succeeded().stderr
+    sent = world.hub.files("user/trunk")["model.safetensors"]
+    assert sent[0] == (world.work / "trunk" / "model.safetensors").stat().st_size
+    card = ModelCard(world.hub.read("user/trunk", "README.md").decode())
+    assert 'AutoModel.from_pretrained("user/trunk")' in card.text
+    assert card.data.pipeline_tag is None
+
+
 # --- pull --------------------------------------------------------------------------------
 
 

@@ -124,8 +124,42 @@ def test_a_trunk_under_a_class_with_a_head_is_live_as_the_trunk(whose: str, tmp_
         assert_as_loaded(live, "MPNetModel", tmp_path / "out")
 
 
+POOLED = {
+    "BertForMaskedLM": "cls.",
+    "RobertaForSequenceClassification": "classifier.",
+    "ViTForImageClassification": "classifier.",
+    "ViTForMaskedImageModeling": "decoder.",
+    "DeiTForImageClassification": "classifier.",
+}
+
+
+@pytest.mark.parametrize("kind", POOLED)
+@pytest.mark.parametrize("on_disk", [False, True], ids=["held", "disk"])
+def test_a_trunk_without_a_pooler_is_live_as_its_class_with_the_head_makes_it(
+    kind: str, on_disk: bool, tmp_path: Path
+) -> None:
+    """The trunk's own class would draw a pooler; bit for bit it is what transformers loads."""
+    vit = Row(kind, lambda: transformers.ViTConfig(**IMAGE), {"vit.encoder.layer": 3})
+    recipe = made(ROW.get(kind, vit), tmp_path)
+    for folder in ("base", "a", "b"):
+        models.rewrite(
+            tmp_path / folder,
+            lambda held: {n: t for n, t in held.items() if not n.startswith(POOLED[kind])},
+        )
+    limits = {"cpu": Blueprint(recipe).working + 60_000} if on_disk else None
+    with LiveModel(recipe, quiet=True, max_memory=limits) as live:
+        assert ("disk" in live.accounting.weights) == on_disk
+        live.set(alpha=0.9, beta=-0.3)
+        in_process(live.recipe, tmp_path / "out", write_model_card=False)
+        with_head = getattr(transformers, kind).from_pretrained(tmp_path / "out")
+        loaded = with_head.base_model.state_dict()
+        held = weights(live)
+        assert set(held) == set(loaded)
+        assert [name for name, want in loaded.items() if not same_bits(held[name], want)] == []
+
+
 def test_a_trunk_beside_whole_models_of_its_class_is_no_trunk(tmp_path: Path) -> None:
-    """A base that has lost its head is refused where the fine-tunes have theirs."""
+    """A base that has lost its head is refused where the fine-tunes have theirs, by its names."""
     recipe = made(ROW["BertForMaskedLM"], tmp_path)
 
     def behead(tensors: models.Tensors) -> None:
@@ -133,8 +167,12 @@ def test_a_trunk_beside_whole_models_of_its_class_is_no_trunk(tmp_path: Path) ->
             del tensors[name]
 
     models.rewrite(recipe["base_model"], behead)
-    with pytest.raises(LinesError, match="lacks tensors that the merge needs"):
+    with pytest.raises(LinesError) as raised:
         LiveModel(recipe, quiet=True)
+    (problem,) = raised.value.problems
+    assert all(name.startswith("cls.predictions.") for name in problem.tensors)
+    assert f"model {recipe['base_model']}: lacks tensors of BertForMaskedLM" in str(problem)
+    assert "it is the BertModel alone. Use models that all have the head" in str(problem)
 
 
 def test_experts_of_two_dtypes_are_refused(tmp_path: Path) -> None:

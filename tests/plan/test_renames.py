@@ -187,6 +187,73 @@ def test_an_embedding_is_not_merged_with_untied_heads(headless: str, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+def lose(folder: Path, *names: str) -> None:
+    """Take the tensors with these beginnings out of a checkpoint."""
+    models.rewrite(folder, lambda held: {n: t for n, t in held.items() if not n.startswith(names)})
+
+
+# What the losers' files lack, of a class that mergekit has no layout for, of one that it has a
+# wrong one for, and of one whose layout it infers and calls optional what not all models have.
+LOSSES = {
+    "ViTForImageClassification": ("classifier.bias",),
+    "BertForMaskedLM": (
+        "cls.predictions.bias",
+        *(
+            f"cls.predictions.transform.{part}.{kind}"
+            for part in ("LayerNorm", "dense")
+            for kind in ("bias", "weight")
+        ),
+    ),
+    "SmolLM3ForCausalLM": ("model.layers.1.mlp.up_proj.weight", "model.norm.weight"),
+    "LlamaForCausalLM": ("model.layers.1.mlp.up_proj.weight", "model.norm.weight"),
+}
+
+
+@pytest.mark.parametrize("losers", ["base", "a", "b", "base a", "a b"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_some_models_lack_is_named_and_nothing_else(
+    name: str, losers: str, tmp_path: Path
+) -> None:
+    """No layout is blamed, no sound model, and no tensor that none of the models has."""
+    row = ROW.get(name) or vit(name)
+    base = row.save(tmp_path / "base")
+    for seed, one in enumerate("ab", 2):
+        models.finetuned(base, tmp_path / one, seed=seed)
+    for one in losers.split():
+        lose(tmp_path / one, *LOSSES[name])
+    with pytest.raises(LinesError) as raised:
+        in_process(recipe(base, tmp_path / "a", tmp_path / "b"), tmp_path / "out")
+    blamed = {problem.key.rsplit("/", 1)[-1] for problem in raised.value.problems}
+    assert blamed == set(losers.split())
+    for problem in raised.value.problems:
+        assert set(problem.tensors) == set(LOSSES[name]), problem
+        assert "lacks tensors" in problem.text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("ViTForImageClassification", ("classifier.bias",)),
+        ("SmolLM3ForCausalLM", ("model.layers.1.mlp.up_proj.weight",)),
+        ("LlamaForCausalLM", ("model.norm.weight",)),
+        ("DINOv3ViTModel", ("embeddings.", "norm.")),  # the rest is an encoder, and no model
+    ],
+)
+def test_what_all_models_lack_is_named(name: str, lost: tuple[str, ...], tmp_path: Path) -> None:
+    """Every model is said to lack what is no whole head of its class, and no layout is blamed."""
+    row = ROW.get(name) or vit(name)
+    base = row.save(tmp_path / "base")
+    tuned = models.save(name, row.config(), tmp_path / "a", seed=2)
+    whole = {stored for stored in models.read(base) if stored.startswith(lost)}
+    for one in (base, tuned):
+        lose(one, *lost)
+    with pytest.raises(LinesError) as raised:
+        in_process(recipe(base, tuned), tmp_path / "out")
+    assert [set(problem.tensors) for problem in raised.value.problems] == [whole] * 2
+    assert "layout" not in str(raised.value)
+
+
 def test_heads_of_two_classes_are_not_mixed(tmp_path: Path) -> None:
     """Two classes' `classifier` is refused: of one name and shape, it means two things."""
     for name, kind in (("base", "Sequence"), ("a", "Token")):
