@@ -177,10 +177,11 @@ class PerModel:
         outside: dict[str, list[float]] = defaultdict(list)
         for item in planned:
             depth, scale = item.placed.depth, item.task.parameters["lambda"]
-            for model, values in item.task.input_parameters.items():
+            by_model = dict(item.task.input_parameters.items())
+            for model in item.task.model_order:
                 if model == item.task.base_model:
                     continue
-                weight = values["weight"] * scale
+                weight = by_model[model]["weight"] * scale
                 if depth is None:
                     outside[str(model)].append(weight)
                 else:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from mergekit_lines import LinesError, LiveModel
 from mergekit_lines.live.blueprint import Blueprint
-from mergekit_lines.live.coefficients import Coefficients, rounded
+from mergekit_lines.live.coefficients import Coefficients, Learnable, PerModel, rounded
 from mergekit_lines.live.learn import Adam, best_uniform, descend, slope
 from tests import models
 from tests.allocated import allocated
@@ -177,9 +177,13 @@ def test_offloaded_weights_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["apart", "tied"])
-@pytest.mark.parametrize("words", [{}, {"wrap": "ties", "density": 0.5}], ids=["sum", "ties"])
+@pytest.mark.parametrize(
+    ("words", "per_model"),
+    [({}, False), ({"wrap": "ties", "density": 0.5}, False), ({}, True)],
+    ids=["sum", "ties", "per-model"],
+)
 def test_a_step_takes_the_memory_that_is_stated(
-    words: dict[str, Any], tied: bool, tmp_path: Path
+    words: dict[str, Any], per_model: bool, tied: bool, tmp_path: Path
 ) -> None:
     """Setting weights and one backward pass: what is stated, and the activations of the batch."""
     base = models.llama(tmp_path / "base", hidden=256, vocab=1000, layers=12, tied=tied)
@@ -193,7 +197,9 @@ def test_a_step_takes_the_memory_that_is_stated(
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     graph = allocated(lambda: loss(plain, batch()))
     with LiveModel(document, num_threads=1, quiet=True) as live:
-        start = Coefficients.of(live.summary)
+        start: Learnable = Coefficients.of(live.summary)
+        if per_model:
+            start = PerModel.of(live.planned, live.summary)
         slope(live, start, batch(), loss)  # what is made once, and kept
         most = allocated(lambda: slope(live, rounded(start), batch(), loss))
         memory = live.accounting
