@@ -322,11 +322,6 @@ def _opened(
         work.mkdir()
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         live = stack.enter_context(LiveModel(first, **{"offload_folder": work, **model}))
-        data = {"sha256": examples.sha256}
-        identity = {"the recipe": document, "the data": data, "the settings": settings}
-        Store(folder, {**identity, **identity_of(live, model)})
-        for name in (LEARNED, LEARNING, FIGURE):
-            (folder / name).unlink(missing_ok=True)
         bar = tqdm(
             total=settings["steps"],
             desc="Learning",
@@ -335,6 +330,12 @@ def _opened(
         )
         stack.enter_context(bar)
         learner = _Learner(live, document, examples, settings, folder, bar)
+        # Only now: data that was refused is mended, and is no other search then.
+        data = {"sha256": examples.sha256}
+        identity = {"the recipe": document, "the data": data, "the settings": settings}
+        Store(folder, {**identity, **identity_of(live, model)})
+        for name in (LEARNED, LEARNING, FIGURE):
+            (folder / name).unlink(missing_ok=True)
         try:
             yield learner
         except BaseException as error:

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 from mergekit_lines import LinesError, LiveModel
 from mergekit_lines.live.coefficients import Coefficients, PerModel, rounded, uniform
 from mergekit_lines.live.learn import descend, slope
-from tests import models
 from tests.live.compare import assert_as_merged
 from tests.live.test_learn import STEP, batch, loss, recipe
 

@@ -126,8 +126,9 @@ def _columns(path: Path, text: str) -> list[Row]:
                 )
             rows.append((place, row["text"], (row.get("label") or "").strip() or None))
     except csv.Error as error:
+        line = reader.reader.line_num  # the other one counts lines that could be read
         raise LinesError(
-            f"{WHERE}: {path}, line {reader.line_num} is no CSV ({reason(error)}). Mend the line."
+            f"{WHERE}: {path}, line {line} is no CSV ({reason(error)}). Mend the line."
         ) from error
     return rows
 
