@@ -79,6 +79,15 @@ class Expected:
     container: str = "model.layers"
     by_block: tuple[float, ...] = ()
     """Where they are no straight line: the coefficients of all blocks."""
+    weights: tuple[tuple[float, ...], ...] = ()
+    """Where they hang on depth: of each model those of all blocks, then the one outside."""
+
+    def weighted(self, name: str, taus: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return a tensor's task vectors times the weights that their models have there."""
+        block = BLOCK.match(name)
+        place = BLOCKS if block is None else int(block[1])
+        weights = [own[place] for own in self.weights] or [1.0] * len(taus)
+        return [weight * tau for weight, tau in zip(weights, taus, strict=True)]
 
     def coefficient(self, name: str, alpha: float = 0.0) -> float:
         """Return λ of a tensor by Eq. 1; the name alone tells the block."""
@@ -135,6 +144,10 @@ TABLE = {
     "per-block.yml": Expected(
         *(0.1, 0.6, 0.2, total, ("math", "code"), "task_arithmetic"),
         by_block=(0.1, 0.15, 0.35, 0.6),
+    ),
+    "per-model.yml": Expected(
+        *(1.0, 1.0, 1.0, total, ("math", "code"), "task_arithmetic"),
+        weights=((0.3, 0.25, 0.45, 0.7, 0.2), (0.1, 0.4, 0.4, 0.35, 0.2)),
     ),
     "consensus.yml": Expected(0.21, 1.11, 0.21, agreed, wrap="consensus_ta"),
     **{
@@ -308,7 +321,8 @@ def oracle(
         rule = SINGULAR[expected.merged]
         tau_mtl = singular.merged(folders["llama"], paths, rule, scale=1.0, averaged=1.0)
     elif callable(expected.merged):
-        tau_mtl = {name: expected.merged(tau) for name, tau in taus.items()}
+        rows = {name: expected.weighted(name, tau) for name, tau in taus.items()}
+        tau_mtl = {name: expected.merged(row) for name, row in rows.items()}
     else:
         merge = in_float32(document)
         merge.pop("name", None)

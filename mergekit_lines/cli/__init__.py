@@ -28,7 +28,7 @@ COMMANDS = {
     "sweep": "Tune one or two keys of a recipe by evaluation.",
     "soup": "Trace the rewarded-soup front between two policies.",
     "greedy": "Choose checkpoints for a soup greedily, with LiNeS after.",
-    "learn": "Learn a coefficient for each block on texts without labels.",
+    "learn": "Learn a coefficient for each block on texts or images.",
     "push": "Put a merged model on the Hub, with its card, in one commit.",
     "pull": "Take the recipe out of a model on the Hub.",
     "doctor": "Tell whether merge_method: lines works in mergekit-yaml here.",

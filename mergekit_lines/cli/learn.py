@@ -1,4 +1,4 @@
-"""``mergekit-lines learn``: learn the coefficients of blocks on texts."""
+"""``mergekit-lines learn``: learn the coefficients of blocks on examples."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from mergekit_lines.errors import tell
     "--data",
     type=click.Path(path_type=Path),
     required=True,
-    help="Texts: paragraphs parted by blank lines, or JSON lines with a text each.",
+    help="Texts: paragraphs parted by blank lines, JSON lines with a text and perhaps a label, or "
+    "CSV with these columns. Or a folder of images, those of one class in a folder of its name.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Results go here.")
 @click.option(
     "--objective",
     default="entropy",
     show_default=True,
-    help="entropy of the predictions, or loss: negative log-likelihood of the texts.",
+    help="entropy of the predictions, or loss: negative log-likelihood of tokens or labels.",
 )
 @click.option(
     "--per-model",
@@ -32,13 +33,15 @@ from mergekit_lines.errors import tell
     help="Learn those of every model's own task vector, not the merge's.",
 )
 @click.option("--steps", type=int, default=30, show_default=True, help="Of Adam, a batch each.")
-@click.option("--batch-size", type=int, default=4, show_default=True, help="Windows at once.")
+@click.option(
+    "--batch-size", type=int, default=4, show_default=True, help="Windows, texts or images."
+)
 @click.option("--lr", "learning_rate", type=float, default=0.03, show_default=True, help="Of Adam.")
 @click.option(
     "--held-out", type=float, default=0.25, show_default=True, help="Share that is measured only."
 )
-@click.option("--max-length", type=int, help="Tokens in a window.  [default: at most 1024]")
-@click.option("--limit", type=int, help="Use the first N documents only.")
+@click.option("--max-length", type=int, help="Tokens in a window or text.  [default: at most 1024]")
+@click.option("--limit", type=int, help="Use the first N examples only.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the parts and batches.")
 @click.option("--dtype", help="Of the weights meanwhile, e.g. float32.  [default: the recipe's]")
 @click.option("--device", help="Hold the model on this device.  [default: cpu]")
@@ -53,14 +56,18 @@ from mergekit_lines.errors import tell
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the models.")
 @click.option("--quiet", is_flag=True, help="No progress; the table only.")
 def learn(recipe: Path, data: Path, out: Path, **options: Any) -> None:
-    """Learn a coefficient for each block on texts without labels.
+    """Learn a coefficient for each block on texts or images.
 
-    Adam minimises the entropy of a language model's predictions (as AdaMerging does), or the loss,
-    from the recipe's own coefficients on, or from the best uniform one where that is better on the
-    training part. A share of the documents is held out and measured only: at the recipe's own
+    Adam minimises the entropy of predictions (as AdaMerging does), or the loss: of the tokens of
+    a language model, or of the classes of a classifier of texts or images. It goes from the
+    recipe's own coefficients on, or from the best uniform one where that is better on the
+    training part. A share of the examples is held out and measured only: at the recipe's own
     coefficients, at the best uniform one, and at the learnt ones.
 
-    OUT gets learned.yml, a recipe for mergekit-yaml with a value for each block (from the
+    With --per-model every model's own task vector has a coefficient for each block: for wraps
+    that add them up by weights, such as task_arithmetic and dare_linear.
+
+    OUT gets learned.yml, a recipe for mergekit-yaml with the values written out (from the
     beginning on: Ctrl-C keeps the best so far), learned.json and figure.png.
 
     Memory: the weights once, three times their largest tensor for gradients, and the activations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from mergekit_lines.checkpoint.ties import tied_names
@@ -60,6 +60,32 @@ def sampled_note(sizes: Sizes) -> str | None:
         f"schedule: larv reads {short(sampled)} of the matrices before the merge, and multiplies "
         f"alpha by a level for each block"
     )
+
+
+def weight_notes(planned: Sequence[PlannedTensor]) -> list[str]:
+    """Return what is told of models whose weight is not the same in all tensors."""
+    inside: dict[str, set[float]] = defaultdict(set)
+    outside: dict[str, set[float]] = defaultdict(set)
+    for item in planned:
+        chosen = outside if item.placed.depth is None else inside
+        for model, values in item.task.input_parameters.items():
+            weight = dict(values.items()).get("weight")
+            if isinstance(weight, (int, float)):
+                chosen[str(model)].add(weight)
+    notes = []
+    for model in sorted(inside):
+        if len(inside[model] | outside[model]) > 1:
+            beside = f", {_span(outside[model])} outside" if outside[model] else ""
+            notes.append(
+                f"model {model}: its weight is {_span(inside[model])} in the blocks{beside}; λ "
+                f"multiplies what the models come to by their weights"
+            )
+    return notes
+
+
+def _span(values: Collection[float]) -> str:
+    least, most = f"{min(values):.4g}", f"{max(values):.4g}"
+    return least if least == most else f"{least} to {most}"
 
 
 def depths_and_coefficients(

@@ -23,6 +23,7 @@ from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
 from mergekit_lines.inspection.blocks import (
     depths_and_coefficients,
     sampled_note,
+    weight_notes,
     with_blocks,
     with_coefficients,
 )
@@ -107,6 +108,7 @@ def inspect_recipe(
                 remarks.problems += room
             sampled = sampled_note(sizes) if is_sound else None
             remarks.notes += [*prepared.notes, *sizes.notes, *([sampled] if sampled else [])]
+            remarks.notes += weight_notes(prepared.planned)
             if deep and not remarks.problems:
                 with remarks.refusals():
                     inspection = _looked_at(inspection, config, effective, prepared)

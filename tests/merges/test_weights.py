@@ -167,6 +167,19 @@ def test_blocks_of_slices_are_those_of_the_output(llama_base: Path, llama_a: Pat
             assert models.max_error_ratio(got, want) <= 1e-6, block
 
 
+def test_inspect_tells_the_weights(
+    llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: Path
+) -> None:
+    """A note for each model whose weight hangs on depth, and for no other."""
+    document = recipe(llama_base, llama_a, llama_b, alpha=1, beta=0)
+    document["models"][1]["parameters"] = {"weight": 0.5}
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(document))
+    done = CliRunner().invoke(main, ["inspect", str(tmp_path / "recipe.yml"), "--json"])
+    assert done.exit_code == 0, done.output
+    assert f"{llama_a}: its weight is 0.1 to 0.9 in the blocks, 0.3 outside" in done.output
+    assert f"{llama_b}: its weight" not in done.output
+
+
 def test_a_live_model_holds_what_the_files_hold(
     llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: Path
 ) -> None:
