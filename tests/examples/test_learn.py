@@ -31,4 +31,4 @@ def test_the_table_shows_what_was_learnt(tmp_path: Path) -> None:
     assert values == report["learned"]["coefficients"]["blocks"]
     assert (folder / "learnt" / "figure.png").read_bytes().startswith(b"\x89PNG")
     texts = (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()
-    assert sum(report["windows"]) == len(set(texts)) == 16
+    assert sum(report["measured"]) == len(set(texts)) == 16

@@ -19,7 +19,10 @@ from PIL import Image
 
 from mergekit_lines import LinesError, LiveModel, learn
 from mergekit_lines.cli import main
+from mergekit_lines.live.coefficients import PerModel
+from mergekit_lines.search.learning.classes import Texts
 from mergekit_lines.search.learning.examples import parted, read_examples
+from mergekit_lines.search.learning.predictions import measured
 from tests import models
 from tests.e2e import runner
 from tests.live.compare import assert_as_files
@@ -90,6 +93,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "texts.jsonl").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def lines(*rows: dict[str, Any]) -> str:
+    return "\n".join(json.dumps(row) for row in rows)
 
 
 def short(recipe: dict[str, Any], data: str = "texts.jsonl", **options: Any) -> Any:
@@ -163,6 +170,29 @@ def test_entropy_needs_no_labels(halves: dict[str, Any], place: Path) -> None:
     assert (learned.unit, learned.inputs, learned.measured) == ("text", "texts", (90, 30))
 
 
+def test_an_interrupted_run_leaves_the_best_so_far(
+    halves: dict[str, Any], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in a step: each model has whole weights in the recipe, and nothing else is left."""
+    steps, sums = iter(range(1000)), Texts.sums
+
+    def interrupted(task: Texts, model: Any, batch: Any, names: Any) -> Any:
+        if torch.is_grad_enabled() and next(steps) == 7:
+            raise KeyboardInterrupt
+        return sums(task, model, batch, names)
+
+    monkeypatch.setattr(Texts, "sums", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        short(halves, per_model=True, learning_rate=0.03)
+    left = {path.name for path in (place / "out").iterdir()}
+    assert left == {"learned.yml", "search.json", ".lock"}
+    with LiveModel(halves, quiet=True) as live:
+        live.set_recipe(yaml.safe_load((place / "out/learned.yml").read_text()))
+        own = PerModel.of(live.planned, live.summary)
+        assert len(own.models) == 2
+        assert len({*own.numbers}) > 1  # not the uniform one that it began with
+
+
 def test_the_command_shows_what_was_learnt(halves: dict[str, Any], place: Path) -> None:
     """A column of accuracy, a straight line for each model, a figure; the data may be CSV."""
     (place / "recipe.yml").write_text(yaml.safe_dump(halves))
@@ -188,6 +218,25 @@ def test_the_command_shows_what_was_learnt(halves: dict[str, Any], place: Path) 
     assert [(one.content, one.label) for one in by_columns] == [
         (one.content, one.label) for one in by_lines
     ]
+
+
+def test_long_texts_are_cut_and_short_ones_are_padded(halves: dict[str, Any], place: Path) -> None:
+    """A class hangs on the first tokens, whatever stands beside a text in its batch."""
+    path = Path(halves["models"][0]["model"])
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(path).eval()
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
+    rows = [{"text": "w1 w2 w3 w4 w5 w6 w7", "label": 0}, {"text": "w11", "label": "science"}]
+    (place / "two.jsonl").write_text(lines(*rows))
+    data = read_examples(Path("two.jsonl"), None)
+    task = Texts(model, tokenizer, data, 5)
+    got = measured(task, model, task.inputs(data.examples), 2)
+    cut = [("w1 w2 w3 w4 w5", 0), ("w11", 2)]
+    assert got == pytest.approx(by_formula(of_texts(path), cut), rel=1e-5)
+    model.config.pad_token_id = None
+    task = Texts(model, tokenizer, data, 5)
+    with pytest.raises(LinesError, match=r"no pad_token_id.* Give --batch-size 1, or set it"):
+        measured(task, model, task.inputs(data.examples), 2)
+    assert measured(task, model, task.inputs(data.examples), 1) == pytest.approx(got, rel=1e-5)
 
 
 # --- images -----------------------------------------------------------------------------------
@@ -263,10 +312,6 @@ def test_a_limit_leaves_images_of_every_class(images: Path) -> None:
 
 
 # --- what is refused --------------------------------------------------------------------------
-
-
-def lines(*rows: dict[str, Any]) -> str:
-    return "\n".join(json.dumps(row) for row in rows)
 
 
 GOOD = [{"text": "w1 w2", "label": "sports"}, {"text": "w3 w4", "label": 3}]
