@@ -137,8 +137,9 @@ def with_words_of_models(part: Any, words: Mapping[str, Mapping[str, Any]]) -> A
     if not isinstance(part, Mapping):
         return part
     result = {key: with_words_of_models(inner, words) for key, inner in part.items()}
-    if "model" in part:
-        own = words.get(str(ModelReference.model_validate(part["model"])))
-        if own is not None:
-            result["parameters"] = {**(result.get("parameters") or {}), **own}
+    for key in ("models", "sources"):  # a token's source names a model too
+        for entry in result.get(key) or []:
+            own = words.get(str(ModelReference.model_validate(entry["model"])))
+            if own is not None:
+                entry["parameters"] = {**(entry.get("parameters") or {}), **own}
     return result

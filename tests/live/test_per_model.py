@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from mergekit_lines import LinesError, LiveModel
 from mergekit_lines.live.coefficients import Coefficients, PerModel, rounded, uniform
 from mergekit_lines.live.learn import descend, slope
+from tests import models
 from tests.live.compare import assert_as_merged
 from tests.live.test_learn import STEP, batch, loss, recipe
 
@@ -151,9 +152,12 @@ def test_words_of_slices_give_way(llama_base: Path, llama_a: Path) -> None:
         "slices": [{"sources": sources, "parameters": {"alpha": 0.6, "beta": 0.9}}],
         "parameters": {"alpha": 0.2, "beta": 0.3, "lambda": 2.0, "normalize": False},
     }
+    token = {"source": {"kind": "model_token", "model": str(llama_a), "token": "w1"}}
+    document["tokenizer"] = {"source": "base", "tokens": {"w1": token}}
     own = PerModel({str(llama_a): Coefficients((0.1, 0.2, 0.3, 0.4), 0.5)})
     written = own.recipe(document)
     assert written["parameters"] == {"normalize": False, "alpha": 1.0, "beta": 0.0}
+    assert written["tokenizer"] == document["tokenizer"]
     (one,) = written["slices"]
     assert one["parameters"] == {}
     words = {"weight": "0.1, 0.2, 0.3, 0.4", "weight_outside": 0.5}
@@ -161,3 +165,26 @@ def test_words_of_slices_give_way(llama_base: Path, llama_a: Path) -> None:
     with LiveModel(document, quiet=True) as live:
         live.set_recipe(written)
         assert PerModel.of(live.planned, live.summary) == own
+
+
+def test_adapters_and_aligned_vocabularies_have_gradients_of_their_own(tmp_path: Path) -> None:
+    """A LoRA that stays one, and a model of another tokenizer: the differences of the loss."""
+    document = recipe(tmp_path)
+    base = document["base_model"]
+    lora = models.lora(base, tmp_path / "lora", seed=5, targets=["c_attn"])
+    more = models.gpt2(tmp_path / "more", dtype=torch.float64, seed=9, tokens=["extra"])
+    document["models"] = [{"model": f"{base}+{lora}"}, {"model": str(more)}]
+    document["tokenizer"] = {"source": "union"}
+    with LiveModel(document, quiet=True) as live:
+        start = PerModel.of(live.planned, live.summary)
+        _, gradient = slope(live, start, batch(), loss)
+        for place in (1, BLOCKS, BLOCKS + 1, 2 * BLOCKS + 1):
+
+            def at(by: float, place: int = place) -> float:
+                moved = [value + by * (n == place) for n, value in enumerate(start.numbers)]
+                live.set_recipe(start.like(moved).recipe(live.recipe))
+                with torch.no_grad():
+                    return float(loss(live.model, batch()))
+
+            want = (at(STEP) - at(-STEP)) / (2 * STEP)
+            assert gradient.numbers[place] == pytest.approx(want, rel=1e-5, abs=1e-9), place
