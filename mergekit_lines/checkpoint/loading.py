@@ -35,6 +35,24 @@ class Loading:
     mismatched: tuple[str, ...]
 
 
+def pickled_headers(folder: Path, files: Iterable[str]) -> dict[str, TensorHeader] | None:
+    """Return what a pickled checkpoint holds by name, its weights unread; None: it does not tell.
+
+    Args:
+        folder: where the files are.
+        files: their names. What torch wrote before 1.6 is mapped by no release.
+    """
+    tensors: dict[str, TensorHeader] = {}
+    try:
+        for file in sorted(set(files)):
+            held = torch.load(folder / file, map_location="meta", weights_only=True, mmap=True)
+            for name, tensor in held.items():
+                tensors[name] = TensorHeader(f"{tensor.dtype}", tuple(tensor.shape), file)
+    except Exception:  # noqa: BLE001 - pickle and torch raise a dozen kinds
+        return None
+    return tensors
+
+
 def tried_loading(
     config: Any, tensors: Mapping[str, TensorHeader], options: Mapping[str, Any] = {}
 ) -> Loading:
@@ -113,7 +131,7 @@ def trunk_without_head(
     """
     try:
         names = ModelNames(meta_model(config, trust_remote_code=trust_remote_code))
-        if names.heads(names.of(tensors or {}).values()):
+        if names.trunk is None or names.heads(names.of(tensors or {}).values()):
             return None
         loading = tried_loading(config, tensors or {})
     except Exception:  # noqa: BLE001 - a class that transformers cannot make, of many kinds

@@ -9,14 +9,16 @@ from typing import Any
 
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
+from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
 from mergekit_lines.checkpoint.bounded import read_config
-from mergekit_lines.checkpoint.headers import Headers
+from mergekit_lines.checkpoint.headers import Headers, TensorHeader
 from mergekit_lines.checkpoint.loading import (
     Loading,
     ModelNames,
     meta_model,
+    pickled_headers,
     text_tower,
     tried_loading,
     trunk_without_head,
@@ -107,7 +109,7 @@ def is_whole(
 
     None: transformers cannot make that class.
     """
-    if headers[model].tensors is None:
+    if _tensors(model, headers[model]) is None:
         return False
     loading = _loading(model, headers[model], options)
     return None if loading is None else not loading.missing and not loading.mismatched
@@ -130,11 +132,11 @@ def are_trunks(
 def lacking(headers: Mapping[ModelReference, Headers], options: MergeOptions) -> Iterator[Problem]:
     """Yield what the models lack of the classes that their configs name, by the files' names.
 
-    Nothing is said of pickles, nor of classes that transformers cannot make.
+    Nothing is said of pickles that do not tell, nor of classes that transformers cannot make.
     """
-    everything = {name for one in headers.values() for name in one.tensors or {}}
+    everything = {name for one in headers for name in LoaderCache().get(one).index.tensor_paths}
     for model, own in headers.items():
-        loading = _loading(model, own, options) if own.tensors else None
+        loading = _loading(model, own, options) if _tensors(model, own) else None
         if loading is None or not (loading.missing or loading.mismatched):
             continue
         config = model.config(trust_remote_code=options.trust_remote_code)
@@ -170,7 +172,7 @@ def _loading(model: ModelReference, headers: Headers, options: MergeOptions) -> 
     try:
         with silent():
             config = model.config(trust_remote_code=options.trust_remote_code)
-            return tried_loading(config, headers.tensors or {})
+            return tried_loading(config, _tensors(model, headers) or {})
     except Exception:  # noqa: BLE001 - a class that transformers cannot make, of many kinds
         return None
 
@@ -179,7 +181,15 @@ def _trunk(model: ModelReference, headers: Headers, options: MergeOptions) -> st
     trust = options.trust_remote_code
     with silent():
         config = model.config(trust_remote_code=trust)
-        return trunk_without_head(config, headers.tensors, trust_remote_code=trust)
+        return trunk_without_head(config, _tensors(model, headers), trust_remote_code=trust)
+
+
+def _tensors(model: ModelReference, headers: Headers) -> dict[str, TensorHeader] | None:
+    """Return what a checkpoint holds, of a pickled one by its files: there is no header."""
+    if headers.tensors is not None:
+        return headers.tensors
+    index = LoaderCache().get(model).index
+    return pickled_headers(Path(index.base_path), index.tensor_paths.values())
 
 
 def _left_over(config: MergeConfiguration, options: MergeOptions) -> Iterator[str]:

@@ -104,7 +104,7 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     # Last: other heads most often go with other shapes, which tell more.
     if problems := list(refused_configs(config, options)):
         raise LinesError(problems)
-    if config.base_model and notes:  # not mergekit's layout, which would want the head
+    if config.base_model:
         notes += trunk_note(config.base_model, headers[config.base_model], options)
     notes += config_notes(config, options)
     dropped = dropped_tensors(prepared.planned, config, options)

@@ -146,6 +146,20 @@ def test_models_that_all_lack_their_head_are_told(
     assert f"its files hold the {name} alone, and no head of {kind}" in said
 
 
+def test_a_trunk_by_an_inferred_layout_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """mergekit's layout does without the head that no model has, and the line says so."""
+    row = ROW["ModernBertForMaskedLM"]
+    base = row.save(tmp_path / "base")
+    tuned = models.finetuned(base, tmp_path / "a", seed=2)
+    for folder in (base, tuned):
+        lose(folder, "head.", "decoder.")
+    in_process(recipe(base, tuned), tmp_path / "out", quiet=False)
+    check(tmp_path / "out", base, models.read(tuned), row.depth)
+    assert "ModernBertModel alone, and no head of ModernBertForMaskedLM" in capsys.readouterr().err
+
+
 def without_head(row: Row, folder: Path, seed: int | None = None) -> Path:
     """Write a language model, or one fine-tuned from the base beside it, and leave out its head."""
     if seed is None:
@@ -229,6 +243,40 @@ def test_what_some_models_lack_is_named_and_nothing_else(
         assert set(problem.tensors) == set(LOSSES[name]), problem
         assert "lacks tensors" in problem.text
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["GPTNeoXForCausalLM", "BertForMaskedLM"])
+def test_pickled_models_are_whole_by_their_files(name: str, tmp_path: Path) -> None:
+    """Where mergekit's layout does not fit, pickles are merged as safetensors are."""
+    row = ROW[name]
+    base = row.save(tmp_path / "base")
+    tuned = models.finetuned(base, tmp_path / "a", seed=2)
+    held = {folder: models.read(folder) for folder in (base, tuned)}
+    for folder, tensors in held.items():
+        (folder / "model.safetensors").unlink()
+        torch.save(tensors, folder / "pytorch_model.bin")
+    in_process(recipe(base, tuned), tmp_path / "out")
+    for folder, tensors in held.items():
+        save_file(tensors, folder / "model.safetensors")
+        (folder / "pytorch_model.bin").unlink()
+    check(tmp_path / "out", base, held[tuned], row.depth)
+
+
+def test_a_pickled_model_that_lacks_a_tensor_is_named(tmp_path: Path) -> None:
+    """No sound pickle beside it is blamed."""
+    base = ROW["BertForMaskedLM"].save(tmp_path / "base")
+    tuned = models.finetuned(base, tmp_path / "a", seed=2)
+    for folder in (base, tuned):
+        tensors = models.read(folder)
+        if folder == base:
+            del tensors["cls.predictions.bias"]
+        (folder / "model.safetensors").unlink()
+        torch.save(tensors, folder / "pytorch_model.bin")
+    with pytest.raises(LinesError) as raised:
+        in_process(recipe(base, tuned), tmp_path / "out")
+    (problem,) = raised.value.problems
+    assert problem.key == f"model {base}"
+    assert problem.tensors == ("cls.predictions.bias",)
 
 
 @pytest.mark.parametrize(
