@@ -41,6 +41,9 @@ FIRST = (
 )
 
 
+OFF = ("0", " Off ")  # values of MERGEKIT_LINES_AUTOLOAD
+
+
 def mergekit_modules() -> list[str]:
     """Return the name of every module of the installed mergekit, importing none."""
     spec = importlib.util.find_spec("mergekit")
@@ -189,8 +192,15 @@ def hide_torch(names: list[str]) -> None:
     sys.meta_path.insert(0, Torch())
 
 
-def sweep(names: list[str], results: str) -> None:
-    """Visit each module in a fork of its own, which takes a tenth of a fresh interpreter's time."""
+def sweep(names: list[str], jobs: dict[str, list[Any]], results: str) -> None:
+    """Do each job in a fork of its own, which takes a tenth of a fresh interpreter's time.
+
+    Args:
+        names: the modules of mergekit.
+        jobs: the name of a function, its arguments and what the environment says, by name; the
+            result is written to ``NAME.json``, what goes to stderr to ``NAME.txt``.
+        results: the folder for both.
+    """
     import gc
     import json
     import os
@@ -200,7 +210,7 @@ def sweep(names: list[str], results: str) -> None:
     hide_torch(names)
     gc.disable()  # a collection would copy most of the parent's memory into each fork
     running = 0
-    for name in names:
+    for name, (function, arguments, environment) in jobs.items():
         if running == 2:
             os.wait()
             running -= 1
@@ -208,7 +218,10 @@ def sweep(names: list[str], results: str) -> None:
         if os.fork() == 0:
             result = Path(results, f"{name}.json")
             try:
-                result.write_text(json.dumps(visit(name)))
+                log = os.open(Path(results, f"{name}.txt"), os.O_WRONLY | os.O_CREAT, 0o600)
+                os.dup2(log, 2)
+                os.environ.update(environment)
+                result.write_text(json.dumps(globals()[function](*arguments)))
             except BaseException:
                 result.write_text(json.dumps(traceback.format_exc()))
             finally:
@@ -269,15 +282,42 @@ def assert_extended(found: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What :func:`visit` says of every module of mergekit, seen in forks."""
+def forks(
+    tmp_path_factory: pytest.TempPathFactory, llama_base: Path, llama_a: Path
+) -> tuple[Path, dict[str, tuple[Any, str]]]:
+    """The folder, and for each job result and stderr of forks that have imported no torch yet.
+
+    They are :func:`visit` of every module of mergekit, and what the tests below ask for.
+    """
     if not hasattr(os, "fork"):
         pytest.skip("needs os.fork")
-    folder = tmp_path_factory.mktemp("forked")
-    off = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-    names = mergekit_modules()
-    fresh(state, visit, hide_torch, sweep, cwd=folder, arguments=(names, str(folder)), env=off)
-    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    folder = tmp_path_factory.mktemp("forks")
+    stock, ours = stock_recipe(llama_base, llama_a), lines_recipe(llama_base, llama_a)
+    modules = mergekit_modules()
+    jobs: dict[str, list[Any]] = {name: ["visit", [name], {}] for name in modules}
+    jobs["probe"] = ["probe", [], {}]
+    for value in OFF:
+        jobs[f"off{value}"] = ["switched_off", [], {"MERGEKIT_LINES_AUTOLOAD": value}]
+    off = {"MERGEKIT_LINES_AUTOLOAD": "0"}
+    jobs["by_hand"] = ["by_hand", [ours, str(folder / "by_hand")], off]
+    for how in BROKEN:
+        jobs[how] = ["broken", [how, [stock, ours], str(folder / how)], {}]
+    used = (state, visit, merge, probe, switched_off, by_hand, broken, hide_torch, sweep)
+    arguments = (modules, jobs, str(folder))
+    fresh(*used, cwd=folder, arguments=arguments, env={"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
+    return folder, {
+        name: (
+            json.loads((folder / f"{name}.json").read_text()),
+            (folder / f"{name}.txt").read_text(),
+        )
+        for name in jobs
+    }
+
+
+@pytest.fixture(scope="module")
+def forked(forks: tuple[Path, dict[str, tuple[Any, str]]]) -> dict[str, Any]:
+    """What the forks return, by job."""
+    return {name: result for name, (result, _) in forks[1].items()}
 
 
 @pytest.fixture(scope="module")
@@ -342,9 +382,9 @@ def probe() -> dict[str, Any]:
     }
 
 
-def test_a_probe_does_not_use_the_watcher_up(tmp_path: Path) -> None:
+def test_a_probe_does_not_use_the_watcher_up(forked: dict[str, Any]) -> None:
     """``find_spec`` alone extends nothing and disarms nothing; loaders stay what they were."""
-    found, _ = fresh(state, probe, cwd=tmp_path)
+    found = forked["probe"]
     assert not found["imported"]
     assert found["loaders"] == ["SourceFileLoader"] * 3
     assert found["sources"] == [True] * 3
@@ -397,10 +437,10 @@ def switched_off() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("value", ["0", " Off "])
-def test_autoload_is_off_when_told_so(tmp_path: Path, value: str) -> None:
+@pytest.mark.parametrize("value", OFF)
+def test_autoload_is_off_when_told_so(forked: dict[str, Any], value: str) -> None:
     """With MERGEKIT_LINES_AUTOLOAD=0 (or off) nothing watches and ``lines`` is unknown."""
-    found, _ = fresh(switched_off, cwd=tmp_path, env={"MERGEKIT_LINES_AUTOLOAD": value})
+    found = forked[f"off{value}"]
     assert found["ours"] == ["mergekit_lines", "mergekit_lines._autoload"]
     assert found["watchers"] == []
     assert found["methods"] == []
@@ -429,19 +469,17 @@ def by_hand(recipe: dict[str, Any], out: str) -> dict[str, Any]:
     return result
 
 
-def test_register_by_hand(tmp_path: Path, llama_base: Path, llama_a: Path) -> None:
+def test_register_by_hand(forks: tuple[Path, dict[str, tuple[Any, str]]]) -> None:
     """``register()`` twice is once; a run_merge bound before it refuses, with the remedy."""
-    recipe, out = lines_recipe(llama_base, llama_a), tmp_path / "out"
-    off = {"MERGEKIT_LINES_AUTOLOAD": "0"}
-    found, _ = fresh(state, merge, by_hand, cwd=tmp_path, arguments=(recipe, str(out)), env=off)
+    folder, (found, _) = forks[0], forks[1]["by_hand"]
     assert_extended(found["state"])
     assert found["once"]
     assert found["stock"]
     assert REMEDY in found["refused"]
     assert "merge_method lines was started by a run_merge that is not ours" in found["refused"]
-    assert not list(tmp_path.glob("out_refused/*.safetensors"))
+    assert not list(folder.glob("by_hand_refused/*.safetensors"))
     assert found["accepted"] is None
-    assert list(out.glob("*.safetensors"))
+    assert list(folder.glob("by_hand/*.safetensors"))
 
 
 # --- cost ----------------------------------------------------------------------------------
@@ -563,31 +601,29 @@ OTHER_VERSION = (
 )
 
 
-@pytest.mark.parametrize(
-    ("how", "reason", "modules"),
-    [
-        ("plugin", "no plugin today", WATCHED),
-        ("version", OTHER_VERSION, WATCHED),
-        ("seam", MOVED, ("mergekit.plan",)),
-    ],
-)
+BROKEN = {
+    "plugin": ("no plugin today", WATCHED),
+    "version": (OTHER_VERSION, WATCHED),
+    "seam": (MOVED, ("mergekit.plan",)),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
 def test_a_failed_registration_warns_and_leaves_mergekit_working(
-    tmp_path: Path, llama_base: Path, llama_a: Path, how: str, reason: str, modules: tuple[str, ...]
+    forks: tuple[Path, dict[str, tuple[Any, str]]], how: str
 ) -> None:
     """A stock merge works as ever, a warning says why ``lines`` does not, and it does not."""
-    recipes = [stock_recipe(llama_base, llama_a), lines_recipe(llama_base, llama_a)]
-    found, stderr = fresh(
-        state, merge, broken, cwd=tmp_path, arguments=(how, recipes, str(tmp_path / "out"))
-    )
+    folder, (found, stderr) = forks[0], forks[1][how]
+    reason, modules = BROKEN[how]
     assert found["torch"] == 2.0
     assert found["results"][0] is None
-    assert list(tmp_path.glob("out0/*.safetensors"))
+    assert list(folder.glob(f"{how}0/*.safetensors"))
     for name in WATCHED:
         assert (f"RuntimeWarning: mergekit-lines could not extend {name}," in stderr) == (
             name in modules
         )
     assert stderr.count(reason) == len(modules)
-    assert not list(tmp_path.glob("out1/*"))
+    assert not list(folder.glob(f"{how}1/*"))
     if how == "seam":
         assert found["results"][1] == f"[lines] {reason}"
     else:
