@@ -116,7 +116,31 @@ def _wrap(run_merge: Any) -> Any:
         run_lines_merge(run_merge, merge_config, out_path, options, config_source)
 
     wrapped.extended_by = __name__  # type: ignore[attr-defined]
+    wrapped.of_mergekit = run_merge  # type: ignore[attr-defined]
     return wrapped
+
+
+def run_by_kernels(config: MergeConfiguration, out_path: str, options: Any, text: str) -> None:
+    """Merge a recipe as the wrapped ``run_merge`` does those of our methods.
+
+    mergekit's own methods that have a kernel of ours are merged by it, which the wrapped one
+    leaves to mergekit.
+
+    Args:
+        config: the recipe; ``merge_method`` is one of ``host.names.MERGED``.
+        out_path: the folder to make.
+        options: mergekit's flags.
+        text: the recipe's.
+
+    Raises:
+        LinesError: the recipe, a model, an option or the disk is at fault; nothing is left.
+    """
+    register()
+    require_extended()
+    from mergekit_lines.merges.folder import run_lines_merge
+
+    run_merge = sys.modules["mergekit.merge"].run_merge.of_mergekit
+    run_lines_merge(run_merge, config, out_path, options, text)
 
 
 def require_extended() -> None:

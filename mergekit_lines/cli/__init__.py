@@ -22,6 +22,7 @@ from mergekit_lines.errors import LinesError, nearest
 
 # Name, which is also the module's and the function's, and the first line of its help.
 COMMANDS = {
+    "merge": "Merge a recipe by our kernels, mergekit's own methods too.",
     "inspect": "Show what a recipe will do, without reading weights.",
     "verify": "Recompute a merged model's tensors in float64.",
     "edit": "Scale one model's change from its base by depth.",
@@ -46,7 +47,7 @@ Completion, for the rc file of the shell:
   zsh   eval "$(_MERGEKIT_LINES_COMPLETE=zsh_source mergekit-lines)"
   fish  _MERGEKIT_LINES_COMPLETE=fish_source mergekit-lines | source
 
-Merging itself is mergekit-yaml's, with merge_method: lines or lines_postprocess.
+mergekit-yaml merges too, with merge_method: lines or lines_postprocess.
 """
 
 

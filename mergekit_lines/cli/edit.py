@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from mergekit_lines.cli.sizes import shard_size
+from mergekit_lines.cli.options.flags import shard_size
 from mergekit_lines.errors import LinesError, reason
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mergekit_lines.cli.searching import asked, end, search_options
+from mergekit_lines.cli.options.searching import asked, end, search_options
 from mergekit_lines.errors import tell
 
 

@@ -2,49 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mergekit_lines.cli.sizes import shard_size
+from mergekit_lines.cli.options.flags import PLANNED, merge_flags, with_values
 from mergekit_lines.errors import LinesError, Problem, visible_json
-
-# mergekit's own flags, as far as they change what a merge reads, writes, needs or refuses.
-SWITCHES = (
-    "--allow-crimes",
-    "--trust-remote-code",
-    "--cuda",
-    "--gpu-rich",
-    "--copy-tokenizer/--no-copy-tokenizer",
-    "--lazy-unpickle",
-    "--clone-tensors",
-    "--async-write",
-    "--safe-serialization/--no-safe-serialization",
-    "--unsafe-truncate-embeddings",
-)
-VALUES = (
-    "--out-shard-size",
-    "--random-seed",
-    "--num-threads",
-    "--device",
-    "--transformers-cache",
-    "--lora-merge-cache",
-    "--lora-merge-dtype",
-)
-NUMBERS = {"--random-seed": int, "--num-threads": click.IntRange(min=1)}
-
-
-def _merge_flags(function: Callable[..., None]) -> Callable[..., None]:
-    for flag in reversed(VALUES):
-        kind, read = NUMBERS.get(flag, str), shard_size if flag == "--out-shard-size" else None
-        option = click.option(flag, type=kind, callback=read, help="As for the merge.")
-        function = option(function)
-    for flag in reversed(SWITCHES):
-        on = "/" in flag  # mergekit's switches that are on by default can be turned off
-        function = click.option(flag, is_flag=True, default=on, help="As for the merge.")(function)
-    return function
 
 
 @click.command()
@@ -64,7 +28,7 @@ def _merge_flags(function: Callable[..., None]) -> Callable[..., None]:
     metavar="FILE.html",
     help="Write what --deep shows as one HTML page (needs the extra [plot]).",
 )
-@_merge_flags
+@merge_flags(PLANNED, "As for the merge.")
 def inspect(
     recipe: Path,
     out: Path | None,
@@ -105,11 +69,14 @@ def inspect(
     import mergekit_lines
 
     mergekit_lines.register()
+    from mergekit.options import MergeOptions
+
     from mergekit_lines.host.process import silent
     from mergekit_lines.inspection.documents import inspect_file
 
     with silent():
-        inspections = inspect_file(recipe, _options(flags), out, deep=deep)
+        options = MergeOptions(quiet=True, **with_values(flags))
+        inspections = inspect_file(recipe, options, out, deep=deep)
     if as_json:
         click.echo(_json(inspections, recipe))
     else:
@@ -144,13 +111,6 @@ def _report(folder: Path, as_json: bool, other: Path | None) -> None:
     from mergekit_lines.report.show import show_report
 
     show_report(report, str(folder))
-
-
-def _options(flags: dict[str, Any]) -> Any:
-    from mergekit.options import MergeOptions
-
-    values = {name: value for name, value in flags.items() if value is not None}
-    return MergeOptions(quiet=True, **values)
 
 
 def _json(inspections: list[Any], recipe: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mergekit_lines.cli.searching import MODEL, draw, memory_size
+from mergekit_lines.cli.options.searching import MODEL, draw, memory_size
 from mergekit_lines.errors import tell
 
 

@@ -56,7 +56,7 @@ def pull(repo: str, recipe: Path, pin: bool, force: bool) -> None:
         click.echo("as it is, a merge would be refused here:")
         for problem in pulled.problems:
             _say(f"  {problem}")
-    command = shlex.join(["mergekit-yaml", str(recipe), "OUT", *pulled.flags])
+    command = shlex.join([*pulled.command, str(recipe), "OUT", *pulled.flags])
     _say(f"{'when that is mended, ' if pulled.problems else ''}run it with `{command}`")
 
 

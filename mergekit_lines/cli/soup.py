@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mergekit_lines.cli.searching import asked, draw, end, search_options
+from mergekit_lines.cli.options.searching import asked, draw, end, search_options
 
 # What a merge of one point takes of the options; the others are of measuring a front.
 MERGING = ("device", "num_threads", "trust_remote_code", "copy_tokenizer", "quiet")

@@ -223,7 +223,7 @@ SEAMS = (
     Seam(
         "mergekit.merge_methods.generalized_task_arithmetic",
         "GeneralizedTaskArithmeticMerge",
-        ("consensus_method", "sparsification_method"),
+        ("consensus_method", "sparsification_method", "default_normalize"),
     ),
     Seam("mergekit.io.tasks", "LoaderCache.loaders"),
     Seam("mergekit.io.tasks", "LoaderCache.setup", ("self", "options")),

@@ -14,7 +14,7 @@ from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.files import CARD, RECIPE, REPORT
 from mergekit_lines.hub.whole import MergedModel, merged_model
-from mergekit_lines.report.card import PICTURE, Place, assembled, body, is_edited
+from mergekit_lines.report.card import PICTURE, Place, assembled, body, is_by_depth, is_edited
 from mergekit_lines.report.file import to_json
 from mergekit_lines.report.metadata import (
     Facts,
@@ -152,7 +152,8 @@ def _card(
     own_card: ModelCard | None,
 ) -> str:
     name = options.repo.split("/")[1]
-    data = front_matter(merged.folder, origins, inputs, licence, name)
+    by_depth = is_by_depth(merged.report)
+    data = front_matter(merged.folder, origins, inputs, licence, name, by_depth=by_depth)
     if own_card is not None:
         # What somebody wrote stays, and front matter is only added.
         values = {key: value for key, value in vars(own_card.data).items() if value is not None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -30,9 +30,10 @@ from mergekit_lines.checkpoint.remote.headers import (
 from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.errors import LinesError, nearest, reason
 from mergekit_lines.files import COMMIT, RECIPE, REPORT
-from mergekit_lines.host.names import METHODS
+from mergekit_lines.host.names import METHODS, OF_MERGEKIT
 from mergekit_lines.inspection.inspect import inspect_recipe
 from mergekit_lines.recipe.models import models_in_order
+from mergekit_lines.recipe.options import merging_command
 from mergekit_lines.recipe.reading import one_document
 from mergekit_lines.report.flags import are_safe, safe_flags
 from mergekit_lines.report.origins import Origins, is_local, is_repo_id
@@ -57,7 +58,8 @@ class Pulled:
         text: as a file.
         commit: of the model that it was taken from.
         method: its merge_method.
-        flags: of mergekit-yaml, that the merge's bytes hang on.
+        command: that merges it as it was, without its arguments.
+        flags: mergekit's, that the merge's bytes hang on.
         needs: its models.
         problems: for which a merge would be refused here.
         notes: what else is known of it.
@@ -66,6 +68,7 @@ class Pulled:
     text: str
     commit: str
     method: str
+    command: tuple[str, ...]
     flags: tuple[str, ...]
     needs: tuple[Need, ...]
     problems: tuple[str, ...]
@@ -113,9 +116,19 @@ def pull_recipe(repo: str, *, pin: bool = False) -> Pulled:
         )
     if report.alpha is not None:
         notes.append(f"α was found to be {report.alpha!r}, for `alpha: auto`")
-    needs, problems = _look(config, text)
-    commit = files.commit or "main"
-    return Pulled(text, commit, config.merge_method, report.flags, needs, problems, tuple(notes))
+    ours = (*METHODS, *(OF_MERGEKIT if report.is_there else ()))
+    method = config.merge_method
+    needs, problems = _look(config, text, ours)
+    return Pulled(
+        text,
+        files.commit or "main",
+        method,
+        tuple(merging_command(method)) if method in ours else ("mergekit-yaml",),
+        report.flags,
+        needs,
+        problems,
+        tuple(notes),
+    )
 
 
 @contextmanager
@@ -157,12 +170,14 @@ class HubReport:
         flags: of mergekit-yaml, none but those that a merge writes there.
         only_flags: whether it names no others.
         alpha: that was found for ``alpha: auto``.
+        is_there: whether there is one: mergekit's own merges have none.
     """
 
     inputs: Mapping[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     only_flags: bool = True
     alpha: float | None = None
+    is_there: bool = False
 
 
 def _report(where: str, files: HubFiles) -> HubReport:
@@ -181,7 +196,8 @@ def _report(where: str, files: HubFiles) -> HubReport:
     value = alpha.get("value")
     one = "models" in alpha and "blocks" not in alpha  # by Eq. 2, for the whole model
     by_eq2 = one and isinstance(value, float) and math.isfinite(value)
-    return HubReport(inputs, safe_flags(flags), are_safe(flags), value if by_eq2 else None)
+    alpha_of_eq2 = value if by_eq2 else None
+    return HubReport(inputs, safe_flags(flags), are_safe(flags), alpha_of_eq2, bool(content))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -195,9 +211,11 @@ def _parts(config: MergeConfiguration) -> list[ModelPath]:
     return [part for part in dict.fromkeys(parts) if not is_local(part.path)]
 
 
-def _look(config: MergeConfiguration, text: str) -> tuple[tuple[Need, ...], tuple[str, ...]]:
+def _look(
+    config: MergeConfiguration, text: str, ours: Collection[str]
+) -> tuple[tuple[Need, ...], tuple[str, ...]]:
     """Return what a recipe needs, and for which problems it would be refused here."""
-    if config.merge_method in METHODS:
+    if config.merge_method in ours:
         inspection = inspect_recipe(config, text, MergeOptions(quiet=True))
         problems = list(map(str, inspection.problems))
     else:
@@ -206,7 +224,7 @@ def _look(config: MergeConfiguration, text: str) -> tuple[tuple[Need, ...], tupl
     for model in models_in_order(config):
         for need, problem in _needs(model):
             needs.append(need)
-            if problem and config.merge_method not in METHODS:
+            if problem and config.merge_method not in ours:
                 problems.append(problem)
     return tuple({need.name: need for need in needs}.values()), tuple(dict.fromkeys(problems))
 

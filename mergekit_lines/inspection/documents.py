@@ -1,18 +1,18 @@
-"""A recipe file: one document for ``mergekit-yaml``, or several for ``mergekit-multi``."""
+"""A recipe file: one document for a merge, or several for ``mergekit-multi``."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from mergekit.merge_methods import registry
 from mergekit.options import MergeOptions
 
-from mergekit_lines.errors import LinesError, nearest
-from mergekit_lines.host.names import METHODS
+from mergekit_lines.errors import LinesError
+from mergekit_lines.host.names import MERGED, METHODS
 from mergekit_lines.inspection.findings import Inspection
 from mergekit_lines.inspection.inspect import inspect_recipe
-from mergekit_lines.recipe.checks import check_recipe
+from mergekit_lines.recipe.checks import check_method, check_recipe
 from mergekit_lines.recipe.reading import Document, read_documents
 
 
@@ -36,26 +36,29 @@ def inspect_file(
             f"{path}: found nothing, wanted a recipe: merge_method, base_model, models, parameters."
         )
     methods = [document.config.merge_method for document in documents]
-    if not set(methods) & set(METHODS):
-        registered = {method.spec.name for method in registry.registered_methods()}
-        for name in (name for name in methods if name not in registered):
-            raise LinesError(
-                f"{path}: found merge_method {name}, which nobody has registered."
-                f"{nearest(name, registered)}"
-            )
+    # One recipe is merged by mergekit-lines merge too; several are mergekit-multi's.
+    ours = MERGED if len(documents) == 1 else METHODS
+    if not set(methods) & set(ours):
+        problems = [one for method in methods for one in check_method(method, path.name)]
         raise LinesError(
-            f"{path}: found merge_method {', '.join(dict.fromkeys(methods))}, which is mergekit's "
-            f"own, wanted {' or '.join(METHODS)}: only these have coefficients to show. To scale "
-            f"that merge by depth write `merge_method: lines` and `wrap: {methods[-1]}`."
+            [problem.under(str(path)) for problem in problems]
+            or f"{path}: found {len(documents)} recipes of mergekit's own methods, which "
+            f"mergekit-multi merges by mergekit's own code, wanted one of {', '.join(METHODS)} "
+            f"among them. To look at one of these write it to a file of its own."
         )
-    return [_inspect(document, options, out, deep=deep) for document in documents]
+    return [_inspect(document, options, out, ours, deep=deep) for document in documents]
 
 
 def _inspect(
-    document: Document, options: MergeOptions, out: Path | None, *, deep: bool
+    document: Document,
+    options: MergeOptions,
+    out: Path | None,
+    ours: Collection[str],
+    *,
+    deep: bool,
 ) -> Inspection:
     inspection = Inspection(document.name, document.config.merge_method)
-    if document.config.merge_method not in METHODS:
+    if document.config.merge_method not in ours:
         return replace(
             inspection, notes=("mergekit's own method: it has no coefficients by depth",)
         )

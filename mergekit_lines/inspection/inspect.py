@@ -18,7 +18,7 @@ from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.checkpoint.room import check_room, check_space
 from mergekit_lines.checkpoint.writer import lay_out
 from mergekit_lines.errors import LinesError, Problem, reason
-from mergekit_lines.host.names import OWN
+from mergekit_lines.host.names import ALONE
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
 from mergekit_lines.inspection.blocks import (
     depths_and_coefficients,
@@ -212,7 +212,7 @@ def _looked_at(
         stack.enter_context(files_from_hub(on_hub))
         LoaderCache().setup(options=options)
         opened = open_models(config, options, Path(folder), stack)
-        alone = config.merge_method in OWN
+        alone = config.merge_method in ALONE
         depths, coefficients = depths_and_coefficients(prepared.planned, alone=alone)
         seen = look(prepared.planned, opened, depths, coefficients, options.num_threads)
         opened.check_unchanged()

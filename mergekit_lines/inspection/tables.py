@@ -35,7 +35,8 @@ def show(inspections: Sequence[Inspection], title: str) -> None:
         for container in inspection.containers:
             print_table(console, _blocks(container))
         if inspection.outside:
-            print_table(console, _outside(inspection.outside))
+            place = "all tensors" if _alone(inspection) else "outside the blocks"
+            print_table(console, _outside(place, inspection.outside))
         if inspection.totals:
             print_table(console, _inputs(inspection))
             for line in _totals(inspection.totals):
@@ -52,8 +53,13 @@ def show(inspections: Sequence[Inspection], title: str) -> None:
         print_line(console, "")
 
 
+def _alone(inspection: Inspection) -> bool:
+    """Tell a merge of which nothing is scaled by depth."""
+    return inspection.wraps == (inspection.merge_method,)
+
+
 def _facts(inspection: Inspection) -> Iterable[str]:
-    if inspection.wraps == (inspection.merge_method,):  # a merge alone
+    if _alone(inspection):
         yield f"merge_method {inspection.merge_method}, not scaled by depth"
         return
     wraps = f" around {', '.join(inspection.wraps)}" if inspection.wraps else ""
@@ -75,12 +81,12 @@ def _blocks(container: Container) -> Table:
     return table
 
 
-def _outside(outside: Sequence[Outside]) -> Table:
-    """Return the tensors outside, those alike but for a number in one row."""
+def _outside(place: str, outside: Sequence[Outside]) -> Table:
+    """Return tensors in no block, those alike but for a number in one row."""
     rows: dict[tuple[str, Coefficient | None], list[Outside]] = defaultdict(list)
     for tensor in outside:
         rows[_NUMBER.sub("*", tensor.name), tensor.coefficient].append(tensor)
-    table = new_table("outside the blocks", "", "λ", "tensors", "parameters", "bytes")
+    table = new_table(place, "", "λ", "tensors", "parameters", "bytes")
     for (pattern, value), tensors in rows.items():
         name = pattern if len(tensors) > 1 else tensors[0].name
         _add(table, name, "", _lambda((value,) if value else ()), tensors, len(tensors))

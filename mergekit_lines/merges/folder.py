@@ -74,7 +74,7 @@ FULL = (
     "OUT {out}: the disk is full. Free some space and run the same command again; whole shards, "
     "if there are any, are kept in the partial folder beside it."
 )
-TRACE = "OUT was not made; mergekit-yaml -vv shows where."
+TRACE = "OUT was not made; -vv shows where."
 
 
 @dataclass(frozen=True)
@@ -263,8 +263,8 @@ def _run_merge(
 
     def take(summary: Summary) -> None:
         summaries.append(summary)
-        # That nothing is scaled by depth is told even under --quiet.
-        say = request.say if summary.containers else tell
+        # That nothing is scaled by depth is told even under --quiet, where it should have been.
+        say = request.say if summary.containers or not summary.by_depth else tell
         for line in describe(summary):
             say(line)
 
@@ -314,7 +314,7 @@ def _identity(
 
 
 def _flags(request: Request, models: OpenedModels) -> list[str]:
-    """Return the flags of mergekit-yaml that the output's bytes hang on, defaults left out."""
+    """Return mergekit's flags that the output's bytes hang on, defaults left out."""
     options, effective = request.options, request.effective
     flags: list[str] = []
     if options.random_seed:  # 0 is what no flag means

@@ -70,7 +70,7 @@ def postprocess_method() -> LinesMethod:
 
 
 def alone(name: str) -> LinesMethod:
-    """Return what runs a merge of this package that no recipe's ``lines`` scales: λ is 1."""
+    """Return what runs a merge by our kernels that no recipe's ``lines`` scales: λ is 1."""
     return _registered(f"{name}[alone]", registry.get(name), ALONE_WORDS)
 
 

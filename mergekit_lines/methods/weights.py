@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mergekit.merge_methods.base import MergeMethod, ParameterScope, ParameterSpec
+from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge
 
 from mergekit_lines.lines.depth import BlockDepth
@@ -34,7 +34,7 @@ def by_model(parameter: ParameterSpec) -> bool:
     return parameter.name == WEIGHT and parameter.scope != ParameterScope.SHARED
 
 
-def adds_up(method: MergeMethod) -> bool:
+def adds_up(method: Any) -> bool:
     """Tell whether a method adds task vectors up by their weights, unless it is to normalize."""
     return (
         isinstance(method, GeneralizedTaskArithmeticMerge)

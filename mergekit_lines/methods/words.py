@@ -249,7 +249,7 @@ LINES_WORDS = (
     word("seed", lambda v: whole_number("seed", v, 0), None, "seed of wraps that draw at random"),
 )
 
-# Of a merge of this package alone: nothing is scaled by depth.
+# Of a merge alone: nothing is scaled by depth.
 ALONE_WORDS = tuple(word for word in _SCHEDULE_WORDS if word.name == "allow_nonfinite")
 
 WRAP = next(word for word in LINES_WORDS if word.name == "wrap")
@@ -286,11 +286,18 @@ FOR_WRAP = {"ties": (TRIM,), "dare_linear": (RESCALE_BY,), "dare_ties": (RESCALE
 WHOLE_RECIPE = ("blocks", "num_blocks", "norm", "seed")
 
 
-def strict(parameter: ParameterSpec, name: str, *, by_depth: bool = False) -> ParameterSpec:
+def strict(
+    parameter: ParameterSpec, name: str, *, by_depth: bool = False, defaults: bool = True
+) -> ParameterSpec:
     """Return a wrapped method's parameter under the recipe's ``name``, strictly checked.
 
-    Booleans and non-finite numbers are refused where a number is wanted; a required
-    ``weight`` becomes 1.0. ``by_depth``: values from the first block to the last are taken too.
+    Booleans and non-finite numbers are refused where a number is wanted.
+
+    Args:
+        parameter: the method's own.
+        name: by which a recipe gives it.
+        by_depth: take values from the first block to the last too.
+        defaults: whether a required ``weight`` becomes 1.0.
     """
     numeric = _scalar(parameter.value_type) in (int, float)
 
@@ -305,7 +312,9 @@ def strict(parameter: ParameterSpec, name: str, *, by_depth: bool = False) -> Pa
             reason = error.errors()[0]["msg"]
             raise LinesError(of_parameter(name, f"found {value!r}: {reason}.")) from None
 
-    default = 1.0 if parameter.required and parameter.name == "weight" else parameter.default
+    default = parameter.default
+    if defaults and parameter.required and parameter.name == "weight":
+        default = 1.0
     return ParameterSpec(
         name,
         Annotated[Any, PlainValidator(validate)],

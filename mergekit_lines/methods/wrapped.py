@@ -93,8 +93,9 @@ class LinesMethod(OurMethod):
             parameter.name: f"wrap_{parameter.name}" if parameter.name in taken else parameter.name
             for parameter in (wrapped.spec.parameters if pass_parameters else ())
         }
-        self._more = FOR_WRAP.get(wrapped.spec.name, ()) if pass_parameters else ()
         by_depth = pass_parameters and "schedule" in taken
+        # Alone, mergekit's methods have mergekit's words: one recipe means one merge everywhere.
+        self._more = FOR_WRAP.get(wrapped.spec.name, ()) if by_depth else ()
         self.spec = MergeMethodSpec(
             name=name,
             parameters=(
@@ -110,6 +111,7 @@ class LinesMethod(OurMethod):
                         parameter,
                         self.names[parameter.name],
                         by_depth=by_depth and weights.by_model(parameter),
+                        defaults=by_depth,
                     )
                     for parameter in wrapped.spec.parameters
                     if parameter.name in self.names

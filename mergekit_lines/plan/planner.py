@@ -1,6 +1,7 @@
 """mergekit's planner, extended: wrap, then depth, then one coefficient for every tensor.
 
-Recipes of mergekit's own methods pass through :class:`LinesPlanner` untouched.
+Recipes of mergekit's own methods pass through :class:`LinesPlanner` untouched, but for those that
+``mergekit-lines merge`` merges by our kernels.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pydantic import ValidationError
 
 from mergekit_lines.engine.tasks import LinesTask, WriteTask, engine_task
 from mergekit_lines.errors import LinesError, Problem, reason, together
-from mergekit_lines.host.names import METHODS, OWN, REMEDY
+from mergekit_lines.host.names import ALONE, METHODS, OF_MERGEKIT, REMEDY
 from mergekit_lines.lines.depth import block_depths, natural_key
 from mergekit_lines.lines.placed import Placed, ScheduleWords
 from mergekit_lines.lines.summary import Summary, summarise
@@ -69,8 +70,11 @@ class LinesPlanner(plan.MergePlanner):
         self.config: Any
         self._tokenizer_task: Any
         self._postprocess = config.merge_method == "lines_postprocess"
-        self._alone = config.merge_method if config.merge_method in OWN else None
-        self._lines = config.merge_method in METHODS
+        run = ACTIVE.get()
+        # mergekit's own methods are ours only where our run_merge was asked for them.
+        methods = METHODS if run is None else (*METHODS, *OF_MERGEKIT)
+        self._lines = config.merge_method in methods
+        self._alone = config.merge_method if self._lines and config.merge_method in ALONE else None
         self._planned: list[PlannedTensor] | None = None
         self._coefficients: dict[str, float] = {}
         self._module: str | None = None
@@ -83,7 +87,6 @@ class LinesPlanner(plan.MergePlanner):
         self.summary: Summary | None = None
         if not self._lines:
             return
-        run = ACTIVE.get()
         if run is None:
             raise LinesError(
                 f"merge_method {config.merge_method} was started by a run_merge that is not ours, "

@@ -20,7 +20,7 @@ from mergekit.options import MergeOptions
 from mergekit_lines.checkpoint.headers import Headers, read_headers, wrapped_names
 from mergekit_lines.checkpoint.remote.headers import remote_headers
 from mergekit_lines.errors import LinesError, Problem, reason, some
-from mergekit_lines.host.names import OWN
+from mergekit_lines.host.names import ALONE
 from mergekit_lines.lines.outside import mostly_outside
 from mergekit_lines.plan.configs import config_notes, lacking, refused_configs, trunk_note
 from mergekit_lines.plan.fit import (
@@ -112,7 +112,7 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
         notes.append(
             f"{model}: {len(names)} tensors that the base lacks are dropped: {some(names, 3)}"
         )
-    refusals = () if config.merge_method in OWN else tuple(_depth_problems(prepared))
+    refusals = () if config.merge_method in ALONE else tuple(_depth_problems(prepared))
     return replace(prepared, dropped=dropped, notes=tuple(notes), refusals=refusals)
 
 

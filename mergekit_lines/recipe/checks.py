@@ -21,7 +21,7 @@ from mergekit.tokenizer.config import TokenEmbeddingConfig, TokenizerConfig
 from mergekit_lines.checkpoint.bounded import parse_documents
 from mergekit_lines.checkpoint.out import check_out
 from mergekit_lines.errors import Problem, TextError, nearest, nearest_name, reason
-from mergekit_lines.host.names import METHODS
+from mergekit_lines.host.names import ALONE, MERGED, METHODS
 from mergekit_lines.methods.weights import OUTSIDE
 from mergekit_lines.methods.words import FOR_WRAP, LINES_WORDS, POSTPROCESS_WORDS
 from mergekit_lines.recipe.models import models_in_order
@@ -45,7 +45,7 @@ def check_recipe(
     config: MergeConfiguration, out: Path | None, options: MergeOptions, text: str | None
 ) -> list[Problem]:
     """Return every problem of the recipe, its options and OUT; no file of a model is opened."""
-    keys = list(_check_keys(text))
+    keys = list(_check_keys(config.merge_method, text))
     problems: list[str | Problem] = [*keys]
     problems += [*(check_out(out) if out else ()), *_check_options(options)]
     problems += _check_structure(config)
@@ -54,7 +54,27 @@ def check_recipe(
     return list(dict.fromkeys(map(Problem.of, problems)))
 
 
-def _check_keys(text: str | None) -> Iterator[Problem]:
+def check_method(method: str, recipe: str) -> Iterator[Problem]:
+    """Yield why this package does not merge recipes of a method, and what does.
+
+    Args:
+        method: the recipe's ``merge_method``.
+        recipe: the file's name, for the command that does.
+    """
+    if method in MERGED:
+        return
+    registered = {one.spec.name for one in registered_methods()}
+    if method not in registered:
+        text = f"found {method!r}, which nobody has registered.{nearest(method, registered)}"
+    else:
+        text = (
+            f"found {method!r}, for which this package has no kernel, wanted one of "
+            f"{', '.join(MERGED)}; mergekit's own command merges it: mergekit-yaml {recipe} OUT."
+        )
+    yield Problem("merge_method", text)
+
+
+def _check_keys(method: str, text: str | None) -> Iterator[Problem]:
     """Check the keys of the YAML itself: pydantic ignores the ones it does not know."""
     try:
         documents = parse_documents(text or _file_of_multi())
@@ -62,7 +82,7 @@ def _check_keys(text: str | None) -> Iterator[Problem]:
         yield Problem("recipe", f"{reason(error)}. Write it plainly.")
         return
     for document in documents:
-        if isinstance(document, dict) and document.get("merge_method") in METHODS:
+        if isinstance(document, dict) and document.get("merge_method") in (method, *METHODS):
             place = f"{document['name']}: " if document.get("name") and not text else ""
             yield from _unknown_keys(place, document, MergeConfiguration, {"name"})
 
@@ -179,12 +199,13 @@ def _check_values(config: MergeConfiguration) -> Iterator[str]:
 
 def _check_structure(config: MergeConfiguration) -> Iterator[str]:
     method = config.merge_method
+    does = f"{method} {'merges' if method in ALONE else 'scales'}"
     slices = [*(config.slices or [])]
     for module in (config.modules or {}).values():
         slices += module.slices or []
     if config.base_model is None:
         yield (
-            f"base_model: found nothing, wanted the pre-trained model: {method} scales the change "
+            f"base_model: found nothing, wanted the pre-trained model: {does} the change "
             f"from it, and takes config and tokenizer from it. Add `base_model: PATH-OR-HUB-ID`."
         )
     bases = {config.base_model, *(s.base_model for s in slices)}

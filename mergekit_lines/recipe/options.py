@@ -10,7 +10,13 @@ from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
 from mergekit_lines.files import holds_tokenizer
+from mergekit_lines.host.names import OF_MERGEKIT
 from mergekit_lines.recipe.models import carried, models_in_order
+
+
+def merging_command(method: str) -> list[str]:
+    """Return the command that merges a recipe of a method by our kernels, without its arguments."""
+    return ["mergekit-lines", "merge"] if method in OF_MERGEKIT else ["mergekit-yaml"]
 
 
 def effective_options(

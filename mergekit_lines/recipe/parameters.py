@@ -10,7 +10,7 @@ from mergekit.config import ConditionalParameter, MergeConfiguration
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
 from mergekit_lines.errors import LinesError, Problem, nearest, nearest_name
-from mergekit_lines.host.names import OWN
+from mergekit_lines.host.names import ALONE
 from mergekit_lines.lines.placed import LARV
 from mergekit_lines.methods.complete import (
     LARV_AND_BETA,
@@ -51,7 +51,7 @@ def _methods(config: MergeConfiguration, problems: list[Problem]) -> list[LinesM
     """Return the methods that merge the recipe's tensors; what cannot be wrapped is a problem."""
     if config.merge_method == "lines_postprocess":
         return [postprocess_method()]
-    if config.merge_method in OWN:
+    if config.merge_method in ALONE:
         return [alone(config.merge_method)]
     return [method_for(wrap) for wrap in wraps(config, problems)]
 
@@ -160,7 +160,8 @@ def hint(name: str, names: Iterable[str]) -> str:
     """Return what an unknown name may have meant, where ``known`` are those of one method."""
     if "wrap" in names and name == "gamma":
         return " It belongs to merge_method: lines_postprocess; here write alpha and beta."
-    if "wrap" not in names and name in {word.name for word in LINES_WORDS}:
+    ours = {word.name for words in (LINES_WORDS, *FOR_WRAP.values()) for word in words}
+    if "wrap" not in names and name in ours:
         if "beta" not in names:
             return " It belongs to merge_method: lines; write that, with this merge as its wrap."
         return " It belongs to merge_method: lines; lines_postprocess edits one model."
@@ -230,12 +231,24 @@ def _check_required(config: MergeConfiguration, methods: list[LinesMethod]) -> I
             )
     for wrap, method in zip(wraps, methods, strict=True):
         for parameter in method.spec.parameters:
-            if parameter.required and parameter.name not in present:
-                yield of_parameter(
-                    parameter.name,
-                    f"found nothing, wanted a value: wrap {wrap} has no default for it. Add "
-                    f"{parameter.name} under parameters.",
-                )
+            if parameter.required:
+                yield from _check_no_default(config, wrap, parameter, present)
+
+
+def _check_no_default(
+    config: MergeConfiguration, wrap: str, parameter: ParameterSpec, present: set[str]
+) -> Iterator[Problem]:
+    """Check that a parameter without a default is there, for every model that is listed."""
+    name = parameter.name
+    kind = "" if config.merge_method == wrap else "wrap "
+    text = f"found nothing, wanted a value: {kind}{wrap} has no default for it. Add {name}"
+    if name not in present:
+        yield of_parameter(name, f"{text} under parameters.")
+    elif parameter.scope == ParameterScope.NON_BASE and name not in (config.parameters or {}):
+        for number, entry in enumerate(config.models or []):
+            if entry.model != config.base_model and name not in (entry.parameters or {}):
+                place = f"models[{number}].parameters.{name}"
+                yield Problem(place, f"{text} here, or under the recipe's own parameters.")
 
 
 def _check_coefficients(

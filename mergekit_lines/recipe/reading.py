@@ -74,6 +74,11 @@ def _check_mappings(path: Path, entries: list[Any]) -> None:
                 f"{path}: found {str(entry)[:40]!r}, wanted a recipe: merge_method, base_model, "
                 f"models, parameters."
             )
+        if "experts" in entry and "merge_method" not in entry:
+            raise LinesError(
+                f"{path}: found experts and no merge_method, wanted a merge: a mixture of experts "
+                f"is made by mergekit's own command: mergekit-moe {path.name} OUT."
+            )
 
 
 def schema_problems(error: ValidationError) -> Iterator[str]:

@@ -19,6 +19,7 @@ from huggingface_hub import ModelCardData
 from mergekit.config import MergeConfiguration
 
 from mergekit_lines.errors import visible
+from mergekit_lines.recipe.options import merging_command
 from mergekit_lines.report.flags import safe_flags
 from mergekit_lines.report.library import loading_code
 from mergekit_lines.report.markdown import code, fenced, prose
@@ -115,8 +116,14 @@ def card(folder: Path, config: MergeConfiguration, content: Mapping[str, Any], n
     """
     origins = Origins(config, content.get("inputs", {}), folder)
     inputs = facts(origins)
-    data = front_matter(folder, origins, inputs, inherited(inputs), name)
+    licence, by_depth = inherited(inputs), is_by_depth(content)
+    data = front_matter(folder, origins, inputs, licence, name, by_depth=by_depth)
     return assembled(data, body(folder, config, origins, content, Place(name)))
+
+
+def is_by_depth(content: Mapping[str, Any]) -> bool:
+    """Tell by its report whether a merge is scaled by depth, or a method alone."""
+    return bool(content["wrap"] != [content["merge_method"]])
 
 
 def assembled(data: ModelCardData, text: str) -> str:
@@ -152,7 +159,7 @@ def body(
     """
     recipe = origins.recipe(content["recipe"])
     wraps = [wrap for wrap in content["wrap"] if wrap]
-    by_depth = wraps != [content["merge_method"]]  # else it is a merge alone
+    by_depth = is_by_depth(content)
     return _TEXT.format(
         name=prose(place.name),
         method=code(f"merge_method: {content['merge_method']}"),
@@ -254,7 +261,8 @@ def _repeat(origins: Origins, content: Mapping[str, Any], place: Place) -> str:
     source = f"{place.repo}@{place.branch}" if place.branch else place.repo
     pull = f"mergekit-lines pull {source} recipe.yml --pin\n" if source else ""
     first = "" if source else "Save the recipe as `recipe.yml` and run\n\n"
-    merge = visible(" ".join(["mergekit-yaml recipe.yml OUT", *safe_flags(content.get("flags"))]))
+    words = [*merging_command(content["merge_method"]), "recipe.yml", "OUT"]
+    merge = visible(" ".join([*words, *safe_flags(content.get("flags"))]))
     text = (
         f"{first}{fenced(pull + merge, 'sh')}\n\n"
         f"The same inputs and versions give the same bytes on the same kind of device: {listed}."

@@ -188,7 +188,8 @@ def read_report(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise LinesError(
             f"{folder}: found no {REPORT}, wanted the OUT of a merge with merge_method: lines, "
-            f"lines_postprocess or another of this package. Check the path."
+            f"lines_postprocess or another of this package, or of mergekit-lines merge. Check "
+            f"the path."
         ) from None
     except (OSError, ValueError) as error:
         raise LinesError(

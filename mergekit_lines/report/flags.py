@@ -1,4 +1,4 @@
-"""Flags of mergekit-yaml in a report, which anyone may write, and which are shown to be copied."""
+"""mergekit's flags in a report, which anyone may write, and which are shown to be copied."""
 
 from __future__ import annotations
 

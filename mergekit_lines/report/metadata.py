@@ -18,7 +18,8 @@ from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.report.library import library, task_of
 from mergekit_lines.report.origins import Origin, Origins
 
-TAGS = ("mergekit", "merge", "lines")
+TAGS = ("mergekit", "merge")
+BY_DEPTH = "lines"  # one more, where something is scaled by depth
 RESULTS = "results.json"
 RESULTS_FORMAT = 1
 LINE = 300  # letters of a name or an address in a card
@@ -138,6 +139,8 @@ def front_matter(
     inputs: Sequence[Facts],
     licence: Licence | None,
     name: str,
+    *,
+    by_depth: bool = True,
 ) -> ModelCardData:
     """Return the front matter of a merge.
 
@@ -147,6 +150,7 @@ def front_matter(
         inputs: what their cards say.
         licence: the merge's, if it is known.
         name: the merged model's, for its results.
+        by_depth: whether it is scaled by depth.
 
     Raises:
         LinesError: the results file cannot be read.
@@ -164,7 +168,7 @@ def front_matter(
     return ModelCardData(
         base_model=hub_ids or None,
         library_name=library(folder),
-        tags=list(TAGS),
+        tags=[*TAGS, BY_DEPTH] if by_depth else list(TAGS),
         language=languages or None,
         pipeline_tag=task,
         **more,

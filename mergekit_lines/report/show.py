@@ -30,15 +30,21 @@ def show_report(report: Mapping[str, Any], title: str) -> None:
             table.add_row("", str(number), _lambdas(values), *cells)
         print_table(console, table)
     if report["outside"]:
-        print_table(console, _outside(report["outside"]))
+        place = "all tensors" if _alone(report) else "outside the blocks"
+        print_table(console, _outside(place, report["outside"]))
     if report.get("inputs"):
         print_table(console, _inputs(report["inputs"]))
     for text in _figures(report):
         print_line(console, text)
 
 
+def _alone(report: Mapping[str, Any]) -> bool:
+    """Tell a merge of which nothing is scaled by depth."""
+    return bool(report["wrap"] == [report["merge_method"]])
+
+
 def _facts(report: Mapping[str, Any]) -> Iterator[str]:
-    if report["wrap"] == [report["merge_method"]]:  # a merge alone
+    if _alone(report):
         yield f"merge_method {report['merge_method']}, not scaled by depth"
     else:
         wraps = f" around {', '.join(report['wrap'])}" if report["wrap"] else ""
@@ -60,9 +66,9 @@ def _lambdas(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.4g}" for value in values)
 
 
-def _outside(outside: Mapping[str, float]) -> Table:
-    """Return the tensors outside the blocks; where they are many, only how many of each λ."""
-    table = new_table("outside the blocks", "λ")
+def _outside(place: str, outside: Mapping[str, float]) -> Table:
+    """Return the tensors in no block; where they are many, only how many of each λ."""
+    table = new_table(place, "λ")
     names: dict[float, list[str]] = defaultdict(list)
     for name, value in outside.items():
         names[value].append(name)

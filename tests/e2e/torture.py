@@ -61,6 +61,7 @@ class Torturer(ForkServer):
         hooks: Sequence[Hook] = (),
         kill: dict[str, Any] | None = None,
         timeout: float = STUCK,
+        command: Sequence[str] = ("mergekit-yaml",),
     ) -> Ending:
         """Run ``mergekit-yaml recipe.yml OUT FLAGS`` in a folder.
 
@@ -71,10 +72,11 @@ class Torturer(ForkServer):
             hooks: names of hooks and their arguments.
             kill: ``signals`` to send, ``seconds`` after so many ``writes`` to shards have begun.
             timeout: in seconds.
+            command: what merges.
         """
-        command = ["mergekit-yaml", "recipe.yml", out, *flags]
+        words = [*command, "recipe.yml", out, *flags]
         more = {"hooks": [list(hook) for hook in hooks], "kill": kill}
-        result, answer = self.ask(command, folder, folder, timeout, more)
+        result, answer = self.ask(words, folder, folder, timeout, more)
         return _ending(result, answer)
 
 

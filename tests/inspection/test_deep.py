@@ -289,7 +289,8 @@ def test_a_misspelt_method_is_no_mergekit_method(inputs: Path) -> None:
     """The nearest name is told of a merge method that nobody has registered."""
     done = inspect(inputs, merge_method="Cart")
     assert done.exit_code == 1
-    assert "merge_method Cart, which nobody has registered. Did you mean 'cart'?" in done.output
+    sentence = "merge_method: found 'Cart', which nobody has registered. Did you mean 'cart'?"
+    assert sentence in done.output
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -142,10 +142,20 @@ def test_several_coefficients_in_a_block(sound: Models, tmp_path: Path) -> None:
 
 
 def test_another_method(sound: Models, tmp_path: Path) -> None:
-    """A recipe of mergekit's own has nothing to show: status 1, and how to make it one of ours."""
-    result = inspect(write(tmp_path, recipe(sound, merge_method="ties", parameters={})))
+    """A recipe that only mergekit merges has nothing to show: status 1, and what merges it."""
+    result = inspect(write(tmp_path, recipe(sound, merge_method="linear", parameters={})))
     assert result.exit_code == 1
-    assert "ties" in result.stderr and "wrap: ties" in result.stderr
+    assert "found 'linear'" in result.stderr and "mergekit-yaml recipe.yml OUT" in result.stderr
+    assert result.stdout == ""
+
+
+def test_documents_of_mergekits_methods_alone(sound: Models, tmp_path: Path) -> None:
+    """Several recipes are mergekit-multi's, by which mergekit's methods are not merged by ours."""
+    first = {"name": "one", **recipe(sound, merge_method="ties", parameters={"weight": 1})}
+    second = recipe(sound, merge_method="ties", parameters={"weight": 1})
+    result = inspect(write(tmp_path, first, second))
+    assert result.exit_code == 1
+    assert "found 2 recipes of mergekit's own methods" in result.stderr
     assert result.stdout == ""
 
 
