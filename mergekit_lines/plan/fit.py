@@ -321,17 +321,13 @@ def _check_own_heads(planned: Sequence[PlannedTensor], options: MergeOptions) ->
     for item in planned:
         name = item.weight.name
         for model, weight in item.task.inputs.items():
-            own = model.config(trust_remote_code=options.trust_remote_code)
             index = LoaderCache().get(model).index.tensor_paths
-            held = any(one in index for one in (weight.name, *(weight.aliases or ())))
+            if any(one in index for one in (weight.name, *(weight.aliases or ()))):
+                continue  # and no config is copied for each of thousands of tensors
             # What no name stands in for is missing, and said to be.
             passes = weight.optional or any(one in index for one in weight.tied_names or ())
-            if (
-                passes
-                and not held
-                and is_untied(own, name)
-                and name not in tied_names(own, outputs)
-            ):
+            own = model.config(trust_remote_code=options.trust_remote_code)
+            if passes and is_untied(own, name) and name not in tied_names(own, outputs):
                 yield Problem(
                     f"model {model}",
                     f"lacks {name}, and its config.json says tie_word_embeddings: false",
