@@ -42,6 +42,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "checkpoints"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kernels_cache(checkpoints: Path) -> None:
+    """What tests compile is kept for all of the run, and out of the user's own cache."""
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(checkpoints / "kernels"))
+
+
 @pytest.fixture(scope="session")
 def llama_base(checkpoints: Path) -> Path:
     """A LLaMA of four blocks in fp32, with its tokenizer."""

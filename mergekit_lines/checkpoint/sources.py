@@ -192,6 +192,14 @@ class ShardTensor:
             _SCRATCH.key = key
         into.copy_(_SCRATCH.bytes[: (stop - start) * self.dtype.itemsize].view(self.dtype))
 
+    def read_as_stored(self, start: int, into: torch.Tensor) -> None:
+        """Fill a contiguous 1-D CPU tensor of the stored dtype with the entries from ``start`` on.
+
+        Raises:
+            LinesError: the file is shorter than its header says, or cannot be read.
+        """
+        self._read(start, into)
+
     def will_need(self) -> None:
         """Tell the system that this tensor is read next."""
         if hasattr(os, "posix_fadvise"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -14,19 +15,14 @@ from mergekit.options import MergeOptions
 from mergekit_lines.checkpoint.opened import OpenedModels
 from mergekit_lines.checkpoint.sources import HeldTensor, Source, whole
 from mergekit_lines.checkpoint.writer import Slot
-from mergekit_lines.engine.pieces import (
-    Job,
-    Sink,
-    TensorPieces,
-    merge_tensor,
-    rescale_tensor,
-    tensor_norms,
-)
+from mergekit_lines.engine.norms import tensor_norms
+from mergekit_lines.engine.pieces import Job, Sink, TensorPieces, merge_tensor, rescale_tensor
 from mergekit_lines.engine.ranks import spectrum_terms
 from mergekit_lines.engine.tasks import LinesTask
 from mergekit_lines.engine.vectors import TaskVectors
 from mergekit_lines.engine.workers import Workers
 from mergekit_lines.errors import LinesError
+from mergekit_lines.kernels.compiled.loading import library
 from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.pieces import Kernel
 from mergekit_lines.kernels.sparsity import Sparsity
@@ -116,8 +112,11 @@ class Engine:
         return self.writer.wants(name)
 
     def order(self, tasks: Sequence[LinesTask]) -> None:
-        """Take the order in which tensors will be merged, to read ahead."""
+        """Take the order in which tensors will be merged, to read ahead and to get ready."""
         names = [task.output_weight.name for task in tasks]
+        if self.workers.library is None and self.device.type == "cpu":
+            slots = [self.writer.slot(name) for name in names if self.writer.wants(name)]
+            self.workers.library = library(sum(math.prod(slot.shape) for slot in slots))
         self._following = dict(zip(names, tasks[1:], strict=False))
 
     def gather(self, task: GatherTensors) -> dict[ModelReference, torch.Tensor]:

@@ -10,10 +10,13 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from mergekit_lines.checkpoint.sources import Source
+from mergekit_lines.checkpoint.sources import HeldTensor, ShardTensor, Source
 from mergekit_lines.engine.workers import Workers
+from mergekit_lines.kernels.compiled.library import CODES, Library
+from mergekit_lines.kernels.compiled.merging import merged
+from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.pieces import Kernel
-from mergekit_lines.kernels.scale import add_scaled, power_sum, sum_norm, work_dtype
+from mergekit_lines.kernels.scale import add_scaled, work_dtype
 from mergekit_lines.methods.finite import refuse_input, refuse_result
 
 T = TypeVar("T")
@@ -87,6 +90,42 @@ class TensorPieces:
             for place, source in enumerate(sources)
         )
         return base, models
+
+    @property
+    def library(self) -> Library | None:
+        """The compiled kernels that may take the pieces as they are stored; None for torch's."""
+        on_cpu = self._device.type == "cpu" and self.dtype == torch.float32
+        return self._workers.library if on_cpu else None
+
+    def stored(
+        self, index: int, model: int | None = None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return what :meth:`load` does as it is stored: bf16, fp16 or fp32, to be read alone."""
+        chosen = self._tuned if model is None else [self._tuned[model]]
+        base, *models = (
+            self._as_stored(f"{place} as stored", source, *self.bounds[index])
+            for place, source in enumerate([self._base, *chosen])
+        )
+        return base, models
+
+    def _as_stored(self, name: str, source: Source, start: int, stop: int) -> torch.Tensor:
+        cast = self._cast is not None and self._cast not in (source.dtype, self.dtype)
+        if cast or source.dtype not in CODES:
+            piece = self._read(name, source, start, stop)
+            return piece.to(self._cast) if cast and self._cast is not None else piece
+        if isinstance(source, HeldTensor):
+            return source.tensor().view(-1)[start:stop]
+        piece = self._workers.buffer(name, stop - start, source.dtype)
+        if isinstance(source, ShardTensor):
+            source.read_as_stored(start, piece)
+        else:
+            source.read_into(start, stop, piece)
+        return piece
+
+    def buffer(self, name: str, index: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return room for piece ``index`` that is this thread's until its next call of the name."""
+        start, stop = self.bounds[index]
+        return self._workers.buffer(name, stop - start, dtype)
 
     def load_with(self, index: int, vector: Source) -> tuple[torch.Tensor, torch.Tensor]:
         """Return piece ``index`` of the base and of a tensor in the dtype of the arithmetic.
@@ -195,11 +234,14 @@ def merge_tensor(
         LinesError: an input or the result is not finite, or cannot be read or written.
     """
     state = job.merge.prepare(pieces, draw_keys(job, pieces.models))
+    compiled = _compiled(job, pieces, out_dtype)
 
     def write(index: int) -> None:
+        if compiled and compiled(state, index, sink, vector):
+            return
         base, models = pieces.load(index)
         if not job.allow_nonfinite:
-            _check_inputs(job, pieces, index, base, models)
+            check_inputs(job, pieces, index, base, models)
         tau = job.merge.task_vector(pieces, state, index, base, models)
         if vector is not None:
             vector.write(pieces.bounds[index][0], tau)
@@ -212,6 +254,34 @@ def merge_tensor(
         sink.write(pieces.bounds[index][0], result)
 
     pieces.map(write)
+
+
+def _compiled(
+    job: Job, pieces: TensorPieces, out_dtype: torch.dtype
+) -> Callable[[Any, int, Sink, Sink | None], bool] | None:
+    """Return what merges one piece by compiled code, or None where none can.
+
+    It tells whether it could: what is not finite is torch's to do, or to refuse.
+    """
+    library, merge = pieces.library, job.merge
+    if library is None or not isinstance(merge, Merge) or merge.row_aligned:
+        return None
+    if out_dtype not in CODES:
+        return None
+
+    def write(state: Any, index: int, sink: Sink, vector: Sink | None) -> bool:
+        bounds = pieces.bounds[index]
+        out = pieces.buffer("result", index, out_dtype)
+        tau = None if vector is None else pieces.buffer("task vector", index, torch.float32)
+        inputs, coefficient = pieces.stored(index), job.coefficient
+        if not merged(library, merge, state, bounds, index, *inputs, coefficient, out, tau):
+            return False
+        if vector is not None and tau is not None:
+            vector.write(bounds[0], tau)
+        sink.write(bounds[0], out)
+        return True
+
+    return write
 
 
 def rescale_tensor(
@@ -233,27 +303,6 @@ def rescale_tensor(
     pieces.map(write)
 
 
-def tensor_norms(job: Job, pieces: TensorPieces, power: int) -> tuple[float, float]:
-    """Return one tensor's terms of ‖τ_sum‖ and ‖τ_MTL‖ in Eq. 2, as Σ|x|^power.
-
-    Raises:
-        LinesError: an input is not finite, or cannot be read.
-    """
-    state = job.merge.prepare(pieces, draw_keys(job, pieces.models))
-
-    def terms(index: int) -> tuple[float, float]:
-        base, models = pieces.load(index)
-        if not job.allow_nonfinite:
-            _check_inputs(job, pieces, index, base, models)
-        # The merge may overwrite the models.
-        total = sum_norm(base, models, power)
-        tau = job.merge.task_vector(pieces, state, index, base, models)
-        return total, power_sum(tau, power)
-
-    norms = pieces.map(terms)
-    return math.fsum(total for total, _ in norms), math.fsum(task for _, task in norms)
-
-
 def draw_keys(job: Job, models: int) -> list[bytes]:
     """Return what seeds each model's draws: neither paths nor order of execution are in it."""
     texts = (f"{job.seed}\0{job.name}\0{number}" for number in range(models))
@@ -273,9 +322,14 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return math.isfinite(total) or bool(torch.isfinite(tensor).all())
 
 
-def _check_inputs(
+def check_inputs(
     job: Job, pieces: TensorPieces, index: int, base: torch.Tensor, models: list[torch.Tensor]
 ) -> None:
+    """Refuse a piece of an input that is not finite.
+
+    Raises:
+        LinesError: names tensor and model.
+    """
     for number, piece in enumerate([base, *models]):
         if not _is_finite(piece):
             place = f"tensor {job.name} of model {job.models[number]}"

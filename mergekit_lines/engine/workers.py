@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from mergekit_lines.host.process import available_cores
+from mergekit_lines.kernels.compiled.library import Library
 
 T = TypeVar("T")
 
@@ -22,10 +23,14 @@ class Workers:
 
     Args:
         threads: how many; the cores that this process may use where it is None.
+
+    Attributes:
+        library: the compiled kernels that they may use, or None.
     """
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or available_cores()
+        self.library: Library | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._buffers = threading.local()
 

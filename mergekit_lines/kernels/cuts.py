@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import torch
 
 from mergekit_lines.kernels.bracket import Bracket, draw_bracket, spread_of
+from mergekit_lines.kernels.compiled.counting import counted, sampled
+from mergekit_lines.kernels.compiled.library import Library, pattern
 from mergekit_lines.kernels.pieces import Pieces
 from mergekit_lines.kernels.scale import total as sum_of
 
@@ -33,6 +35,12 @@ class Cut:
     stay: tuple[int, ...]
     there: tuple[int, ...]
     total: float = 0.0
+
+    def limit(self, index: int) -> tuple[int, int]:
+        """Return above which fp32 pattern all of piece ``index`` are, and how many of it itself."""
+        stay, there = self.stay[index], self.there[index]
+        own = pattern(self.threshold)
+        return (own - 1, 0) if stay == there else (own, stay)
 
     def apply(self, delta: torch.Tensor, index: int) -> torch.Tensor:
         """Set the entries of piece ``index`` that are not among them to 0, in place.
@@ -196,6 +204,9 @@ def _look(pieces: Pieces, searches: Sequence[Search], stride: int) -> None:
     def look(index: int) -> dict[int, torch.Tensor]:
         if index not in numbers:
             return {}
+        if pieces.library is not None:
+            base, stored = pieces.stored(index)
+            return sampled(pieces.library, base, {m: stored[m] for m in models}, step)
         base, loaded = pieces.load(index)
         return {model: loaded[model][::step].sub(base[::step]).abs_() for model in models}
 
@@ -225,6 +236,9 @@ class _Pass:
     def __call__(
         self, index: int
     ) -> tuple[list[_Count], dict[int, float], dict[int, torch.Tensor]]:
+        library = self.pieces.library
+        if library is not None and not self.sums:
+            return self._compiled(library, index)
         _, magnitudes = deltas(self.pieces, index, self.models)
         norms, views = {}, {}
         for model, delta in magnitudes.items():
@@ -234,6 +248,21 @@ class _Pass:
                 norms[model] = sum_of(delta)
         counts = [self._count(magnitudes[search.model], search.bracket) for search in self.searches]
         return counts, norms, views
+
+    def _compiled(
+        self, library: Library, index: int
+    ) -> tuple[list[_Count], dict[int, float], dict[int, torch.Tensor]]:
+        alone = self.models[0] if len(self.models) == 1 else None
+        base, stored = self.pieces.stored(index, alone)
+        pairs = zip(self.models, stored, strict=True) if alone is not None else enumerate(stored)
+        models = {model: tensor for model, tensor in pairs if model in self.models}
+        counts, views = counted(library, base, models, self.searches, self.stride)
+        results = []
+        for above, pivots, candidates in counts:
+            gathered, thinned = len(candidates), len(candidates) > self.share * len(base)
+            kept = candidates[:: self.step if thinned else 1].clone()
+            results.append(_Count(above, 0.0, pivots, kept, self.step, gathered, thinned))
+        return results, {}, views
 
     def _count(self, magnitudes: torch.Tensor, bracket: Bracket) -> _Count:
         low, high = bracket.low, bracket.high

@@ -47,14 +47,14 @@ class Draws:
         indices = self._indices
         own = torch.empty_like(indices) if lasting else None
         drawn = _reused("drawn", self.count, indices.device) if own is None else own
-        for begin, end, low, words in self._segments(key):
+        for begin, end, low, salts in self._segments(key):
             run, scratch = drawn[begin:end], self._scratch[begin:end]
-            torch.add(self._indices[: end - begin], _signed(low + words[0]), out=run)
+            torch.add(self._indices[: end - begin], _signed(low + salts[0]), out=run)
             run.mul_(_signed(_FIRST))
             _fold(run, scratch, 16)
-            run.bitwise_xor_(_signed(words[1])).mul_(_signed(_SECOND))
+            run.bitwise_xor_(_signed(salts[1])).mul_(_signed(_SECOND))
             _fold(run, scratch, 15)
-            run.bitwise_xor_(_signed(words[2])).mul_(_signed(_THIRD))
+            run.bitwise_xor_(_signed(salts[2])).mul_(_signed(_THIRD))
             _fold(run, scratch, 16)
         return drawn
 
@@ -64,9 +64,15 @@ class Draws:
         while begin < self.count:
             high, low = divmod(self.start + begin, _WORD)
             end = min(self.count, begin + _WORD - low)
-            digest = hashlib.blake2b(key + high.to_bytes(8, "little"), digest_size=12).digest()
-            yield begin, end, low, struct.unpack("<3I", digest)
+            yield begin, end, low, words(key, high)
             begin = end
+
+
+def words(key: bytes, high: int) -> tuple[int, int, int]:
+    """Return the three words of 32 bits that a key is for indexes of one high word."""
+    digest = hashlib.blake2b(key + high.to_bytes(8, "little"), digest_size=12).digest()
+    first, second, third = struct.unpack("<3I", digest)
+    return first, second, third
 
 
 def _reused(name: str, count: int, device: torch.device) -> torch.Tensor:

@@ -11,7 +11,7 @@ import threading
 
 import torch
 
-from mergekit_lines.kernels.cuts import deltas, gather, tally
+from mergekit_lines.kernels.cuts import beside, deltas, gather, tally
 from mergekit_lines.kernels.pieces import Pieces
 
 BINS = 1 << 20  # counters of a pass; 8 bytes each
@@ -191,3 +191,14 @@ def take(pieces: Pieces, rankings: dict[int, Ranking]) -> None:
 def _length(pieces: Pieces, index: int) -> int:
     start, end = pieces.bounds[index]
     return end - start
+
+
+def below(floor: float, dtype: torch.dtype) -> float:
+    """Return the largest number of ``dtype`` that is less than ``floor``."""
+    number = float(torch.tensor(floor, dtype=dtype))
+    return beside(number, -math.inf, dtype) if number >= floor else number
+
+
+def keep_above(vector: torch.Tensor, floor: float) -> None:
+    """Set the entries whose magnitude is below ``floor`` to 0, in place."""
+    torch.hardshrink(vector, below(floor, vector.dtype), out=vector)

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from mergekit_lines.kernels.compiled.summing import drawn_norms
 from mergekit_lines.kernels.consensus import elected_sum, weighted_sum
-from mergekit_lines.kernels.cuts import Cut, beside, deltas, find_cuts
+from mergekit_lines.kernels.cuts import Cut, deltas, find_cuts
 from mergekit_lines.kernels.draws import Draws, bound, mask
+from mergekit_lines.kernels.floors import keep_above
 from mergekit_lines.kernels.pieces import Pieces
 from mergekit_lines.kernels.rows import row_bounds
 from mergekit_lines.kernels.scale import total
@@ -175,10 +177,9 @@ class Merge:
         vectors = [model.sub_(base) for model in models]
         for model, vector in enumerate(vectors):
             self._sparsify(pieces, state, index, model, vector)
-        factors = [w * rescale for w, rescale in zip(self.weights, state.rescales, strict=True)]
+        factors = self.factors(state, base.dtype)
         if self.consensus is None:
-            common = self.scale / self._divisor(base.dtype)
-            return weighted_sum(vectors, [factor * common for factor in factors])
+            return weighted_sum(vectors, factors)
         _scale(vectors, factors)
         by_count = self.consensus == "count"
         mixed = elected_sum(
@@ -213,6 +214,19 @@ class Merge:
         _scale(vectors, [rescale * self.scale for rescale in state.rescales])
         return vectors
 
+    def factors(self, state: State, dtype: torch.dtype) -> list[float]:
+        """Return what each model's sparsified task vector is multiplied with.
+
+        Args:
+            state: what :meth:`prepare` returned.
+            dtype: of the arithmetic.
+        """
+        factors = [w * rescale for w, rescale in zip(self.weights, state.rescales, strict=True)]
+        if self.consensus is not None:
+            return factors
+        common = self.scale / self._divisor(dtype)
+        return [factor * common for factor in factors]
+
     def votes(self, base: torch.Tensor, models: Sequence[torch.Tensor]) -> int:
         """Return the sum over one piece's entries of the sign of the sum of what stays.
 
@@ -225,7 +239,7 @@ class Merge:
         vectors = [model.sub_(base) for model in models]
         for vector, sparsity in zip(vectors, self.sparsities, strict=True):
             if sparsity.kind == "floor":
-                _above(vector, sparsity.floor)
+                keep_above(vector, sparsity.floor)
         _scale(vectors, self.weights)
         return int(weighted_sum(vectors, [1.0] * len(vectors)).sign_().sum(dtype=torch.float64))
 
@@ -257,6 +271,11 @@ class Merge:
         self, pieces: Pieces, state: State, index: int, models: Sequence[int], *, remember: bool
     ) -> list[tuple[float, float]]:
         """Return Σ|δ| of one piece before and after the draws, for the models asked for."""
+        if pieces.library is not None and not any(self.sparsities[m].by_rows for m in models):
+            own = {m: (state.keys[m], self.sparsities[m]) for m in models}
+            norms = drawn_norms(pieces.library, pieces.bounds[index], *pieces.stored(index), own)
+            if norms is not None:
+                return norms
         base, vectors = deltas(pieces, index, models)
         draws = self._draws(pieces, index, base.device)
         norms = []
@@ -292,7 +311,7 @@ class Merge:
         """Set what does not stay of one model's piece to 0, in place."""
         sparsity, cuts = self.sparsities[model], state.cuts[model]
         if sparsity.kind == "floor":
-            _above(vector, sparsity.floor)
+            keep_above(vector, sparsity.floor)
         elif cuts is not None:
             if not cuts:
                 vector.zero_()
@@ -324,11 +343,3 @@ def _scale(vectors: Sequence[torch.Tensor], factors: Sequence[float]) -> None:
     for vector, factor in zip(vectors, factors, strict=True):
         if factor != 1:
             vector.mul_(factor)
-
-
-def _above(vector: torch.Tensor, floor: float) -> None:
-    """Set the entries whose magnitude is below ``floor`` to 0, in place."""
-    below = float(torch.tensor(floor, dtype=vector.dtype))
-    if below >= floor:
-        below = beside(below, -math.inf, vector.dtype)
-    torch.hardshrink(vector, below, out=vector)

@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from mergekit_lines.kernels.compiled.library import Library
+
 T = TypeVar("T")
 
 
@@ -42,6 +44,18 @@ class Pieces(Protocol):
         Args:
             index: number of the piece.
             model: the one model wanted; None for all N.
+        """
+
+    @property
+    def library(self) -> Library | None:
+        """The compiled kernels that may take the pieces as they are stored; None for torch's."""
+
+    def stored(
+        self, index: int, model: int | None = None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return what :meth:`load` does as it is stored: bf16, fp16 or fp32, to be read alone.
+
+        Where there is a :attr:`library` only.
         """
 
     def map(self, function: Callable[[int], T]) -> list[T]:
@@ -131,6 +145,17 @@ class Held:
         """See :class:`Pieces`."""
         chosen = self.tuned if model is None else [self.tuned[model]]
         return self.base.reshape(-1), [one.clone().reshape(-1) for one in chosen]
+
+    @property
+    def library(self) -> Library | None:
+        """See :class:`Pieces`: a tensor that is held is small."""
+        return None
+
+    def stored(
+        self, index: int, model: int | None = None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """See :class:`Pieces`."""
+        return self.load(index, model)
 
     def map(self, function: Callable[[int], T]) -> list[T]:
         """See :class:`Pieces`."""

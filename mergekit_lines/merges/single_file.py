@@ -47,6 +47,7 @@ from mergekit_lines.engine.workers import Workers
 from mergekit_lines.errors import LinesError, plain_failures, some, tell, teller
 from mergekit_lines.files import REPORT
 from mergekit_lines.host.process import end_at_once, ending_on_sigterm, one_thread
+from mergekit_lines.kernels.compiled.loading import library
 from mergekit_lines.lines.depth import natural_key
 from mergekit_lines.lines.outside import checked_depths
 from mergekit_lines.lines.placed import Placed, ScheduleWords
@@ -214,6 +215,8 @@ class _Edit:
 def _write(edit: _Edit, partial: Partial, layout: ShardLayout, *, quiet: bool) -> None:
     """Fill the one shard, and see that the inputs are still what they were."""
     writer, workers = ShardWriter(partial.path, [layout], partial.vouch), edit.workers()
+    if edit.device.type == "cpu":
+        workers.library = library(sum(math.prod(slot.shape) for slot in layout.slots.values()))
     with ending(workers, writer):
         for slot in tqdm(layout.slots.values(), disable=quiet or None):
             if writer.wants(slot.name):

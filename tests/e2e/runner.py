@@ -243,7 +243,7 @@ class ForkServer:
         ours: bool = True,
         script: str = __file__,
     ) -> None:
-        changes = {"OMP_NUM_THREADS": "1", **(env or {})}
+        changes = {"OMP_NUM_THREADS": "1", "MERGEKIT_LINES_KERNELS": "compiled", **(env or {})}
         self._log = log
         with log.open("wb") as stderr:
             self._parent = subprocess.Popen(
@@ -350,6 +350,8 @@ def import_mains(*preload: str, ours: bool = True) -> dict[str, Any]:
     for module in (*_LATER, *preload):
         if ours or not module.startswith("mergekit_lines"):
             importlib.import_module(module)
+    if ours and os.environ.get("MERGEKIT_LINES_KERNELS") == "compiled":
+        importlib.import_module("mergekit_lines.kernels.compiled.loading").library(1)
     gc.collect()
     gc.freeze()  # else the forks' collectors copy every page
     return mains

@@ -62,19 +62,21 @@ def write_recipe(folder: Path, method: str, **parameters: Any) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_bytes_each_time(method: str, torturer: Torturer, inputs: Path) -> None:
-    """One thread or four, tensors in any order, killed and resumed: every file is the same."""
+    """One thread or four, any kernels and order, killed and resumed: every file is the same."""
     # Without alpha: Eq. 2 sums up norms over all tensors, whose order must not matter either.
     write_recipe(inputs, method)
     pieces = ("pieces", PIECE)
     name = f"{method}-one"
+    by_torch = [pieces, ("kernels", "torch")]
     torturer.merge(
-        inputs, *FLAGS, "--num-threads", "1", out=f"{name}/out", hooks=[pieces]
+        inputs, *FLAGS, "--num-threads", "1", out=f"{name}/out", hooks=by_torch
     ).succeeded()
     wanted = output_digest(inputs / name / "out")
     assert sum(file.endswith(".safetensors") for file in wanted) > 3
     for other, (flags, hooks) in OTHERWISE.items():
         out = f"{method} {other}/out"
-        torturer.merge(inputs, *FLAGS, *flags, out=out, hooks=[pieces, *hooks]).succeeded()
+        compiled = [pieces, ("kernels", "compiled"), *hooks]
+        torturer.merge(inputs, *FLAGS, *flags, out=out, hooks=compiled).succeeded()
         assert output_digest(inputs / out) == wanted, other
     out = f"{method} resumed/out"
     dying = [pieces, ("shuffle", 4), ("die", 4, "after", "rename")]

@@ -167,6 +167,11 @@ def pieces(entries: int) -> None:
     merging.PIECE = entries
 
 
+def kernels(setting: str) -> None:
+    """Merge by the compiled kernels, or by torch's."""
+    os.environ["MERGEKIT_LINES_KERNELS"] = setting
+
+
 def shuffle(seed: int) -> None:
     """Merge the tensors in another order."""
     from mergekit_lines.engine.tasks import WriteTask
@@ -197,7 +202,19 @@ def announce(descriptor: int) -> None:
 
 HOOKS: dict[str, Callable[..., None]] = {
     hook.__name__: hook
-    for hook in (record, die, fail, change, fill, copying_fails, small_files, slow, pieces, shuffle)
+    for hook in (
+        record,
+        die,
+        fail,
+        change,
+        fill,
+        copying_fails,
+        small_files,
+        slow,
+        pieces,
+        kernels,
+        shuffle,
+    )
 }
 
 

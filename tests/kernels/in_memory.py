@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from mergekit_lines.kernels.compiled.library import Library
 from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.scale import work_dtype
 from mergekit_lines.kernels.sparsity import Sparsity
@@ -19,7 +20,12 @@ class InMemory:
     """Pieces of whole tensors; counts the loads of every piece."""
 
     def __init__(
-        self, base: torch.Tensor, models: Sequence[torch.Tensor], piece: int, threads: int = 1
+        self,
+        base: torch.Tensor,
+        models: Sequence[torch.Tensor],
+        piece: int,
+        threads: int = 1,
+        library: Library | None = None,
     ) -> None:
         self.shape = tuple(base.shape)
         self.dtype = work_dtype(base.dtype)
@@ -29,13 +35,23 @@ class InMemory:
         self.loads = [0] * len(self.bounds)
         self._base = base.to(self.dtype).reshape(-1)
         self._models = [model.to(self.dtype).reshape(-1) for model in models]
+        self._stored = [tensor.reshape(-1) for tensor in (base, *models)]
         self._threads = threads
+        self.library = library
 
     def load(self, index: int, model: int | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
         self.loads[index] += 1
         start, end = self.bounds[index]
         models = self._models if model is None else [self._models[model]]
         return self._base[start:end], [tensor[start:end].clone() for tensor in models]
+
+    def stored(
+        self, index: int, model: int | None = None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        self.loads[index] += 1
+        start, end = self.bounds[index]
+        base, *models = (tensor[start:end] for tensor in self._stored)
+        return base, models if model is None else [models[model]]
 
     def map(self, function: Callable[[int], T]) -> list[T]:
         with ThreadPoolExecutor(self._threads) as pool:

@@ -1,0 +1,161 @@
+"""Compiled kernels give what torch's do, to the bit: torch's are held to formulas elsewhere."""
+
+from __future__ import annotations
+
+import random as dice
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mergekit_lines.kernels.compiled.library import Library
+from mergekit_lines.kernels.compiled.merging import merged
+from mergekit_lines.kernels.merge import Merge
+from mergekit_lines.kernels.scale import add_scaled
+from mergekit_lines.kernels.sparsity import Sparsity
+from tests.kernels.in_memory import InMemory, keys
+
+WORDS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+DTYPES = tuple(WORDS)
+SIZES = (1, 7, 255, 256, 257, 1023, 1024, 1025, 2049, 5000, 20_011)
+KINDS = ("none", "magnitude", "random", "magnitude_outliers", "floor")
+# What an entry may be beside ordinary numbers: zeros, fp32's, fp16's and bf16's subnormals, the
+# largest of fp16, numbers whose squares or sums overflow.
+ODD = (0.0, -0.0, 1e-45, -1e-40, 6e-8, -3e-5, 65504.0, -65504.0, 3e38, -2e38)
+same = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def numbers(roll: dice.Random, count: int, like: torch.Tensor | None = None) -> torch.Tensor:
+    """A tensor with many ties, zeros and odd numbers, or a change of another one."""
+    generator = torch.Generator().manual_seed(roll.randrange(1 << 30))
+    tensor = torch.randn(count, generator=generator) * roll.choice([1, 0.02, 1e-3, 1e-38])
+    if roll.random() < 0.4:
+        tensor = (tensor * 8).round() / 8
+    if like is not None:
+        tensor = like.float() + tensor * 0.3
+        kept = torch.rand(count, generator=generator) < roll.choice([0.0, 0.3, 0.9])
+        tensor[kept] = like.float()[kept]
+    for _ in range(roll.choice([0, 0, 1, 20])):
+        tensor[roll.randrange(count)] = roll.choice(ODD)
+    return tensor.to(roll.choice(DTYPES))
+
+
+def a_merge(roll: dice.Random, models: int) -> Merge:
+    kind = roll.choice(KINDS)
+    sparsities = tuple(
+        Sparsity(
+            kind,
+            roll.choice([0.0, 1.0, 0.5, 0.9, roll.random()]),
+            gamma=roll.choice([0.0, 0.01, 0.3]),
+            rescale=roll.random() < 0.5,
+            by_share=roll.random() < 0.3,
+            floor=roll.choice([0.0, 0.01, 0.125, float("inf")]),
+        )
+        for _ in range(models)
+    )
+    weights = tuple(roll.choice([1.0, 0.5, -1.0, 0.0, roll.uniform(-1, 1)]) for _ in range(models))
+    return Merge(
+        sparsities,
+        weights,
+        roll.choice([None, "sum", "count"]),
+        roll.random() < 0.5,
+        roll.choice([1.0, 0.7, -0.3]),
+        roll.choice([1, 0, -1]),
+    )
+
+
+def assert_same(
+    library: Library,
+    merge: Merge,
+    base: torch.Tensor,
+    models: Sequence[torch.Tensor],
+    piece: int,
+    coefficient: float,
+    dtype: torch.dtype,
+) -> int:
+    """Hold all pieces to torch's; return how many the compiled kernels left to it."""
+    plain = InMemory(base, models, piece)
+    fast = InMemory(base, models, piece, library=library)
+    state = merge.prepare(plain, keys(len(models)))
+    own = merge.prepare(fast, keys(len(models)))
+    assert repr((own.cuts, own.rescales)) == repr((state.cuts, state.rescales))  # NaN is not NaN
+    left = 0
+    for index, bounds in enumerate(plain.bounds):
+        vector = merge.task_vector(plain, state, index, *plain.load(index))
+        scaled = add_scaled(plain.load(index)[0], vector.clone(), coefficient).to(dtype)
+        out, tau = torch.empty_like(scaled), torch.empty_like(vector)
+        inputs = fast.stored(index)
+        finite = [scaled, inputs[0], *inputs[1]]
+        if not merged(library, merge, own, bounds, index, *inputs, coefficient, out, tau):
+            assert not all(torch.isfinite(tensor).all() for tensor in finite)
+            left += 1
+            continue
+        assert all(torch.isfinite(tensor).all() for tensor in finite)
+        assert torch.equal(out.view(WORDS[dtype]), scaled.view(WORDS[dtype]))
+        assert torch.equal(tau.view(torch.int32), vector.view(torch.int32))
+    return left
+
+
+@same
+@given(st.randoms(use_true_random=False), st.integers(1, 5), st.sampled_from(SIZES))
+def test_merges_of_one_to_five_models(library, roll, models, count):
+    """Any dtypes side by side, pieces of any size, ties, ±0, subnormals: the bits are torch's."""
+    base = numbers(roll, count)
+    tuned = [numbers(roll, count, base) for _ in range(models)]
+    piece = max(1, roll.choice([count, count // 3, count // 7]))
+    coefficient = roll.choice([1.0, 0.0, 0.37, -2.0])
+    assert_same(
+        library, a_merge(roll, models), base, tuned, piece, coefficient, roll.choice(DTYPES)
+    )
+
+
+@same
+@given(st.randoms(use_true_random=False), st.sampled_from(("base", "model")))
+def test_what_is_not_finite_is_left_to_torch(library, roll, place):
+    """One NaN or infinity at any place of an input: the piece is torch's to refuse or to carry."""
+    base = numbers(roll, 3000).clamp(-100, 100)
+    tuned = [numbers(roll, 3000, base).clamp(-100, 100) for _ in range(2)]
+    odd = roll.choice([float("nan"), float("inf"), float("-inf")])
+    (base if place == "base" else tuned[roll.randrange(2)])[roll.randrange(3000)] = odd
+    merge = Merge((Sparsity("none"),) * 2, (0.5, 0.5))
+    assert assert_same(library, merge, base, tuned, 1000, 1.0, torch.float32) == 1
+
+
+@same
+@given(st.randoms(use_true_random=False), st.sampled_from((torch.bfloat16, torch.float16)))
+def test_results_beyond_the_output_are_left_to_torch(library, roll, dtype):
+    """A finite result that the output's dtype cannot hold is not called finite."""
+    base = torch.zeros(2000)
+    tuned = torch.zeros(2000)
+    tuned[roll.randrange(2000)] = roll.choice([-1, 1]) * float(torch.finfo(dtype).max)
+    merge = Merge((Sparsity("none"),), (1.0,))
+    assert assert_same(library, merge, base, [tuned], 2000, 1.0, dtype) == 0
+    assert assert_same(library, merge, base, [tuned], 2000, 1.003, dtype) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_number_of_sixteen_bits(library, dtype):
+    """All patterns of bf16 and fp16 go in and out as themselves, where they are finite."""
+    patterns = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16)
+    stored = patterns.view(torch.float16 if dtype == torch.float16 else torch.bfloat16)
+    base = stored[torch.isfinite(stored)]
+    merge = Merge((Sparsity("none"),), (1.0,))
+    assert assert_same(library, merge, base, [base.flip(0)], 65536, 0.5, dtype) == 0
+
+
+def test_draws_at_the_end_of_what_32_bits_count(library):
+    """A piece in which the high word of the index changes is left to torch, its neighbours not."""
+    merge, state = Merge((Sparsity("random", 0.5),), (1.0,)), None
+    base, tuned, out = torch.zeros(100), torch.ones(100), torch.empty(100)
+    state = merge.prepare(InMemory(base, [tuned], 100), keys(1))
+    for start, able in (((1 << 32) - 100, True), ((1 << 32) - 99, False), (1 << 32, True)):
+        bounds = (start, start + 100)
+        assert merged(library, merge, state, bounds, 0, base, [tuned], 1.0, out) == able
+        if able:
+            pieces = InMemory(base, [tuned], 100)
+            pieces.bounds = [bounds]
+            assert torch.equal(out, merge.task_vector(pieces, state, 0, base, [tuned.clone()]))
