@@ -58,7 +58,7 @@ class Headers:
     problems: list[str] = field(default_factory=list)
 
 
-def wrapped_names(names: Collection[str]) -> str | None:
+def prefixed_names(names: Collection[str]) -> str | None:
     """Return what a wrapper of the trained model has done to all names, as a sentence, or None."""
     for prefix, wrapper in WRAPPERS.items():
         if names and all(name.startswith(prefix) for name in names):

@@ -21,11 +21,9 @@ from mergekit_lines.checkpoint.runs import read_run, write_run
 from mergekit_lines.checkpoint.sources import HeldTensor, Source
 from mergekit_lines.engine.tasks import LinesTask
 from mergekit_lines.errors import FullDiskError, LinesError
-from mergekit_lines.methods.words import LINES_WORDS
 
 # What scales a task vector, tells where, or does not touch it; all else may change M.
-_OTHERS = ("wrap", "seed", "allow_nonfinite")
-_SCALING = {word.name for word in LINES_WORDS if word.name not in _OTHERS}
+_SCALING = {"alpha", "beta", "schedule", "outside", "blocks", "num_blocks", "norm"}
 
 
 def wrapped_key(task: LinesTask) -> str:

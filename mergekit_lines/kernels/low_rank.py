@@ -26,14 +26,14 @@ def mean(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def cart(deltas: Sequence[torch.Tensor], rank: float, scale: float) -> torch.Tensor:
-    """Return (θ_avg − θ_0) + λ·Σ_t SVD_k(θ_t − θ_avg), in the dtype of the deltas.
+    """Return (θ_avg − θ_0) + scale·Σ_t SVD_k(θ_t − θ_avg), in the dtype of the deltas.
 
     The centred task vectors θ_t − θ_avg do not hang on θ_0.
 
     Args:
         deltas: τ_t = θ_t − θ_0 of T models, matrices (m, n).
         rank: k as a share of min(m, n).
-        scale: λ, of the sum alone.
+        scale: mergekit's `lambda`, of the sum alone.
 
     Source: CART, arXiv 2412.12153.
     """
@@ -47,14 +47,14 @@ def cart(deltas: Sequence[torch.Tensor], rank: float, scale: float) -> torch.Ten
 
 
 def tsv_m(deltas: Sequence[torch.Tensor], rank: float | None, scale: float) -> torch.Tensor:
-    """Return λ·U⊥·S·V⊥ᵀ, of the models' leading singular triples side by side.
+    """Return scale·U⊥·S·V⊥ᵀ, of the models' leading singular triples side by side.
 
     U⊥ and V⊥ are the orthonormal matrices nearest to the singular vectors side by side.
 
     Args:
         deltas: τ_t of T models, matrices (m, n).
         rank: how many triples of each, as a share of min(m, n); None for 1/T.
-        scale: λ.
+        scale: mergekit's `lambda`.
 
     Source: TSV-Merge, arXiv 2412.00081.
     """
@@ -67,11 +67,11 @@ def tsv_m(deltas: Sequence[torch.Tensor], rank: float | None, scale: float) -> t
 
 
 def iso_c(deltas: Sequence[torch.Tensor], scale: float) -> torch.Tensor:
-    """Return λ·mean(S)·U·Vᵀ of Σ τ_t = U·S·Vᵀ.
+    """Return scale·mean(S)·U·Vᵀ of Σ τ_t = U·S·Vᵀ.
 
     Args:
         deltas: τ_t of T models, matrices (m, n).
-        scale: λ.
+        scale: mergekit's `lambda`.
 
     Source: Isotropic merging, arXiv 2502.04959.
     """
@@ -80,7 +80,7 @@ def iso_c(deltas: Sequence[torch.Tensor], scale: float) -> torch.Tensor:
 
 
 def iso_cts(deltas: Sequence[torch.Tensor], rank: float, scale: float) -> torch.Tensor:
-    """Return λ·s·U⊥·V⊥ᵀ of common directions and of such as one model alone has.
+    """Return scale·s·U⊥·V⊥ᵀ of common directions and of such as one model alone has.
 
     The common ones are the leading triples of Σ τ_t; what is left beside their span of each τ_t
     gives as many of its own triples as fill min(m, n) up, or as many as are above the rounding
@@ -90,7 +90,7 @@ def iso_cts(deltas: Sequence[torch.Tensor], rank: float, scale: float) -> torch.
         deltas: τ_t of T models, matrices (m, n).
         rank: the common directions, as a share of min(m, n); rounded so that every model has
             the same number of its own.
-        scale: λ.
+        scale: mergekit's `lambda`.
 
     Source: Isotropic merging, arXiv 2502.04959.
     """

@@ -125,9 +125,9 @@ def _count_models(tensors: Sequence[Contribution]) -> int:
 
 
 def _common_factor(tensors: Sequence[Contribution]) -> float | None:
-    """Return |w|·|λ| where τ_MTL is exactly w·λ·τ_sum with one constant factor, else None.
+    """Return |w·scale| where τ_MTL is exactly w·scale·τ_sum with one constant factor, else None.
 
-    Then Eq. 2 is 1/(N·|w|·|λ|).
+    ``scale`` is mergekit's `lambda`. Then Eq. 2 is 1/(N·|w·scale|).
     """
     factors: set[float] = set()
     for tensor in tensors:

@@ -27,7 +27,7 @@ from mergekit_lines.host.names import METHODS
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
 from mergekit_lines.live.architecture import Parts, maker, parameter_parts, without_its_head
-from mergekit_lines.live.placement import Device, Layout, empty_model, in_dtypes, lay_out
+from mergekit_lines.live.placement import Device, DevicePlan, empty_model, in_dtypes, place_parts
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.memory import working_bytes
 from mergekit_lines.plan.opening import open_models
@@ -163,7 +163,7 @@ class Blueprint:
         }
         kind = torch.device("cuda" if on_gpu else "cpu")
         self.working = working_bytes(self.sizes, calibrated, kind, self.options.num_threads)
-        self.layout: Layout = lay_out(model, parts, device, max_memory, self.working)
+        self.device_plan: DevicePlan = place_parts(model, parts, device, max_memory, self.working)
 
     def _model(self, dtype: torch.dtype, outputs: Sequence[Slot]) -> tuple[Any, Parts]:
         """Return the empty model whose parameters the output's tensors are, and which is which.
@@ -186,7 +186,7 @@ class Blueprint:
 
     def accounting(self) -> Accounting:
         """Return what the live model will take; nothing is allocated for it."""
-        main = self.layout.main
+        main = self.device_plan.main
         vectors = 0
         for sized in self.sizes.tensors:
             merge = sized.item.task.kernel(sized.inputs)
@@ -194,11 +194,11 @@ class Blueprint:
                 wide = any(dtype == torch.float64 for dtype in sized.inputs.values())
                 vectors += sized.entries * (8 if wide else 4)
         return Accounting(
-            weights=self.layout.bytes(),
+            weights=self.device_plan.bytes(),
             main="cpu" if main.type == "cpu" else str(main.index if main.index is not None else 0),
             working=self.working,
             vectors=vectors,
-            gradients=self.layout.gradient_bytes(),
+            gradients=self.device_plan.gradient_bytes(),
         )
 
     @hub_session()
@@ -230,7 +230,8 @@ class Blueprint:
 
     def _check_devices(self) -> None:
         """Refuse devices that are not there; a plan alone does without them."""
-        for device in {*self.layout.device_map.values(), self.layout.main} - {"cpu", "disk"}:
+        devices = {*self.device_plan.device_map.values(), self.device_plan.main}
+        for device in devices - {"cpu", "disk"}:
             try:
                 torch.empty(0, device=device)
             except (RuntimeError, AssertionError) as error:

@@ -108,8 +108,8 @@ class LiveModel:
             weights, vectors = Path(folder, "weights"), Path(folder, "vectors")
             weights.mkdir()
             vectors.mkdir()
-            self._weights = LiveWeights(blueprint.layout, weights)
-            flags = blueprint.options.model_copy(update={"device": str(blueprint.layout.main)})
+            self._weights = LiveWeights(blueprint.device_plan, weights)
+            flags = blueprint.options.model_copy(update={"device": str(blueprint.device_plan.main)})
             kept = TaskVectors(memory_budget, vectors)
             self._engine = Engine(self._models, self._weights, flags, kept)
             stack.callback(self._engine.close)
@@ -274,7 +274,7 @@ class LiveModel:
         Raises:
             LinesError: weights are offloaded.
         """
-        parts = self._blueprint.layout.parts
+        parts = self._blueprint.device_plan.parts
         arguments = (self.model, parts, self._engine, self.planned)
         with attached(*arguments, per_model=per_model) as gradients:
             yield gradients

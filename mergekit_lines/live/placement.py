@@ -29,7 +29,7 @@ Device = int | str
 
 
 @dataclass(frozen=True)
-class Layout:
+class DevicePlan:
     """A model without storage, and the device that each part of it will be on.
 
     Attributes:
@@ -78,13 +78,13 @@ class Layout:
         return 3 * max((slot.bytes for slot in self.parts.slots.values()), default=0)
 
 
-def lay_out(
+def place_parts(
     model: nn.Module,
     parts: Parts,
     device: torch.device,
     max_memory: Mapping[Device, int | str] | None,
     working: int,
-) -> Layout:
+) -> DevicePlan:
     """Decide where each part of a model goes.
 
     Args:
@@ -101,7 +101,7 @@ def lay_out(
     groups = find_tied_parameters(model)
     ties = {name: [n for n in group if n != name] for group in groups for name in group}
     if max_memory is None:
-        return Layout(model, parts, ties, {"": _named(device)}, device)
+        return DevicePlan(model, parts, ties, {"": _named(device)}, device)
     try:
         limits = dict(get_max_memory(dict(max_memory)))
     except (ValueError, TypeError) as error:
@@ -121,7 +121,7 @@ def lay_out(
     device_map = infer_auto_device_map(
         model, max_memory=limits, no_split_module_classes=sorted(whole) if whole else None
     )
-    return Layout(model, parts, ties, device_map, _device(main))
+    return DevicePlan(model, parts, ties, device_map, _device(main))
 
 
 def _device(main: Device) -> torch.device:
@@ -169,26 +169,26 @@ class LiveWeights:
     """The places of a live model's weights, for the engine to write to.
 
     Args:
-        layout: where each part goes; its model gets its storage here.
+        plan: where each part goes; its model gets its storage here.
         folder: for what goes to disk.
     """
 
-    def __init__(self, layout: Layout, folder: Path) -> None:
-        self._layout = layout
+    def __init__(self, plan: DevicePlan, folder: Path) -> None:
+        self._plan = plan
         self._host: dict[str, torch.Tensor] = {}
         self._files: dict[str, OnDisk] = {}
-        self.model = layout.model
+        self.model = plan.model
         self._allocate(folder)
         self._dispatch(folder)
 
     def _allocate(self, folder: Path) -> None:
         index: dict[str, Any] = {}
-        for name, slot in self._layout.parts.slots.items():
-            device = self._layout.device_of(name)
-            names = [name, *self._layout.ties.get(name, ())]
+        for name, slot in self._plan.parts.slots.items():
+            device = self._plan.device_of(name)
+            names = [name, *self._plan.ties.get(name, ())]
             if device == "disk":
                 self._files[name] = _on_disk(names, slot, folder, index)
-            elif device == "cpu" and self._layout.main.type != "cpu":
+            elif device == "cpu" and self._plan.main.type != "cpu":
                 tensor = torch.empty(slot.shape, dtype=slot.dtype)
                 self._host |= dict.fromkeys(names, tensor)
             else:
@@ -197,8 +197,8 @@ class LiveWeights:
                 set_module_tensor_to_device(self.model, name, place, value=value, dtype=slot.dtype)
                 self._tie(names)
         save_offload_index(index, str(folder))
-        for name, value in self._layout.parts.computed.items():
-            part = Part(name, self._layout.parts.slots[name])
+        for name, value in self._plan.parts.computed.items():
+            part = Part(name, self._plan.parts.slots[name])
             self._place(part).write(0, value.flatten())
 
     def _tie(self, names: Sequence[str]) -> None:
@@ -211,14 +211,14 @@ class LiveWeights:
     def _dispatch(self, folder: Path) -> None:
         self.model.requires_grad_(requires_grad=False)
         self.model.eval()
-        main = self._layout.main
-        if self._files or self._host or len(set(self._layout.device_map.values())) > 1:
+        main = self._plan.main
+        if self._files or self._host or len(set(self._plan.device_map.values())) > 1:
             with warnings.catch_warnings():
                 # Of what stands in no module, which accelerate has named itself.
                 warnings.filterwarnings("ignore", "The following device_map keys", UserWarning)
                 dispatch_model(
                     self.model,
-                    dict(self._layout.device_map),
+                    dict(self._plan.device_map),
                     main_device=_named(main),  # accelerate compares it with "cpu"
                     state_dict=self._host or None,
                     offload_dir=str(folder) if self._files else None,
@@ -229,15 +229,15 @@ class LiveWeights:
 
     def wants(self, name: str) -> bool:
         """Tell whether the model has a parameter, or a part of one, for an output tensor."""
-        return name in self._layout.parts.of_output
+        return name in self._plan.parts.of_output
 
     def slot(self, name: str) -> Slot:
         """Return what the tensor has to be."""
-        return self._layout.parts.of_output[name][0].slot
+        return self._plan.parts.of_output[name][0].slot
 
     def sink(self, name: str) -> Sink:
         """Return the place of a tensor."""
-        parts = self._layout.parts.of_output[name]
+        parts = self._plan.parts.of_output[name]
         places = [self._place(part) for part in parts]
         return places[0] if len(parts) == 1 else _Runs(parts, places)
 
@@ -250,7 +250,7 @@ class LiveWeights:
         holder, _, last = own.rpartition(".")
         module = self.model.get_submodule(holder)
         tensor: torch.Tensor = getattr(module, last)
-        slot = self._layout.parts.slots[own]
+        slot = self._plan.parts.slots[own]
         if (tuple(tensor.shape), tensor.dtype) != (slot.shape, slot.dtype) or tensor.is_meta:
             raise LinesError(
                 f"the live model's {own} was changed from outside: found {tensor.dtype} "

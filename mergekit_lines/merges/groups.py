@@ -16,8 +16,9 @@ from mergekit.merge_methods.base import (
 
 from mergekit_lines.errors import LinesError, some
 from mergekit_lines.lines.depth import BlockDepth, block_depths
+from mergekit_lines.lines.rules import weight_at
 from mergekit_lines.methods.complete import incomplete
-from mergekit_lines.methods.weights import OUTSIDE, WEIGHT, at_depth
+from mergekit_lines.methods.weights import WEIGHT, WEIGHT_OUTSIDE
 from mergekit_lines.methods.words import WHOLE_RECIPE
 from mergekit_lines.methods.wrapped import LinesMethod
 from mergekit_lines.recipe.parameters import hint
@@ -78,10 +79,11 @@ def bind(
 
 def with_weights(values: dict[str, Any], depth: BlockDepth | None) -> dict[str, Any]:
     """Return the values of a group whose models have the weights of its depth."""
-    if OUTSIDE not in values:
+    if WEIGHT_OUTSIDE not in values:
         return values
+    outside = values[WEIGHT_OUTSIDE]
     own = [
-        (model, at_depth({WEIGHT: weight, OUTSIDE: values[OUTSIDE][model]}, depth)[WEIGHT])
+        (model, weight_at(weight, outside[model], depth))
         for model, weight in values[WEIGHT].items()
     ]
     return {**values, WEIGHT: PerInputValues(own)}

@@ -31,7 +31,7 @@ from mergekit_lines.lines.readings import UNREAD, Readings
 from mergekit_lines.merges.groups import bind, check_groups, with_weights
 from mergekit_lines.merges.state_dicts import group_spectrum, merge_group
 from mergekit_lines.methods.registry import method_for, postprocess_method
-from mergekit_lines.methods.trim import ONE_TENSOR, by_model
+from mergekit_lines.methods.trim import ONE_TENSOR, cuts_whole_model
 from mergekit_lines.methods.words import LINES_WORDS, plain_sum_factors
 from mergekit_lines.methods.wrapped import LinesMethod, Scaling
 
@@ -67,7 +67,7 @@ def merge_raw(
     check_groups(name, [group], dtype, out_dtype)
     method = postprocess_method() if name == "lines_postprocess" else method_for(resolved["wrap"])
     (values,) = bind(method, [group], _given(method, group, resolved))
-    if by_model(values):
+    if cuts_whole_model(values):
         raise LinesError(ONE_TENSOR)
     tensor = str(group.metadata.name)
     depth = _depth(tensor, names, values["blocks"], values["num_blocks"])

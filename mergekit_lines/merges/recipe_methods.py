@@ -20,7 +20,7 @@ from mergekit.merge_methods.base import (
 
 from mergekit_lines.methods.consensus import CONSENSUS
 from mergekit_lines.methods.spectral import SPECTRAL
-from mergekit_lines.methods.weights import OUTSIDE
+from mergekit_lines.methods.weights import WEIGHT_OUTSIDE
 from mergekit_lines.methods.words import FOR_WRAP, LINES_WORDS, POSTPROCESS_WORDS
 from mergekit_lines.methods.wrapped import REFERENCE, OurMethod
 
@@ -72,7 +72,7 @@ class RecipeMethod(OurMethod):
         if not self._wraps or not hasattr(registry, "registered_methods"):
             return set()
         ours = {word.name for word in self._words}
-        more = {OUTSIDE, *(word.name for words in FOR_WRAP.values() for word in words)}
+        more = {WEIGHT_OUTSIDE, *(word.name for words in FOR_WRAP.values() for word in words)}
         return more | {
             f"wrap_{parameter.name}" if parameter.name in ours else parameter.name
             for method in registry.registered_methods()

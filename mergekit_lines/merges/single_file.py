@@ -25,8 +25,8 @@ from mergekit_lines.checkpoint.headers import (
     BUFFERS,
     FLOATS,
     TensorHeader,
+    prefixed_names,
     read_shard,
-    wrapped_names,
 )
 from mergekit_lines.checkpoint.opened import describe_file
 from mergekit_lines.checkpoint.out import single_file
@@ -266,9 +266,9 @@ def _check_headers(headers: Mapping[Path, Mapping[str, TensorHeader]]) -> Iterat
     (model, tuned), (base, pretrained) = headers.items()
     for one, other in ((model, base), (base, model)):
         absent = [name for name in headers[one] if name not in headers[other]]
-        if absent and (wrapped := wrapped_names(headers[other])):
+        if absent and (wrapped := prefixed_names(headers[other])):
             yield f"{other}: {wrapped}"
-        elif absent and not wrapped_names(headers[one]):
+        elif absent and not prefixed_names(headers[one]):
             yield (
                 f"{other}: lacks {len(absent)} tensors that {one} has ({some(absent)}), wanted the "
                 f"same names in both. Use the base that the model was fine-tuned from."

@@ -38,7 +38,7 @@ from mergekit_lines.merges.groups import (
     with_weights,
 )
 from mergekit_lines.methods.registry import method_for, postprocess_method
-from mergekit_lines.methods.trim import SETTLED, Settled, by_model
+from mergekit_lines.methods.trim import SETTLED, Settled, cuts_whole_model
 from mergekit_lines.methods.words import WRAP, plain_sum_factors
 from mergekit_lines.methods.wrapped import SCALING, LinesMethod, Scaling
 
@@ -81,7 +81,7 @@ def merge_groups(
     values = [with_weights(own, one.depth) for own, one in zip(values, placed, strict=True)]
     seed = values[0]["seed"] or 0 if values and "seed" in values[0] else 0
 
-    if any(map(by_model, values)):
+    if any(map(cuts_whole_model, values)):
         settled = _settled(method, groups, values, sorted(set(ties)), dtype)
         values = [{**own, SETTLED: settled} for own in values]
 
@@ -221,7 +221,7 @@ def _settled(
     densities: dict[str, float] = {}
     for own in values:
         for model, density in own["density"].items():
-            if not by_model(own) or densities.setdefault(str(model), density) != density:
+            if not cuts_whole_model(own) or densities.setdefault(str(model), density) != density:
                 raise LinesError(
                     "parameters.trim: found 'model' with a trim or a density per tensor, wanted "
                     "one of each: the cut is over all tensors."

@@ -19,7 +19,7 @@ from mergekit_lines.errors import LinesError
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.kernels.pieces import Held, Kernel
 from mergekit_lines.kernels.scale import work_dtype
-from mergekit_lines.methods.trim import ONE_TENSOR, by_model
+from mergekit_lines.methods.trim import ONE_TENSOR, cuts_whole_model
 
 
 class OwnMerge(GroupMergeMethod):
@@ -64,7 +64,7 @@ class OwnMerge(GroupMergeMethod):
         Raises:
             LinesError: the values want of it what takes the whole model.
         """
-        if by_model(parameters):
+        if cuts_whole_model(parameters):
             raise LinesError(ONE_TENSOR)
         base, models = group.base, group.non_base
         if base is None or not models or not base.tensor.numel():

@@ -36,7 +36,7 @@ class Settled:
     zero_sign: int = 1
 
 
-def by_model(values: Mapping[str, Any]) -> bool:
+def cuts_whole_model(values: Mapping[str, Any]) -> bool:
     """Tell whether one tensor's values ask for a cut over the whole model."""
     return values.get(TRIM.name) == "model"
 
@@ -49,7 +49,7 @@ def sparsities(values: Mapping[str, Any], models: Sequence[Any]) -> tuple[Sparsi
         models: ids of the fine-tuned models.
     """
     densities = [values["density"][model] for model in models]
-    if not by_model(values):
+    if not cuts_whole_model(values):
         return tuple(Sparsity("magnitude", density=density) for density in densities)
     settled: Settled | None = values.get(SETTLED)
     floors = dict(settled.floors) if settled else {}
@@ -64,4 +64,4 @@ def sparsities(values: Mapping[str, Any], models: Sequence[Any]) -> tuple[Sparsi
 def zero_sign(values: Mapping[str, Any]) -> int:
     """Return the sign that a sum of 0 elects: mergekit's + unless the whole model was asked."""
     settled: Settled | None = values.get(SETTLED)
-    return settled.zero_sign if settled and by_model(values) else 1
+    return settled.zero_sign if settled and cuts_whole_model(values) else 1

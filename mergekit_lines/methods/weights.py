@@ -20,16 +20,16 @@ from mergekit_lines.lines.depth import BlockDepth
 from mergekit_lines.lines.rules import weight_at
 from mergekit_lines.methods.words import number, word
 
-WEIGHT, OUTSIDE = "weight", "weight_outside"
+WEIGHT, WEIGHT_OUTSIDE = "weight", "weight_outside"
 _OUTSIDE = word(
-    OUTSIDE,
-    lambda v: number(OUTSIDE, v),
+    WEIGHT_OUTSIDE,
+    lambda v: number(WEIGHT_OUTSIDE, v),
     None,
     "weight in tensors outside the blocks; the first block's without it",
 )
 
 
-def by_model(parameter: ParameterSpec) -> bool:
+def is_weight_of_model(parameter: ParameterSpec) -> bool:
     """Tell whether a method's parameter is the weight of each model."""
     return parameter.name == WEIGHT and parameter.scope != ParameterScope.SHARED
 
@@ -48,8 +48,12 @@ def outside_word(weight: ParameterSpec) -> ParameterSpec:
     return replace(_OUTSIDE, scope=weight.scope)
 
 
-def at_depth(values: Mapping[str, Any], depth: BlockDepth | None) -> dict[str, Any]:
+def with_weight_at(values: Mapping[str, Any], depth: BlockDepth | None) -> dict[str, Any]:
     """Return one model's parameters, of which the weight is a number, for a tensor in its place."""
-    if OUTSIDE not in values:
+    if WEIGHT_OUTSIDE not in values:
         return dict(values)
-    return {**values, WEIGHT: weight_at(values[WEIGHT], values[OUTSIDE], depth), OUTSIDE: None}
+    return {
+        **values,
+        WEIGHT: weight_at(values[WEIGHT], values[WEIGHT_OUTSIDE], depth),
+        WEIGHT_OUTSIDE: None,
+    }

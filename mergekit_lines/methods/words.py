@@ -226,7 +226,7 @@ _BETA = word(
     "beta", lambda v: number("beta", v), None, "coefficient gained from first to last block"
 )
 _SHAPES = "linear, sqrt, quadratic, an exponent, or coefficients"
-_SCHEDULE_WORDS = (
+_SHARED_WORDS = (
     word("outside", _outside, "alpha", "coefficient of tensors outside the blocks"),
     word("blocks", _blocks, None, "containers that count as blocks, comma-separated"),
     word("num_blocks", lambda v: whole_number("num_blocks", v, 1), None, "block count"),
@@ -244,13 +244,13 @@ LINES_WORDS = (
     word("alpha", _alpha, None, "coefficient of the first block, or auto or block (Eq. 2)"),
     _BETA,
     word("schedule", _schedule, "linear", f"{_SHAPES}, or larv"),
-    *_SCHEDULE_WORDS,
+    *_SHARED_WORDS,
     word("norm", _norm, "l1", "norm of Eq. 2 for alpha: auto"),
     word("seed", lambda v: whole_number("seed", v, 0), None, "seed of wraps that draw at random"),
 )
 
 # Of a merge alone: nothing is scaled by depth.
-ALONE_WORDS = tuple(word for word in _SCHEDULE_WORDS if word.name == "allow_nonfinite")
+ALONE_WORDS = tuple(word for word in _SHARED_WORDS if word.name == "allow_nonfinite")
 
 WRAP = next(word for word in LINES_WORDS if word.name == "wrap")
 
@@ -259,7 +259,7 @@ POSTPROCESS_WORDS = (
     word("gamma", lambda v: number("gamma", v), None, "alpha = gamma, beta = 1 - gamma"),
     _BETA,
     word("schedule", _schedule_postprocess, "linear", _SHAPES),
-    *_SCHEDULE_WORDS,
+    *_SHARED_WORDS,
 )
 
 

@@ -104,13 +104,13 @@ class LinesMethod(OurMethod):
                 *(
                     weights.outside_word(parameter)
                     for parameter in wrapped.spec.parameters
-                    if by_depth and weights.by_model(parameter)
+                    if by_depth and weights.is_weight_of_model(parameter)
                 ),
                 *(
                     strict(
                         parameter,
                         self.names[parameter.name],
-                        by_depth=by_depth and weights.by_model(parameter),
+                        by_depth=by_depth and weights.is_weight_of_model(parameter),
                         defaults=by_depth,
                     )
                     for parameter in wrapped.spec.parameters
@@ -181,12 +181,12 @@ class LinesMethod(OurMethod):
             return wrapped.kernel(own, models)
         if type(wrapped) is not GeneralizedTaskArithmeticMerge:
             return None
-        if trim.by_model(own) and own["rescale"]:
+        if trim.cuts_whole_model(own) and own["rescale"]:
             raise LinesError(trim.NO_RESCALE)
         kind = wrapped.sparsification_method
         return Merge(
             sparsities=trim.sparsities(own, models)
-            if trim.by_model(own)
+            if trim.cuts_whole_model(own)
             else tuple(
                 Sparsity(
                     kind=kind.value if kind else "none",

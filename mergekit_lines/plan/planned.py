@@ -19,7 +19,7 @@ from mergekit_lines.lines.depth import BlockDepth
 from mergekit_lines.lines.placed import Placed
 from mergekit_lines.lines.summary import Summary
 from mergekit_lines.methods import weights
-from mergekit_lines.methods.trim import by_model
+from mergekit_lines.methods.trim import cuts_whole_model
 from mergekit_lines.methods.words import plain_sum_factors
 from mergekit_lines.plan.tokenizer import OrderedTokenizer
 from mergekit_lines.recipe.models import base_listed
@@ -72,7 +72,7 @@ def planning(run: MergeRun) -> Iterator[None]:
 def placed_task(task: LinesTask, depth: BlockDepth | None) -> LinesTask:
     """Return a tensor's task with the weights that its models have at its depth."""
     own = {
-        model: ImmutableMap(weights.at_depth(dict(values.items()), depth))
+        model: ImmutableMap(weights.with_weight_at(dict(values.items()), depth))
         for model, values in task.input_parameters.items()
     }
     return task.model_copy(update={"input_parameters": ImmutableMap(own)})
@@ -95,7 +95,7 @@ class PlannedTensor:
     @property
     def cut(self) -> bool:
         """Whether TIES cuts it by a magnitude of the whole model, which is found before."""
-        return by_model(dict(self.task.parameters.items()))
+        return cuts_whole_model(dict(self.task.parameters.items()))
 
     def contribution(self) -> Contribution:
         """Return the tensor as Eq. 2 sees it."""

@@ -17,7 +17,7 @@ from mergekit.io.loader import LazyPickleLoader
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
-from mergekit_lines.checkpoint.headers import Headers, read_headers, wrapped_names
+from mergekit_lines.checkpoint.headers import Headers, prefixed_names, read_headers
 from mergekit_lines.checkpoint.remote.headers import remote_headers
 from mergekit_lines.errors import LinesError, Problem, reason, some
 from mergekit_lines.host.names import ALONE
@@ -96,7 +96,7 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
     headers = {model: _feed(model, options) for model in models_in_order(config)}
     problems = [Problem.of(one) for header in headers.values() for one in header.problems]
     problems += _check_counts(headers, options)
-    problems += [] if problems else [*_empty(headers), *_wrapped(headers)]
+    problems += [] if problems else [*_empty(headers), *_prefixed(headers)]
     copied = set() if problems else _check_adapters(headers, options, problems)
     if problems:
         raise LinesError(problems)
@@ -215,10 +215,10 @@ def _empty(headers: Mapping[ModelReference, Headers]) -> Iterator[Problem]:
             yield Problem(f"model {model}", "its files hold no tensor. Download or save it again.")
 
 
-def _wrapped(headers: Mapping[ModelReference, Headers]) -> Iterator[Problem]:
+def _prefixed(headers: Mapping[ModelReference, Headers]) -> Iterator[Problem]:
     """Yield models whose names a wrapper has changed; transformers loads none of them."""
     for model in headers:
-        text = wrapped_names(LoaderCache().get(model).index.tensor_paths)
+        text = prefixed_names(LoaderCache().get(model).index.tensor_paths)
         if text:
             yield Problem(f"model {model}", text)
 

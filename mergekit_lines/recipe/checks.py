@@ -22,7 +22,7 @@ from mergekit_lines.checkpoint.bounded import parse_documents
 from mergekit_lines.checkpoint.out import check_out
 from mergekit_lines.errors import Problem, TextError, nearest, nearest_name, reason
 from mergekit_lines.host.names import ALONE, MERGED, METHODS
-from mergekit_lines.methods.weights import OUTSIDE
+from mergekit_lines.methods.weights import WEIGHT_OUTSIDE
 from mergekit_lines.methods.words import FOR_WRAP, LINES_WORDS, POSTPROCESS_WORDS
 from mergekit_lines.recipe.models import models_in_order
 from mergekit_lines.recipe.parameters import check_parameters
@@ -116,7 +116,7 @@ def _unknown_keys(
 def _parameter_names() -> set[str]:
     names = {p.name for method in registered_methods() for p in method.spec.parameters}
     names |= {word.name for words in FOR_WRAP.values() for word in words}
-    return names | WORDS | {OUTSIDE}
+    return names | WORDS | {WEIGHT_OUTSIDE}
 
 
 def _entries(place: str, key: str, value: Any) -> list[tuple[str, Any]]:

@@ -19,7 +19,7 @@ from mergekit_lines.methods.complete import (
     values_and_more,
 )
 from mergekit_lines.methods.registry import alone, check_wrap, method_for, postprocess_method
-from mergekit_lines.methods.weights import OUTSIDE, WEIGHT
+from mergekit_lines.methods.weights import WEIGHT, WEIGHT_OUTSIDE
 from mergekit_lines.methods.words import (
     ALONE_WORDS,
     FOR_WRAP,
@@ -196,7 +196,7 @@ def _check_values(
         *POSTPROCESS_WORDS,
         *(word for more in FOR_WRAP.values() for word in more),
     )
-    ours = name in (WEIGHT, OUTSIDE, *(word.name for word in words))
+    ours = name in (WEIGHT, WEIGHT_OUTSIDE, *(word.name for word in words))
     if ours and any(_is_word_gradient(part) for part in _parts(setting)):
         yield wrong(
             f"found {setting!r}, a list of which mergekit would take one word by the place in the "

@@ -38,7 +38,7 @@ def report(summary: Summary, method: str, recipe: str) -> dict[str, Any]:
         closed = calibration.tau_sum is None
         alpha = {
             "value": calibration.alpha,
-            "source": "Eq. 2, closed form 1/(N·|w|·|λ|)" if closed else "Eq. 2",
+            "source": "Eq. 2, closed form 1/(N·|w·lambda|)" if closed else "Eq. 2",
             "models": calibration.models,
             "norm": calibration.norm,
             "tau_sum": calibration.tau_sum,

@@ -19,7 +19,7 @@ from mergekit_lines.engine.tasks import EngineGather, LinesTask
 from mergekit_lines.engine.workers import Workers
 from mergekit_lines.errors import LinesError, some
 from mergekit_lines.methods.registry import registered
-from mergekit_lines.methods.trim import by_model
+from mergekit_lines.methods.trim import cuts_whole_model
 from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.verify import spectral
 from mergekit_lines.verify.comparison import (
@@ -155,7 +155,7 @@ class Checker:
         cast = task.input_dtype()
         doubled = cast == torch.float64 if cast else any(one.doubled for one in inputs.values())
         parameters = parameters_of(task, method, tuned, coefficient)
-        if self._cuts is not None and by_model(dict(task.parameters.items())):
+        if self._cuts is not None and cuts_whole_model(dict(task.parameters.items())):
             magnitudes = self._cuts.magnitudes
             parameters = replace(
                 parameters,

@@ -42,7 +42,7 @@ class Parameters:
         zero_sign: the sign that a sum of 0 elects; 0 stands for −.
         normalize: divide by the sum of the weights.
         scale: mergekit's ``lambda``.
-        tall_lambdas: consensus merging: λ_t of the masks; empty for all else.
+        tall_lambdas: consensus merging: each model's threshold of its mask; empty for all else.
         min_agree: consensus merging: how many masks have to be set.
         coefficient: λ of LiNeS.
     """

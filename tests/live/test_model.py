@@ -443,7 +443,7 @@ def test_a_7b_model_fits_a_card_of_24_gb(tmp_path: Path) -> None:
         assert accounting.device < 24e9
         # Two pieces at once, or one of the largest tensor's size, in fp32; ten bytes too few fail.
         assert accounting.working < 3e9
-        assert all(parameter.is_meta for parameter in plan.layout.model.parameters())
+        assert all(parameter.is_meta for parameter in plan.device_plan.model.parameters())
 
 
 def test_a_gpus_limit_is_cut_by_what_merging_takes_there(
