@@ -35,6 +35,8 @@ BIN = Path(sys.executable).parent
 STUCK = 1200.0  # seconds: on the busiest machine, what has not ended by then never will
 Recipe = str | Mapping[str, Any]
 Environment = Mapping[str, str | None]
+# torch's own threads spend more time on waiting for each other than on a tiny model.
+ONE_THREAD: Environment = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,7 @@ class ForkServer:
         ours: bool = True,
         script: str = __file__,
     ) -> None:
-        changes = {"OMP_NUM_THREADS": "1", "MERGEKIT_LINES_KERNELS": "compiled", **(env or {})}
+        changes = {**ONE_THREAD, "MERGEKIT_LINES_KERNELS": "compiled", **(env or {})}
         self._log = log
         with log.open("wb") as stderr:
             self._parent = subprocess.Popen(

@@ -40,7 +40,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     folder = tmp_path_factory.mktemp("benchmark")
     raw = folder / "raw.json"
     command = (sys.executable, EXAMPLES / "benchmark.py", *TINY, "--folder", folder, "--json", raw)
-    ended = runner.run(command, folder).succeeded()
+    ended = runner.run(command, folder, runner.ONE_THREAD).succeeded()
     return Told(folder, ended.stdout, json.loads(raw.read_text()))
 
 
@@ -158,7 +158,7 @@ def test_every_setting_is_a_row(tmp_path: Path) -> None:
         *(sys.executable, EXAMPLES / "benchmark.py", *TINY, *settings, "--small-tensors"),
         *("--lines-only", "--mode", "alone", "--folder", tmp_path, "--json", tmp_path / "raw.json"),
     )
-    text = runner.run(command, tmp_path).succeeded().stdout
+    text = runner.run(command, tmp_path, runner.ONE_THREAD).succeeded().stdout
     raw = json.loads((tmp_path / "raw.json").read_text())
     names = ["base + 1 in float16", "base + 3 in float16", "base + 1 in float32"]
     names.append("base + 1 of 2^20 entries in float16")

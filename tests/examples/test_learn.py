@@ -18,7 +18,7 @@ def test_the_table_shows_what_was_learnt(tmp_path: Path) -> None:
     """The held-out losses of the file that is left; the recipe has the learnt values; a figure."""
     folder = tmp_path / "work"
     command = (sys.executable, EXAMPLE, "--tiny", "--folder", folder, "--num-threads", "1")
-    text = runner.run(command, tmp_path).succeeded().stdout
+    text = runner.run(command, tmp_path, runner.ONE_THREAD).succeeded().stdout
     report = json.loads((folder / "learnt" / "learned.json").read_text(encoding="utf-8"))
     rows = {"learned": "learnt", "own": "LiNeS, the recipe's own", "uniform": "uniform, best"}
     for way, label in rows.items():

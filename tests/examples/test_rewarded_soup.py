@@ -35,7 +35,7 @@ class Told(NamedTuple):
 
 def start(folder: Path) -> runner.Result:
     command = (sys.executable, EXAMPLES / "rewarded_soup.py", "--tiny", "--folder", folder)
-    return runner.run(command, folder.parent)
+    return runner.run(command, folder.parent, runner.ONE_THREAD)
 
 
 @pytest.fixture(scope="module")
