@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergekit_lines.errors import LinesError
+from mergekit_lines.files import DIFFUSERS_INDEX, DIFFUSERS_WEIGHTS
 from mergekit_lines.host import seams
 from mergekit_lines.host.names import METHODS, REMEDY
 
@@ -71,6 +72,9 @@ def _extend_options(options: Any) -> None:
             from mergekit_lines.recipe.looking import look_at
 
             look_at(Path(file))
+        # By these names `mergekit-multi --lazy` knows what it has merged already.
+        lazy = getattr(sys.modules.get("mergekit.scripts.multimerge"), "MODEL_CHECK_FILENAMES", [])
+        lazy += [name for name in (DIFFUSERS_WEIGHTS, DIFFUSERS_INDEX) if name not in lazy]
 
     wrapped.extended_by = __name__  # type: ignore[attr-defined]
     options.apply_global_options = wrapped

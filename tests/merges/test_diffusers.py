@@ -22,7 +22,7 @@ from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.errors import LinesError
 from mergekit_lines.hub.parcel import PushOptions, pack
 from tests import models
-from tests.e2e.runner import in_process, recipe_text, run
+from tests.e2e.runner import in_process, mergekit_multi, recipe_text, run
 from tests.e2e.torture import Torturer, partial_of
 from tests.merges.test_files import BETA, Shapes, linear, norm, recipe, ties
 
@@ -172,6 +172,26 @@ def test_a_folder_of_diffusers_merges(kind: str, shards: int, tmp_path: Path) ->
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "library_name: diffusers" in card
     assert f"from diffusers import {kind}\n\nmodel = {kind}.from_pretrained(" in card
+
+
+def test_a_step_that_is_merged_already_is_not_merged_again(tmp_path: Path) -> None:
+    """`mergekit-multi`, which is lazy, knows a step by diffusers' names, in one file or several."""
+    folders, held = write("FluxTransformer2DModel", tmp_path)
+    step = {**recipe(*folders), "name": "first"}
+    last = {
+        "merge_method": "lines_postprocess",
+        "base_model": str(folders[0]),
+        "models": [{"model": "first"}],
+        "parameters": {"gamma": 0.5},
+    }
+    place = tmp_path / "steps" / "first"
+    for number, size in enumerate((1 << 30, 4000)):
+        shutil.rmtree(place, ignore_errors=True)
+        in_process(recipe(*folders), place, out_shard_size=size)
+        out = tmp_path / f"out{number}"
+        mergekit_multi([step, last], out, cwd=tmp_path, intermediate="steps").succeeded()
+        assert read(out).keys() == held[0].keys()
+        assert (place / WEIGHTS).exists() == (size > 4000)
 
 
 @pytest.fixture(scope="module")
