@@ -297,7 +297,8 @@ def test_images_without_classes_have_entropy_alone(
     for number, path in enumerate(sorted(images.rglob("*.png"))[:7]):
         shutil.copy(path, place / "loose" / f"{number}.PNG")
     shutil.copy(place / "loose" / "0.PNG", place / "loose" / "7.png")
-    (place / "loose" / "notes.txt").write_text("no image")
+    for name in ("notes.txt", "._0.png"):
+        (place / "loose" / name).write_text("no image")
     learned = short(vits, "loose", objective="entropy", steps=1, batch_size=2)
     assert (learned.measured, [*learned.own.held_out]) == ((5, 2), ["entropy"])
 

@@ -136,28 +136,36 @@ def _columns(path: Path, text: str) -> list[Row]:
 def _images(folder: Path, limit: int | None) -> Examples:
     def inside(place: Path) -> Iterator[Path]:
         for path in sorted(place.rglob("*") if place != folder else place.iterdir()):
-            if path.suffix.lower() in IMAGES and path.is_file():
+            hidden = path.name.startswith(".")  # as macOS puts beside images
+            if path.suffix.lower() in IMAGES and path.is_file() and not hidden:
                 yield path
 
-    classes: list[tuple[str | None, Path]] = [
-        (entry.name, entry) for entry in sorted(folder.iterdir()) if entry.is_dir()
-    ]
-    classes.append((None, folder))
-    columns = [[(label, path) for path in inside(place)] for label, place in classes]
+    try:
+        classes: list[tuple[str | None, Path]] = [
+            (entry.name, entry) for entry in sorted(folder.iterdir()) if entry.is_dir()
+        ]
+        classes.append((None, folder))
+        columns = [[(label, path) for path in inside(place)] for label, place in classes]
+    except OSError as error:
+        raise LinesError(
+            f"{WHERE}: the folder {folder} cannot be read ({error.strerror}). Check its rights."
+        ) from error
     # A limit is to leave some of every class.
     turns = itertools.chain.from_iterable(itertools.zip_longest(*columns))
     chosen = list(itertools.islice(filter(None, turns), limit))
     if not chosen:
         raise LinesError(
             f"{WHERE}: the folder {folder} holds no image ({', '.join(IMAGES)}), wanted some, or "
-            f"folders of some that have their classes' names."
+            f"folders of some that have their classes' names. Texts are given as one file."
         )
     examples = []
     for label, path in chosen:
         try:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
-            raise LinesError(f"{WHERE}: {path} cannot be read ({error.strerror}).") from error
+            raise LinesError(
+                f"{WHERE}: {path} cannot be read ({error.strerror}). Mend it, or take it out."
+            ) from error
         examples.append(Example(path, label, str(path), digest))
     whole = repr([(example.digest, example.label) for example in examples])
     return Examples(folder, hashlib.sha256(whole.encode()).hexdigest(), tuple(examples), True)
