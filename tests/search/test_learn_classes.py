@@ -19,10 +19,12 @@ from PIL import Image
 
 from mergekit_lines import LinesError, LiveModel, learn
 from mergekit_lines.cli import main
-from mergekit_lines.live.coefficients import PerModel
+from mergekit_lines.live.coefficients import Coefficients, PerModel
+from mergekit_lines.search.learn import Learned, Way
 from mergekit_lines.search.learning.classes import Texts
 from mergekit_lines.search.learning.examples import parted, read_examples
 from mergekit_lines.search.learning.predictions import measured
+from mergekit_lines.search.learning.show import show_learned
 from tests import models
 from tests.e2e import runner
 from tests.live.compare import assert_as_files
@@ -237,6 +239,31 @@ def test_long_texts_are_cut_and_short_ones_are_padded(halves: dict[str, Any], pl
     with pytest.raises(LinesError, match=r"no pad_token_id.* Give --batch-size 1, or set it"):
         measured(task, model, task.inputs(data.examples), 2)
     assert measured(task, model, task.inputs(data.examples), 1) == pytest.approx(got, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        (
+            (0.5, 0.7),
+            "their held-out loss rose from the recipe's own 0.5 to 0.7: they are more cer",
+        ),
+        ((0.5, 0.4), "their held-out loss fell too, from the recipe's own 0.5 to 0.4"),
+        ((), "no label says whether they are right: low entropy is certainty"),
+    ],
+)
+def test_certainty_is_not_told_as_truth(
+    losses: tuple[float, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where entropy fell, what became of the loss is said, or that nobody knows."""
+    ways = []
+    for number, entropy in enumerate((0.9, 0.3)):
+        values = {"entropy": entropy, **({"loss": losses[number]} if losses else {})}
+        ways.append(Way(Coefficients((0.1, 0.2), 0.1), values, values))
+    own, best = ways
+    learned = Learned("entropy", own, own, False, "own", best, (0.9, 0.3), (6, 2), "text", "texts")
+    show_learned(learned)
+    assert words in capsys.readouterr().out
 
 
 # --- images -----------------------------------------------------------------------------------

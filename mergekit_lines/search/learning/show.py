@@ -43,6 +43,8 @@ def show_learned(learned: Learned) -> None:
         f"the learnt coefficients' {name} on held-out {learned.inputs}, {four_digits(best)}, is "
         f"{verdict} the best uniform coefficient's, {four_digits(rival)}",
     )
+    if name == "entropy":
+        print_line(console, _truth(learned))
     for model, own in _named(learned.learned.coefficients):
         of = f" of {model}" if model else ""
         first, slope = _line(own)
@@ -51,6 +53,20 @@ def show_learned(learned: Learned) -> None:
             f"the straight line nearest to those{of}: alpha {four_digits(first)}, beta "
             f"{four_digits(slope)}",
         )
+
+
+def _truth(learned: Learned) -> str:
+    """Say whether predictions that are more certain are right, as far as that was measured."""
+    own, best = learned.own.held_out, learned.learned.held_out
+    if "loss" not in best:
+        return (
+            "no label says whether they are right: low entropy is certainty. Measure the merge "
+            "before it is used"
+        )
+    change = f"from the recipe's own {four_digits(own['loss'])} to {four_digits(best['loss'])}"
+    if best["loss"] > own["loss"]:
+        return f"their held-out loss rose {change}: they are more certain, and less right"
+    return f"their held-out loss fell too, {change}"
 
 
 def _line(own: Coefficients) -> tuple[float, float]:
