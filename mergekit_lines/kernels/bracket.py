@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 _SIGMAS = 4.0  # a sample misses in about one search of ten thousand; a miss costs one more pass
@@ -74,6 +75,8 @@ def ascending(magnitudes: torch.Tensor) -> torch.Tensor:
     """Return non-negative numbers in ascending order."""
     if magnitudes.dtype != torch.float32:
         return magnitudes.sort().values
-    # As integers the patterns sort alike, and from 32 Ki on by radix, 7 times faster.
+    # As integers the patterns sort alike, which NumPy does several times faster than torch.
     words = magnitudes.contiguous().view(torch.int32)
+    if words.device.type == "cpu":
+        return torch.from_numpy(np.sort(words.numpy())).view(torch.float32)
     return words.sort(stable=True).values.view(torch.float32)
