@@ -517,6 +517,28 @@ def test_a_model_without_the_head_of_its_class_is_sent(world: World, tmp_path: P
 # --- pull --------------------------------------------------------------------------------
 
 
+def test_mergekits_method_by_our_kernels_goes_round(world: World, tmp_path: Path) -> None:
+    """Its card has no tag of LiNeS, and pull names the command that gives its bytes again."""
+    recipe = {**RECIPE, "merge_method": "dare_ties", "parameters": {"weight": 0.5, "density": 0.5}}
+    (world.work / "unscaled.yml").write_text(yaml.safe_dump(recipe))
+    merge = ["mergekit-lines", "merge", "unscaled.yml", "unscaled", "--random-seed", "3"]
+    world.run(*merge).succeeded()
+    world.run("mergekit-lines", "push", "unscaled", "user/unscaled").succeeded()
+    card = ModelCard(world.hub.read("user/unscaled", "README.md").decode())
+    assert card.data.tags == ["mergekit", "merge"] and card.data.base_model_relation == "merge"
+    assert "mergekit-lines merge recipe.yml OUT --random-seed 3" in card.text
+    told = world.run("mergekit-lines", "pull", "user/unscaled", "again.yml").succeeded().stdout
+    assert "run it with `mergekit-lines merge again.yml OUT --random-seed 3`" in told
+    world.run("mergekit-lines", "merge", "again.yml", "again", *merge[-2:]).succeeded()
+    weights = [models.weights_digest(world.work / name) for name in ("unscaled", "again")]
+    assert weights[0] == weights[1]
+    # Of mergekit's own merge, which has no report, it is mergekit's own command.
+    (tmp_path / "mergekit_config.yml").write_text(yaml.safe_dump(recipe))
+    world.hub.publish("org/stock", tmp_path)
+    told = world.run("mergekit-lines", "pull", "org/stock", "stock.yml").succeeded().stdout
+    assert "run it with `mergekit-yaml stock.yml OUT`" in told
+
+
 def test_pull_of_any_merge(world: World, tmp_path: Path) -> None:
     """mergekit's own recipes come too, with what they need; a file is not written over."""
     recipe = {
