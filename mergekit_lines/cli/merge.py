@@ -40,6 +40,6 @@ def merge(recipe: Path, out: str, **flags: Any) -> None:
             f"several, those of `merge_method: lines` among them by our kernels."
         )
     config = documents[0].config
-    if problems := list(check_method(config.merge_method, recipe.name)):
+    if problems := list(check_method(config.merge_method, recipe)):
         raise LinesError([problem.under(str(recipe)) for problem in problems])
     run_by_kernels(config, out, merge_options(with_values(flags)), documents[0].text)

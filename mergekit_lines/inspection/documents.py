@@ -39,7 +39,7 @@ def inspect_file(
     # One recipe is merged by mergekit-lines merge too; several are mergekit-multi's.
     ours = MERGED if len(documents) == 1 else METHODS
     if not set(methods) & set(ours):
-        problems = [one for method in methods for one in check_method(method, path.name)]
+        problems = [one for method in methods for one in check_method(method, path)]
         raise LinesError(
             [problem.under(str(path)) for problem in problems]
             or f"{path}: found {len(documents)} recipes of mergekit's own methods, which "

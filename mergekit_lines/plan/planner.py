@@ -1,7 +1,6 @@
 """mergekit's planner, extended: wrap, then depth, then one coefficient for every tensor.
 
-Recipes of mergekit's own methods pass through :class:`LinesPlanner` untouched, but for those that
-``mergekit-lines merge`` merges by our kernels.
+Recipes of mergekit's own methods pass through untouched, but for ``mergekit-lines merge``.
 """
 
 from __future__ import annotations
@@ -148,8 +147,9 @@ class LinesPlanner(plan.MergePlanner):
         except ValidationError as error:
             text = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
             self._add_mergekits(text.replace(f" for {weight.name}", ""), weight.name)
-        except RuntimeError as error:
-            self._add_mergekits(str(error).replace(f"{weight.name}", "a tensor"), weight.name)
+        except RuntimeError as error:  # a parameter that has no value here
+            text = str(error).replace(f".{weight.name}", "").replace(weight.name, "a tensor")
+            self._add_mergekits(text, weight.name, ". Give one under parameters.")
         finally:
             self._method = recipe_method
         if len(self._tensors) > planned:
@@ -171,9 +171,9 @@ class LinesPlanner(plan.MergePlanner):
             self._problems.append(Problem("", text, (weight.name,), remedy, of_mergekit=True))
         return True
 
-    def _add_mergekits(self, text: str, tensor: str) -> None:
-        name = self._method.spec.name
-        self._problems.append(Problem(name, f"{text}.", (tensor,), of_mergekit=True))
+    def _add_mergekits(self, text: str, tensor: str, rest: str = "") -> None:
+        name, end = self._method.spec.name.removesuffix("[alone]"), "" if rest else "."
+        self._problems.append(Problem(name, text + end, (tensor,), rest, of_mergekit=True))
 
     def _replace_last_task(self) -> None:
         weight, task = self._tensors[-1]

@@ -54,12 +54,12 @@ def check_recipe(
     return list(dict.fromkeys(map(Problem.of, problems)))
 
 
-def check_method(method: str, recipe: str) -> Iterator[Problem]:
+def check_method(method: str, recipe: Path) -> Iterator[Problem]:
     """Yield why this package does not merge recipes of a method, and what does.
 
     Args:
         method: the recipe's ``merge_method``.
-        recipe: the file's name, for the command that does.
+        recipe: the file, for the command that does.
     """
     if method in MERGED:
         return

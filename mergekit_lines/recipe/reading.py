@@ -77,7 +77,7 @@ def _check_mappings(path: Path, entries: list[Any]) -> None:
         if "experts" in entry and "merge_method" not in entry:
             raise LinesError(
                 f"{path}: found experts and no merge_method, wanted a merge: a mixture of experts "
-                f"is made by mergekit's own command: mergekit-moe {path.name} OUT."
+                f"is made by mergekit's own command: mergekit-moe {path} OUT."
             )
 
 

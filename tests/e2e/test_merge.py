@@ -399,6 +399,19 @@ def test_a_weight_has_no_default(
     )
 
 
+def test_a_weight_that_some_tensors_lack(
+    llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: Path
+) -> None:
+    """What a filter leaves without a weight is told by model, and by tensor."""
+    document = recipe("ties", llama_base)
+    only = [{"filter": "layers", "value": 0.3}]
+    sources = [source(llama_base), source(llama_a, weight=1), source(llama_b, weight=only)]
+    del document["models"]
+    said = refusal(document | {"slices": [{"sources": sources}]}, tmp_path / "out")
+    assert said.startswith(f"ties: Missing required parameter weight for {llama_b} (")
+    assert "lm_head.weight" in said and said.endswith("). Give one under parameters.")
+
+
 def test_keys_of_the_recipe_are_checked(llama_base: Path, llama_a: Path, tmp_path: Path) -> None:
     """A key that mergekit would not read is refused, and so is a recipe without a base."""
     document = recipe("ties", llama_base, llama_a, weight=1.0)
@@ -419,7 +432,7 @@ def test_other_methods_are_mergekits(
     assert said == (
         f"{tmp_path / 'recipe.yml'}: merge_method: found '{method}', for which this package has no "
         f"kernel, wanted one of {', '.join(MERGED)}; mergekit's own command merges it: "
-        f"mergekit-yaml recipe.yml OUT."
+        f"mergekit-yaml {tmp_path / 'recipe.yml'} OUT."
     )
 
 
@@ -436,7 +449,7 @@ def test_files_that_are_no_merge_of_one_recipe(
         recipe_text({"name": name, **recipe("ties", llama_base, llama_a)}) for name in "xy"
     )
     for text, word in {
-        "base_model: x\nexperts: []\n": "mergekit-moe recipe.yml OUT",
+        "base_model: x\nexperts: []\n": f"mergekit-moe {path} OUT",
         several: "found 2 recipes, wanted one. mergekit-multi merges files of several",
         "- 1": "wanted a recipe",
     }.items():
