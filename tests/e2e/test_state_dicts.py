@@ -14,6 +14,7 @@ import transformers
 import yaml
 from mergekit.merge_methods import merge_state_dicts, merge_tensors
 from mergekit.merge_methods.base import PerGroupValues
+from safetensors.torch import save_file
 
 import mergekit_lines
 from mergekit_lines import LinesError
@@ -491,6 +492,24 @@ def test_raw_merge_of_a_part_of_a_model(
     for name, tensor in models.read(out).items():
         want = (zero[name].double() + one[name].double()) / 2
         assert models.max_error_ratio(tensor, want) <= 1e-6, name
+
+
+def test_raw_merge_of_lists_that_are_no_blocks(pytorch: Raw, tmp_path: Path) -> None:
+    """Lists of one tensor each count as blocks where the recipe names them, and not before."""
+    for number, name in enumerate(("base", "tuned")):
+        held = {f"layers.{i}.w": torch.full((4,), float(number)) for i in range(3)}
+        (tmp_path / name).mkdir()
+        save_file(held, tmp_path / name / "model.safetensors")
+    document = recipe("lines_postprocess", tmp_path / "base", tmp_path / "tuned", gamma=0.3)
+    result, out = pytorch(document)
+    assert result.returncode == 1
+    assert "e.g. `blocks: layers`" in result.last_line
+    assert not list(out.glob("*.safetensors"))
+    document["parameters"]["blocks"] = "layers"
+    result, out = pytorch(document)
+    result.succeeded()
+    for i, want in enumerate((0.3, 0.65, 1.0)):
+        torch.testing.assert_close(models.read(out)[f"layers.{i}.w"], torch.full((4,), want))
 
 
 def test_raw_recipe_names_one_model_too_many(
