@@ -58,7 +58,8 @@ class Source(Protocol):
         Args:
             start: the first entry.
             stop: behind the last one.
-            into: a contiguous 1-D CPU tensor of stop − start entries, fp32 or float64.
+            into: a contiguous 1-D CPU tensor of stop − start entries, fp32, float64 or of the
+                source's own dtype.
 
         Raises:
             LinesError: the file is shorter than its header says, or cannot be read.

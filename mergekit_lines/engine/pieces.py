@@ -75,6 +75,9 @@ class TensorPieces:
         self.aligned = cast or _promoted([base, *models])
         self.dtype = work_dtype(self.aligned)
         self._base, self._tuned = base, models
+        # Adapters read their base's entries one after another: what a shard keeps serves them all.
+        shards = {(s.shard, s.offset) for s in (base, *models) if isinstance(s, ShardTensor)}
+        self._apart = len(shards) == 1 + len(models)
         self._cast, self._device, self._workers = cast, device, workers
         self.bounds = cut(self.shape, merge, device)
 
@@ -116,7 +119,7 @@ class TensorPieces:
         if isinstance(source, HeldTensor):
             return source.tensor().view(-1)[start:stop]
         piece = self._workers.buffer(name, stop - start, source.dtype)
-        if isinstance(source, ShardTensor):
+        if isinstance(source, ShardTensor) and self._apart:
             source.read_as_stored(start, piece)
         else:
             source.read_into(start, stop, piece)

@@ -96,10 +96,16 @@ def test_adapters_equal_peft(wrap: str, soup: Mapping[str, Path], tmp_path: Path
     assert flips <= (0 if wrap in ("task_arithmetic", "dare_ties") else 2)
 
 
+@pytest.mark.parametrize("kernels", ["torch", "compiled"])
 def test_a_soup_reads_its_base_once(
-    soup: Mapping[str, Path], tmp_path: Path, read: dict[str, int]
+    soup: Mapping[str, Path],
+    tmp_path: Path,
+    read: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+    kernels: str,
 ) -> None:
     """Adapters over one base: the base's bytes are read once, and no copy of it is written."""
+    monkeypatch.setenv("MERGEKIT_LINES_KERNELS", kernels)
     entries = [f"{soup['base']}+{soup[name]}" for name in ("plain", "rs", "dora")]
     in_process(recipe(soup["base"], entries, **SOUP), tmp_path / "out", lora_merge_cache=None)
     assert read["base/model.safetensors"] == tensor_bytes(soup["base"])
@@ -169,20 +175,19 @@ def test_an_input_that_changes_while_it_is_read(
 ) -> None:
     """A shard that is replaced or cut during the merge is refused by name, and nothing is kept."""
     tuned = tmp_path / "tuned"
-    original = ShardTensor.read_into
+    original = ShardTensor._read
     for change in ("replaced", "cut", "touched"):
         shutil.copytree(llama_a, tuned)
         file = tuned / "model.safetensors"
 
-        def read_into(
+        def read(
             self: ShardTensor,
             start: int,
-            stop: int,
             into: torch.Tensor,
             change: str = change,
             file: Path = file,
         ) -> None:
-            original(self, start, stop, into)
+            original(self, start, into)
             if self.name != "model.layers.1.mlp.up_proj.weight" or not file.exists():
                 return
             if change == "cut":
@@ -195,7 +200,7 @@ def test_an_input_that_changes_while_it_is_read(
                 file.touch()
 
         with monkeypatch.context() as patch:
-            patch.setattr(ShardTensor, "read_into", read_into)
+            patch.setattr(ShardTensor, "_read", read)
             with pytest.raises(Exception, match=r"tuned.model\.safetensors: (changed|ends)"):
                 in_process(recipe(llama_base, [str(tuned)], **SOUP), tmp_path / "out")
         assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
