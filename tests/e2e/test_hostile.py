@@ -68,6 +68,8 @@ INPUTS = (MERGE, INSPECT, EDIT, VERIFY)
 CARDS = tuple(map(hostile.card, hostile.YAMLS))
 RECIPES = tuple(map(hostile.recipe, hostile.YAMLS))
 PARAMETERS = tuple(map(hostile.parameters, hostile.YAMLS))
+# A mapping as a value is what mergekit's own parser refuses, shortly, with a traceback of its own.
+BEFORE_MERGEKIT = tuple(write for write in PARAMETERS if write.__name__ != "parameters-key")
 SPECIAL = (hostile.pipe, hostile.device, hostile.folder)
 HEADERS = (hostile.header, hostile.header_deep, hostile.header_long, *SPECIAL)
 JSONS = (*hostile.JSONS, *SPECIAL)
@@ -84,7 +86,7 @@ PLACES: dict[str, tuple[tuple[Write, ...], tuple[Command, ...]]] = {
     "adapter/adapter_config.json": ((*JSONS, hostile.slow_patterns), (MERGE, INSPECT)),
     "adapter/adapter_model.safetensors": (HEADERS, (MERGE, INSPECT)),
     "r.yml": ((hostile.names, *RECIPES, *PARAMETERS, *SPECIAL), (INSPECT,)),
-    "./r.yml": ((*RECIPES, *PARAMETERS), (MERGE,)),
+    "./r.yml": ((*RECIPES, *BEFORE_MERGEKIT), (MERGE,)),
     "OUT/lines_report.json": ((*JSONS, hostile.outside), (SHOW, VERIFY, PUSH)),
     "OUT/README.md": ((*CARDS, hostile.no_text, *SPECIAL), (PUSH, VERIFY)),
     "OUT/results.json": (JSONS[3:], (PUSH,)),
