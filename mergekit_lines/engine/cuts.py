@@ -15,6 +15,7 @@ import torch
 from mergekit_lines.engine.pieces import Job, TensorPieces
 from mergekit_lines.kernels import floors
 from mergekit_lines.kernels.agreement import Agreement
+from mergekit_lines.kernels.compiled.voting import votes
 from mergekit_lines.kernels.floors import Ranking
 from mergekit_lines.kernels.merge import Merge
 
@@ -63,12 +64,17 @@ def majority(walk: Walk) -> int:
     def count(job: Job, pieces: TensorPieces) -> None:
         kernel = job.merge.merge if isinstance(job.merge, Agreement) else job.merge
         if isinstance(kernel, Merge):
-            votes = kernel.votes
-            totals.append(sum(pieces.map(lambda n: votes(*pieces.load(n)))))
+            totals.append(sum(pieces.map(lambda n: _votes(kernel, pieces, n))))
 
     walk(count, "Counting signs")
     total = sum(totals)
     return (total > 0) - (total < 0)
+
+
+def _votes(merge: Merge, pieces: TensorPieces, index: int) -> int:
+    if pieces.library is not None:
+        return votes(pieces.library, merge, *pieces.stored(index))
+    return merge.votes(*pieces.load(index))
 
 
 def _of(job: Job, rankings: Mapping[str, Ranking]) -> dict[int, Ranking]:

@@ -12,6 +12,7 @@ import torch
 
 from mergekit_lines.checkpoint.sources import HeldTensor, ShardTensor, Source
 from mergekit_lines.engine.workers import Workers
+from mergekit_lines.kernels.agreement import Agreement
 from mergekit_lines.kernels.compiled.library import CODES, Library
 from mergekit_lines.kernels.compiled.merging import merged
 from mergekit_lines.kernels.merge import Merge
@@ -267,7 +268,7 @@ def _compiled(
     It tells whether it could: what is not finite is torch's to do, or to refuse.
     """
     library, merge = pieces.library, job.merge
-    if library is None or not isinstance(merge, Merge) or merge.row_aligned:
+    if library is None or not isinstance(merge, Merge | Agreement) or merge.row_aligned:
         return None
     if out_dtype not in CODES:
         return None

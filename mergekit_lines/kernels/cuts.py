@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mergekit_lines.kernels.bracket import Bracket, draw_bracket, spread_of
-from mergekit_lines.kernels.compiled.counting import counted, sampled
+from mergekit_lines.kernels.compiled.counting import counted, sampled, stored
 from mergekit_lines.kernels.compiled.library import Library, pattern
 from mergekit_lines.kernels.pieces import Pieces
 from mergekit_lines.kernels.scale import total as sum_of
@@ -205,8 +205,7 @@ def _look(pieces: Pieces, searches: Sequence[Search], stride: int) -> None:
         if index not in numbers:
             return {}
         if pieces.library is not None:
-            base, stored = pieces.stored(index)
-            return sampled(pieces.library, base, {m: stored[m] for m in models}, step)
+            return sampled(pieces.library, *stored(pieces, index, models), step)
         base, loaded = pieces.load(index)
         return {model: loaded[model][::step].sub(base[::step]).abs_() for model in models}
 
@@ -252,10 +251,7 @@ class _Pass:
     def _compiled(
         self, library: Library, index: int
     ) -> tuple[list[_Count], dict[int, float], dict[int, torch.Tensor]]:
-        alone = self.models[0] if len(self.models) == 1 else None
-        base, stored = self.pieces.stored(index, alone)
-        pairs = zip(self.models, stored, strict=True) if alone is not None else enumerate(stored)
-        models = {model: tensor for model, tensor in pairs if model in self.models}
+        base, models = stored(self.pieces, index, self.models)
         counts, views = counted(library, base, models, self.searches, self.stride)
         results = []
         for above, pivots, candidates in counts:

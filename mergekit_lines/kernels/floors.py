@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 import threading
+from typing import NamedTuple
 
 import torch
 
+from mergekit_lines.kernels.bracket import Bracket
+from mergekit_lines.kernels.compiled.counting import counted, sampled, stored
 from mergekit_lines.kernels.cuts import beside, deltas, gather, tally
 from mergekit_lines.kernels.pieces import Pieces
 
@@ -37,6 +40,7 @@ class Ranking:
     """
 
     def __init__(self, density: float, *, wide: bool = False) -> None:
+        self.wide = wide
         self._density, self._dtype = density, torch.float64 if wide else torch.float32
         self._bits = 63 if wide else 31
         self._inf = int(torch.tensor(torch.inf, dtype=self._dtype).view(self._words))
@@ -49,6 +53,11 @@ class Ranking:
     def done(self) -> bool:
         """Whether the magnitude stands firm."""
         return self._low == self._high
+
+    @property
+    def bracket(self) -> Bracket:
+        """The range in which the pass counts."""
+        return Bracket(self._value(self._first), self._value(self._last))
 
     @property
     def magnitude(self) -> float:
@@ -67,7 +76,7 @@ class Ranking:
             magnitudes: |δ|, 1-D, fp32 or float64.
             weight: how many entries one stands for.
         """
-        self._add(magnitudes, 0, weight)
+        self.add(magnitudes, 0, weight)
         with self._counting:
             self._looked += len(magnitudes)
 
@@ -78,12 +87,12 @@ class Ranking:
             magnitudes: |δ|, 1-D, fp32 or float64.
         """
         inside, above = magnitudes.to(self._dtype), 0
-        low, high = self._value(self._first), self._value(self._last)
-        if self._first > 0 or self._last < self._inf:
+        low, high = self.bracket.low, self.bracket.high
+        if low > 0 or high < math.inf:
             marks = self._scratch(inside)
             above = tally(marks.copy_(inside).gt_(high))
             inside = gather(inside, torch.clamp(inside, low, high, out=marks).eq_(inside))
-        self._add(inside, above, 1)
+        self.add(inside, above)
 
     def guess(self) -> None:
         """End a look: the next pass counts near where the rank seems to be."""
@@ -129,7 +138,14 @@ class Ranking:
         self._beyond = self._entries = 0
         self._bins = torch.zeros(((last - first) >> self._shift) + 1, dtype=torch.int64)
 
-    def _add(self, inside: torch.Tensor, above: int, weight: int) -> None:
+    def add(self, inside: torch.Tensor, above: int, weight: int = 1) -> None:
+        """Take the magnitudes of some entries in the range, and the number of those above it.
+
+        Args:
+            inside: 1-D, fp32 or float64.
+            above: how many are larger than the range.
+            weight: how many entries each inside stands for.
+        """
         # In the order of the patterns; what is NaN is larger than infinity, and left out.
         patterns = inside.to(self._dtype).view(self._words).to(torch.int64).cpu()
         if self._first == 0:
@@ -154,6 +170,13 @@ class Ranking:
         return float(torch.tensor(pattern, dtype=self._words).view(self._dtype))
 
 
+class _Search(NamedTuple):
+    """What compiled code counts of one model; see kernels/compiled/counting.py."""
+
+    model: int
+    bracket: Bracket
+
+
 def looked_at(pieces: int) -> list[int]:
     """Return the numbers of the pieces of a tensor that the first look reads."""
     return list(range(0, pieces, APART))
@@ -166,10 +189,16 @@ def look(pieces: Pieces, rankings: dict[int, Ranking]) -> None:
     weight = max(1, round(entries * STRIDE / sum(_length(pieces, n) for n in chosen)))
 
     def some(index: int) -> None:
-        if index in chosen:
+        if index not in chosen:
+            return
+        if pieces.library is not None:
+            inputs = stored(pieces, index, list(rankings))
+            samples = sampled(pieces.library, *inputs, STRIDE)
+        else:
             _, magnitudes = deltas(pieces, index, list(rankings))
-            for model, ranking in rankings.items():
-                ranking.look(magnitudes[model][::STRIDE].abs(), weight)
+            samples = {model: delta[::STRIDE] for model, delta in magnitudes.items()}
+        for model, ranking in rankings.items():
+            ranking.look(samples[model].abs(), weight)
 
     if count:
         pieces.map(some)
@@ -177,8 +206,16 @@ def look(pieces: Pieces, rankings: dict[int, Ranking]) -> None:
 
 def take(pieces: Pieces, rankings: dict[int, Ranking]) -> None:
     """Let every ranking count all entries of a tensor, by the number of its model."""
+    searches = [_Search(model, ranking.bracket) for model, ranking in rankings.items()]
+    narrow = not any(ranking.wide for ranking in rankings.values())
 
     def one(index: int) -> None:
+        if pieces.library is not None and narrow:
+            inputs = stored(pieces, index, list(rankings))
+            counts, _ = counted(pieces.library, *inputs, searches, len(inputs[0]) + 1)
+            for ranking, (above, _, inside) in zip(rankings.values(), counts, strict=True):
+                ranking.add(inside, above)
+            return
         _, magnitudes = deltas(pieces, index, list(rankings))
         for model, ranking in rankings.items():
             ranking.take(magnitudes[model].abs_())

@@ -12,20 +12,21 @@ from typing import Any
 import llvmlite.binding as llvm
 from numba import types
 
-from mergekit_lines.kernels.compiled.counts import count, sums
+from mergekit_lines.kernels.compiled.counts import count, signs, sums
 from mergekit_lines.kernels.compiled.merges import merge
 
 ARGUMENTS = (types.int64, types.int64)
 
 
 def machine_code() -> bytes:
-    """Return an object file with the functions ``merge``, ``count`` and ``sums``.
+    """Return an object file with the functions ``merge``, ``count``, ``sums`` and ``signs``.
 
     Each is as numba calls it: of the address of the result, that of an exception, and the two
     arguments; it returns 0.
     """
     whole: Any = None
-    for name, kernel in {"merge": merge, "count": count, "sums": sums}.items():
+    kernels = {"merge": merge, "count": count, "sums": sums, "signs": signs}
+    for name, kernel in kernels.items():
         kernel.compile(ARGUMENTS)
         module = llvm.parse_assembly(kernel.inspect_llvm(ARGUMENTS))
         module.get_function(kernel.overloads[ARGUMENTS].fndesc.llvm_func_name).name = name

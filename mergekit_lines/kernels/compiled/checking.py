@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mergekit_lines.errors import TextError
+from mergekit_lines.kernels.agreement import Agreement
 from mergekit_lines.kernels.compiled.library import Library
 from mergekit_lines.kernels.compiled.merging import merged
 from mergekit_lines.kernels.compiled.summing import drawn_norms
@@ -16,10 +17,11 @@ from mergekit_lines.kernels.sparsity import Sparsity
 _ENTRIES = 3 * 1024 + 5  # some blocks, and a few entries behind them
 _KEYS = (b"0" * 16, b"1" * 16)
 _COEFFICIENT = 0.37
-_MERGES = (
+_MERGES: tuple[Merge | Agreement, ...] = (
     Merge((Sparsity("none"),) * 2, (0.3, 0.9)),
     Merge((Sparsity("magnitude", 0.4),) * 2, (1.0, 0.7), "sum", normalize=True),
     Merge((Sparsity("random", 0.5),) * 2, (0.3, -0.9), "count", scale=0.7),
+    Agreement(Merge((Sparsity("magnitude", 0.6),) * 2, (1.0, 0.7), "sum"), (0.4, 0.3), 2, 0.8),
 )
 
 

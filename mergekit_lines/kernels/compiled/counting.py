@@ -10,6 +10,7 @@ import torch
 from mergekit_lines.kernels.bracket import Bracket
 from mergekit_lines.kernels.compiled import layout as at
 from mergekit_lines.kernels.compiled.library import CODES, Library, pattern, scratch
+from mergekit_lines.kernels.pieces import Pieces
 
 
 class Search(Protocol):
@@ -82,6 +83,17 @@ def counted(
         pivots = own[at.PIVOT + 1 + at.PIVOTS :][: own[at.PIVOT]]
         results.append((own[at.ABOVE], list(pivots), room[: own[at.INSIDE]]))
     return results, samples
+
+
+def stored(
+    pieces: Pieces, index: int, models: Sequence[int]
+) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    """Return piece ``index`` of the base and, by number, of some models, as they are stored."""
+    if len(models) == 1:
+        base, loaded = pieces.stored(index, models[0])
+        return base, {models[0]: loaded[0]}
+    base, loaded = pieces.stored(index)
+    return base, {model: loaded[model] for model in models}
 
 
 def sampled(

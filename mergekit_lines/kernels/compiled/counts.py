@@ -13,8 +13,10 @@ from mergekit_lines.kernels.compiled.words import (
     ZERO,
     compiled,
     draw,
+    fill,
     floats_at,
     longs_at,
+    number,
     smaller,
     subtract,
     widen,
@@ -152,3 +154,35 @@ def _run(magnitudes: Any, start: int) -> Any:
             sums = own if part == 0 else sums + own
         total += sums
     return total
+
+
+@compiled
+def signs(integers: int, floats: int) -> int:
+    """Return the sum of the signs that one piece's weighted sums of what stays have.
+
+    Args:
+        integers: address of what :mod:`~mergekit_lines.kernels.compiled.layout` says.
+        floats: address of the models' weights.
+    """
+    ints, weights = longs_at(integers), floats_at(floats)
+    scratch, size = ints[at.SCRATCH], 4 * at.BLOCK
+    base, total = floats_at(scratch), floats_at(scratch + size)
+    delta, words = floats_at(scratch + 2 * size), words_at(scratch + 2 * size)
+    votes = np.int64(0)
+    for number_of_block in range((ints[at.COUNT] + at.BLOCK - 1) // at.BLOCK):
+        start = number_of_block * at.BLOCK
+        block = smaller(at.BLOCK, ints[at.COUNT] - start)
+        widen(ints[at.BASE_CODE], ints[at.BASE], start, base, block)
+        fill(total, np.float32(0), block)
+        for model in range(ints[at.MODELS]):
+            own, weight = at.START + 1 + at.SIGNED * model, weights[model]
+            subtract(ints[own + at.CODE], ints[own + at.ADDRESS], start, base, delta, block)
+            limit = np.int32(ints[own + at.ABOVE_WHICH])
+            for i in range(block):
+                stays = np.int32(np.int32(words[i] & MAGNITUDE) > limit)
+                total[i] = total[i] + number(np.int32(words[i] & np.int32(-stays))) * weight
+        own_votes = ZERO
+        for i in range(block):
+            own_votes = np.int32(own_votes + np.int32(total[i] > 0) - np.int32(total[i] < 0))
+        votes += own_votes
+    return votes

@@ -64,10 +64,12 @@ def merge(integers: int, floats: int) -> int:
             elif ints[own + at.KIND] == at.DRAWN:
                 first = ints[at.START] + start
                 _drop(ints, own, first, words_at(delta), words_at(kept), block)
-            factor = numbers[at.FACTORS + 2 * model]
+            factor = numbers[at.FACTOR + at.PAIRED * model]
             _add(election, factor, floats_at(stays), floats_at(delta), scratch + size, block)
         if election != at.LINEAR:
             _elect(ints, numbers, block)
+        if ints[at.MIN_AGREE]:
+            _agree(ints, numbers, start, block)
         if ints[at.VECTOR]:
             vector = floats_at(ints[at.VECTOR])
             for i in range(block):
@@ -158,7 +160,7 @@ def _elect(ints: Any, numbers: Any, count: int) -> None:
     fill(mixed, _NOTHING, count)
     for model in range(ints[at.MODELS]):
         words = words_at(deltas + model * size)
-        weight = numbers[at.FACTORS + 2 * model + 1]
+        weight = numbers[at.WEIGHT + at.PAIRED * model]
         for i in range(count):
             value = number(np.int32(words[i] ^ elected[i]))
             stays = np.int32(1 - np.int32(value < 0))  # NaN does, as in a clamp
@@ -173,3 +175,31 @@ def _elect(ints: Any, numbers: Any, count: int) -> None:
     else:
         for i in range(count):
             total[i] = number(np.int32(pattern(mixed[i]) ^ elected[i])) * scale
+
+
+@compiled
+def _agree(ints: Any, numbers: Any, start: int, count: int) -> None:
+    """Keep of the sum what enough of the models want; see kernels/agreement.py."""
+    size = 4 * at.BLOCK
+    scratch = ints[at.SCRATCH]
+    base, total = floats_at(scratch), floats_at(scratch + size)
+    sums, votes = words_at(scratch + size), words_at(scratch + 2 * size)
+    for i in range(count):
+        votes[i] = ZERO
+    for model in range(ints[at.MODELS]):
+        own = at.HEAD + model * at.MODEL
+        delta = floats_at(scratch + (at.BUFFERS + model) * size)
+        if ints[at.ELECTION] != at.LINEAR:  # what was elected lies where the whole vectors did
+            subtract(ints[own + at.CODE], ints[own + at.ADDRESS], start, base, delta, count)
+        weight = numbers[at.WEIGHT + at.PAIRED * model]
+        tall_lambda = numbers[at.TALL_LAMBDA + at.PAIRED * model]
+        for i in range(count):
+            share = delta[i] * weight
+            rest = total[i] - share
+            most = number(np.int32(pattern(rest) & MAGNITUDE)) * tall_lambda
+            vote = number(np.int32(pattern(share) & MAGNITUDE)) > most
+            votes[i] = np.int32(votes[i] + np.int32(vote))
+    least, scale = np.int32(ints[at.MIN_AGREE]), numbers[at.AGREED_SCALE]
+    for i in range(count):
+        stays = np.int32(votes[i] >= least)
+        total[i] = number(np.int32(sums[i] & np.int32(-stays))) * scale

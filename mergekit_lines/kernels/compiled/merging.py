@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from mergekit_lines.kernels.agreement import Agreement
 from mergekit_lines.kernels.compiled import layout as at
 from mergekit_lines.kernels.compiled.library import CODES, Library, pattern, scratch
 from mergekit_lines.kernels.compiled.summing import draws
@@ -19,7 +20,7 @@ _MOST = 0x7FFFFFFF
 
 def merged(
     library: Library,
-    merge: Merge,
+    kernel: Merge | Agreement,
     state: State,
     bounds: tuple[int, int],
     index: int,
@@ -36,7 +37,7 @@ def merged(
 
     Args:
         library: the compiled kernels.
-        merge: what is to be done, by no rows.
+        kernel: what is to be done, by no rows.
         state: what its ``prepare`` returned.
         bounds: first entry and end of the piece.
         index: number of the piece.
@@ -46,6 +47,8 @@ def merged(
         out: takes the result, in its own dtype.
         vector: takes M − θ_0 in fp32, where it is wanted.
     """
+    agreement = kernel if isinstance(kernel, Agreement) else None
+    merge = kernel.merge if isinstance(kernel, Agreement) else kernel
     count, start = bounds[1] - bounds[0], bounds[0]
     held = scratch("merge", (len(models) + at.BUFFERS) * at.BLOCK)
     integers = [
@@ -61,14 +64,18 @@ def merged(
         _ELECTIONS[merge.consensus],
         int(merge.normalize),
         int(merge.zero_sign <= 0),
+        agreement.min_agree if agreement else 0,
     ]
     for model, tensor in enumerate(models):
         stays = _stays(merge.sparsities[model], state, model, index, bounds)
         if stays is None:
             return False
         integers += [tensor.data_ptr(), CODES[tensor.dtype], *stays, 0]
-    pairs = zip(merge.factors(state, torch.float32), merge.weights, strict=True)
-    floats = [coefficient, merge.scale, *(number for pair in pairs for number in pair)]
+    tall_lambdas = agreement.tall_lambdas if agreement else [0.0] * len(models)
+    factors = merge.factors(state, torch.float32)
+    floats = [coefficient, merge.scale, agreement.scale if agreement else 1.0]
+    for numbers in zip(factors, merge.weights, tall_lambdas, strict=True):
+        floats += numbers
     result, _ = library.call("merge", integers, floats)
     return bool(result >= 0)
 

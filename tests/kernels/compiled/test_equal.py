@@ -10,8 +10,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mergekit_lines.kernels import floors
+from mergekit_lines.kernels.agreement import Agreement
 from mergekit_lines.kernels.compiled.library import Library
 from mergekit_lines.kernels.compiled.merging import merged
+from mergekit_lines.kernels.compiled.voting import votes
+from mergekit_lines.kernels.floors import Ranking
 from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.scale import add_scaled
 from mergekit_lines.kernels.sparsity import Sparsity
@@ -70,7 +74,7 @@ def a_merge(roll: dice.Random, models: int) -> Merge:
 
 def assert_same(
     library: Library,
-    merge: Merge,
+    merge: Merge | Agreement,
     base: torch.Tensor,
     models: Sequence[torch.Tensor],
     piece: int,
@@ -159,3 +163,77 @@ def test_draws_at_the_end_of_what_32_bits_count(library):
             pieces = InMemory(base, [tuned], 100)
             pieces.bounds = [bounds]
             assert torch.equal(out, merge.task_vector(pieces, state, 0, base, [tuned.clone()]))
+
+
+@same
+@given(st.randoms(use_true_random=False), st.integers(1, 5), st.sampled_from(SIZES))
+def test_consensus_merges(library, roll, models, count):
+    """Any sum, λ_t and number of votes, shares that are just as large as the rest: torch's bits."""
+    base = numbers(roll, count)
+    tuned = [numbers(roll, count, base) for _ in range(models)]
+    if roll.random() < 0.5:  # |s_t| = λ_t·|Σ − s_t| of many entries
+        generator = torch.Generator().manual_seed(roll.randrange(1 << 30))
+        tuned = [torch.randint(-4, 5, (count,), generator=generator) / 4 for _ in range(models)]
+        base = torch.zeros(count, dtype=roll.choice(DTYPES))
+    tall = tuple(roll.choice([0.25, 0.5, 1.0, 2.0, roll.uniform(0.01, 3)]) for _ in range(models))
+    least, scale = roll.randint(1, models + 1), roll.choice([1.0, 0.7])
+    kernel = Agreement(a_merge(roll, models), tall, least, scale)
+    piece = max(1, roll.choice([count, count // 3, count // 7]))
+    assert_same(library, kernel, base, tuned, piece, 0.37, roll.choice(DTYPES))
+
+
+def strange(roll: dice.Random, count: int, models: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Inputs that now and then hold what is not finite."""
+    base = numbers(roll, count)
+    tuned = [numbers(roll, count, base) for _ in range(models)]
+    for _ in range(roll.choice([0, 0, 1, 9])):
+        odd = roll.choice([float("nan"), float("inf"), float("-inf")])
+        roll.choice([base, *tuned])[roll.randrange(count)] = odd
+    return base, tuned
+
+
+def state_of(ranking: Ranking) -> tuple[object, ...]:
+    return ranking._first, ranking._last, ranking._beyond, ranking._looked, ranking._entries
+
+
+@same
+@given(st.randoms(use_true_random=False), st.integers(1, 3), st.sampled_from(SIZES))
+def test_ranks_over_tensors(library, roll, models, count):
+    """Every pass of every search has torch's counters, NaN left out, and ends at its magnitude."""
+    tensors = [strange(roll, size, models) for size in (count, roll.choice(SIZES))]
+    piece = max(1, roll.choice([count, count // 9]))
+    plain = [InMemory(*tensor, piece) for tensor in tensors]
+    fast = [InMemory(*tensor, piece, library=library) for tensor in tensors]
+    densities = {model: roll.choice([0.0, 0.2, 0.999, roll.random()]) for model in range(models)}
+    densities.pop(roll.choice([0, models]), None)
+    searches = [{m: Ranking(density) for m, density in densities.items()} for _ in range(2)]
+    looks = roll.random() < 0.7
+    for each, rankings in zip((plain, fast), searches, strict=True):
+        for pieces in each if looks else []:
+            floors.look(pieces, rankings)
+    while any(not ranking.done for ranking in searches[0].values()):
+        for one, other in zip(*(rankings.values() for rankings in searches), strict=True):
+            assert state_of(one) == state_of(other)
+            assert torch.equal(one._bins, other._bins)
+        for each, rankings in zip((plain, fast), searches, strict=True):
+            if looks:
+                for ranking in rankings.values():
+                    ranking.guess()
+            still = {model: ranking for model, ranking in rankings.items() if not ranking.done}
+            for pieces in each:
+                floors.take(pieces, still)
+            for ranking in still.values():
+                ranking.settle()
+        looks = False
+    results = [[ranking.magnitude for ranking in rankings.values()] for rankings in searches]
+    assert results[0] == results[1]
+
+
+@same
+@given(st.randoms(use_true_random=False), st.integers(1, 5), st.sampled_from(SIZES))
+def test_votes_on_the_sign_of_sums_of_zero(library, roll, models, count):
+    """Signs of weighted sums of what floors leave are counted as torch counts them."""
+    base, tuned = strange(roll, count, models)
+    merge = a_merge(roll, models)
+    copies = [tensor.float().clone() for tensor in tuned]
+    assert votes(library, merge, base, tuned) == merge.votes(base.float(), copies)
