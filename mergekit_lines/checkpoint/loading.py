@@ -117,6 +117,33 @@ def meta_model(config: Any, *, trust_remote_code: bool = False) -> Any:
     return model
 
 
+def class_heads(
+    config: Any, stored: Iterable[str], *, trust_remote_code: bool = False
+) -> set[str] | None:
+    """Return those of stored tensors that have a row for each class, or None.
+
+    With one class more, they have another shape.
+
+    Args:
+        config: transformers'.
+        stored: the tensors' names.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Returns:
+        The names; None: transformers cannot make that model, and any tensor may be one.
+    """
+    more = copy.deepcopy(config)
+    try:
+        more.num_labels = config.num_labels + 1
+        model = meta_model(config, trust_remote_code=trust_remote_code)
+        wider = meta_model(more, trust_remote_code=trust_remote_code).state_dict()
+        own, names = model.state_dict(), ModelNames(model).of(stored)
+    except Exception:  # noqa: BLE001 - a class that transformers cannot make, of many kinds
+        return None
+    unlike = {name for name, tensor in own.items() if tensor.shape != wider[name].shape}
+    return {one for one, name in names.items() if name in unlike}
+
+
 def trunk_without_head(
     config: Any, tensors: Mapping[str, TensorHeader] | None, *, trust_remote_code: bool = False
 ) -> str | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mergekit.architecture import WeightInfo
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
@@ -17,6 +18,7 @@ from mergekit_lines.checkpoint.headers import Headers, TensorHeader
 from mergekit_lines.checkpoint.loading import (
     Loading,
     ModelNames,
+    class_heads,
     meta_model,
     pickled_headers,
     text_tower,
@@ -26,10 +28,11 @@ from mergekit_lines.checkpoint.loading import (
 from mergekit_lines.errors import Problem
 from mergekit_lines.files import names_no_class
 from mergekit_lines.host.process import silent
+from mergekit_lines.plan.planned import PlannedTensor
 from mergekit_lines.recipe.models import models_in_order
 
 # Not a part of what a finished model computes from its weights, or checked elsewhere (shapes,
-# classes, ties, vocabularies, layers).
+# names of classes, ties, vocabularies, layers).
 WITHOUT_EFFECT = re.compile(
     r"_name_or_path|transformers_version|architectures|model_type|auto_map|_?dtype|torch_dtype|use_cache"
     r"|.*token_ids?|id2label|label2id|num_labels|problem_type|.*dropout.*|.*drop_path.*|layerdrop"
@@ -44,6 +47,9 @@ NOT_THE_SAME_WEIGHTS = re.compile(
     r"|num_kv_heads|n_head_kv|multi_query|head_dim|hidden_act|hidden_activation|activation"
     r"|activation_function|dense_act_fn|act_fn|ffn_act_fn|feed_forward_proj"
 )
+
+UNNAMED_CLASS = re.compile(r"label_\d+")  # as transformers numbers those that nobody named
+CLASSES_SHOWN = 3  # of a note; there are models of a thousand
 
 AT_RANDOM = ", which loading would draw at random. Download or save it again."
 
@@ -60,7 +66,9 @@ def differences(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def refused_configs(config: MergeConfiguration, options: MergeOptions) -> Iterator[Problem]:
+def refused_configs(
+    config: MergeConfiguration, options: MergeOptions, planned: Sequence[PlannedTensor]
+) -> Iterator[Problem]:
     """Yield which models' weights cannot mean what the base's do, by their configs."""
     for model, pairs in _by_model(config, options):
         values = {k: v for k, v in pairs.items() if _last(k, NOT_THE_SAME_WEIGHTS)}
@@ -71,11 +79,15 @@ def refused_configs(config: MergeConfiguration, options: MergeOptions) -> Iterat
                 f"else in it. Use models fine-tuned from base_model; mend its config.json where "
                 f"that is wrong.",
             )
+    yield from _reordered_classes(config, options, planned)
 
 
-def config_notes(config: MergeConfiguration, options: MergeOptions) -> Iterator[str]:
+def config_notes(
+    config: MergeConfiguration, options: MergeOptions, planned: Sequence[PlannedTensor]
+) -> Iterator[str]:
     """Yield what the models' configs say otherwise than the base's, which is kept."""
     yield from _left_over(config, options)
+    yield from _class_notes(config, options, planned)
     sliced = config.models is None  # other layers have other lists of layers
     for model, pairs in _by_model(config, options):
         values = {
@@ -201,6 +213,86 @@ def _left_over(config: MergeConfiguration, options: MergeOptions) -> Iterator[st
                 f"model {model}: its config.json holds a quantization_config over plain weights, "
                 f"left from a training on a quantised model; the merged model's holds none"
             )
+
+
+def _reordered_classes(
+    config: MergeConfiguration, options: MergeOptions, planned: Sequence[PlannedTensor]
+) -> Iterator[Problem]:
+    """Yield which models have the classes of one before them in another order."""
+    before: list[tuple[str, dict[int, str]]] = []
+    for model, own in _classes(config, options, planned):
+        names = _alike(own)
+        if all(map(UNNAMED_CLASS.fullmatch, names.values())):
+            continue
+        for whose, others in before:
+            theirs = _alike(others)
+            if names == theirs or names.keys() != theirs.keys():
+                continue
+            if sorted(names.values()) == sorted(theirs.values()):
+                row = min(row for row in names if names[row] != theirs[row])
+                yield Problem(
+                    f"model {model}",
+                    f"by id2label in its config.json its class {row} is {own[row]} where {whose} "
+                    f"is {others[row]}, so that the same row of the head means something else in "
+                    f"it. Permute the rows of its head, or mend its config.json where that is "
+                    f"wrong.",
+                )
+                break
+        before.append(("base_model's" if model == config.base_model else f"{model}'s", own))
+
+
+def _class_notes(
+    config: MergeConfiguration, options: MergeOptions, planned: Sequence[PlannedTensor]
+) -> Iterator[str]:
+    """Yield which models' classes have other names than the base's."""
+    (_, kept), *others = _classes(config, options, planned)
+    for model, own in others:
+        base, names = _alike(kept), _alike(own)
+        rows = [row for row in sorted({*kept, *own}) if base.get(row) != names.get(row)]
+        if rows:
+            values = {f"id2label.{n}": (kept.get(n), own.get(n)) for n in rows[:CLASSES_SHOWN]}
+            more = len(rows) - len(values)
+            yield (
+                f"model {model}: its config.json says {_listed(values)}"
+                f"{f' and {more} more' if more else ''}; the merged model calls its classes as "
+                f"base_model's config.json says"
+            )
+
+
+def _classes(
+    config: MergeConfiguration, options: MergeOptions, planned: Sequence[PlannedTensor]
+) -> list[tuple[ModelReference, dict[int, str]]]:
+    """Return the names of the classes of the base, and of all whose head is merged with its."""
+    models = models_in_order(config)
+    base = config.base_model or models[0]
+    trust = options.trust_remote_code
+    configs = {model: model.config(trust_remote_code=trust) for model in (base, *models)}
+    names = {model: _class_names(own) for model, own in configs.items()}
+    if all(own == names[base] for own in names.values()):
+        return [(base, names[base])]
+    with silent():
+        stored = [item.weight.name for item in planned]
+        heads = class_heads(configs[base], stored, trust_remote_code=trust)
+    merged = {base}
+    for item in planned:
+        if heads is None or item.weight.name in heads:
+            inputs = item.task.inputs.items()
+            merged |= {model for model, weight in inputs if _holds(model, weight)}
+    return [(model, own) for model, own in names.items() if model in merged]
+
+
+def _holds(model: ModelReference, weight: WeightInfo) -> bool:
+    index = LoaderCache().get(model).index.tensor_paths
+    return any(name in index for name in (weight.name, *(weight.aliases or ())))
+
+
+def _class_names(config: Any) -> dict[int, str]:
+    return {row: str(name) for row, name in (getattr(config, "id2label", None) or {}).items()}
+
+
+def _alike(names: Mapping[int, str]) -> dict[int, str]:
+    """Return names of classes without what tells no class from another."""
+    return {row: name.strip().casefold() for row, name in names.items()}
 
 
 def _by_model(

@@ -102,11 +102,11 @@ def prepare(config: MergeConfiguration, options: MergeOptions, run: MergeRun) ->
         raise LinesError(problems)
     prepared, notes = _fitting(config, options, run, headers, copied)
     # Last: other heads most often go with other shapes, which tell more.
-    if problems := list(refused_configs(config, options)):
+    if problems := list(refused_configs(config, options, prepared.planned)):
         raise LinesError(problems)
     if config.base_model:
         notes += trunk_note(config.base_model, headers[config.base_model], options)
-    notes += config_notes(config, options)
+    notes += config_notes(config, options, prepared.planned)
     dropped = dropped_tensors(prepared.planned, config, options)
     for model, names in dropped.items():
         notes.append(
