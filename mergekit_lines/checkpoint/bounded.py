@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -277,7 +278,8 @@ def _counted(events: Iterator[yaml.Event]) -> Iterator[yaml.Event]:
 
 def _check_scalar(event: yaml.ScalarEvent) -> None:
     typed = event.tag is not None and event.tag != "tag:yaml.org,2002:str"
-    number = event.implicit[0] and event.value[0] in "+-.0123456789"
+    # No number of YAML has a comma or a space: a text of coefficients is none.
+    number = event.implicit[0] and re.fullmatch(r"[-+.\d][-+.:\w]*", event.value)
     if typed or number:
         raise TextError(f"it holds a value of more than {DIGITS:,} digits")
 

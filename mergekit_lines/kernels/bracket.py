@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mergekit_lines.kernels.compiled.layout import PIVOTS
+
 _SIGMAS = 4.0  # a sample misses in about one search of ten thousand; a miss costs one more pass
 _HEAVY = 256  # a value with more than this share (1/256) of the sample is counted, not gathered
-_PIVOTS = 8
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,13 @@ def draw_bracket(
     """Return a range in ``region`` that holds the wanted rank, most likely.
 
     Args:
-        sample: 1-D, magnitudes drawn evenly from ``region``, of any number.
+        sample: 1-D, magnitudes drawn evenly from ``region``, of any number; NaN has none, and is
+            left out.
         region: where the rank lies for certain.
         quantile: the rank's share of the region's entries, from the largest, 0 … 1.
         spread: uncertainty of the quantile beyond that of independent draws, one sigma.
     """
-    ordered = ascending(sample)
+    ordered = ascending(_numbers(sample))
     count = ordered.numel()
     if not count:
         return region
@@ -45,7 +47,7 @@ def draw_bracket(
     inside = ordered[(ordered >= low) & (ordered <= high)]
     values, times = torch.unique_consecutive(inside, return_counts=True)
     heavy = times >= max(4, count // _HEAVY)
-    most = torch.argsort(times[heavy], descending=True, stable=True)[:_PIVOTS]
+    most = torch.argsort(times[heavy], descending=True, stable=True)[:PIVOTS]
     return Bracket(low, high, tuple(sorted(values[heavy][most].tolist(), reverse=True)))
 
 
@@ -53,10 +55,11 @@ def spread_of(samples: list[torch.Tensor], quantile: float, share: float) -> flo
     """Return how much the quantile varies from piece to piece, as one sigma of their mean.
 
     Args:
-        samples: a sample of every sampled piece.
+        samples: a sample of every sampled piece, NaN left out as in :func:`draw_bracket`.
         quantile: share of the entries above the wanted value.
         share: how much of all the pieces was sampled, 0 … 1; all of them leave no doubt.
     """
+    samples = [numbers for numbers in map(_numbers, samples) if len(numbers)]
     if share >= 1 or len(samples) < 2:
         return 0.0
     pooled = ascending(torch.cat(samples))
@@ -69,6 +72,12 @@ def spread_of(samples: list[torch.Tensor], quantile: float, share: float) -> flo
     mean = sum(above) / len(above)
     variance = sum((part - mean) ** 2 for part in above) / (len(above) - 1)
     return math.sqrt(variance / len(above) * (1 - share))
+
+
+def _numbers(sample: torch.Tensor) -> torch.Tensor:
+    """Return what of a sample is no NaN."""
+    odd = sample.isnan()
+    return sample[~odd] if odd.any() else sample
 
 
 def ascending(magnitudes: torch.Tensor) -> torch.Tensor:

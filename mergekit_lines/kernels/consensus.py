@@ -45,10 +45,10 @@ def elected_sum(
     """
     words = torch.int64 if deltas[0].dtype == torch.float64 else torch.int32
     vote = _vote(deltas, by_count=by_count)
-    if not zero_positive:
-        # No other sign changes: of positive numbers none is less than this one.
-        vote.sub_(torch.finfo(vote.dtype).smallest_normal * torch.finfo(vote.dtype).eps)
     elected = vote.view(words)
+    if not zero_positive:
+        # The pattern of +0 alone becomes a negative one, whatever a process does to subnormals.
+        elected.sub_(elected.eq(0).to(words))
     # Only the sign bit, as a pattern to flip signs with: a sum of zero is +0 (−0 needs all −0).
     elected.bitwise_and_(torch.iinfo(words).min)
     for delta in deltas:

@@ -171,6 +171,13 @@ def test_a_number_without_end_is_refused(text: str) -> None:
     assert refusal(parse_yaml, f"a: {text}") == "it holds a value of more than 1,000 digits"
 
 
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+def test_many_coefficients_are_no_number(quote: str) -> None:
+    """A text of a coefficient for each of 200 blocks is read, in quotes or plain."""
+    text = ", ".join(f"{-0.123456 * n:.6f}" for n in range(200))
+    assert parse_yaml(f"schedule: {quote}{text}{quote}") == {"schedule": text}
+
+
 @pytest.mark.parametrize(
     "text", ["a: [", "*a", "a: !!python/object:os.system x", "? [a]\n: {[]: 1}", r'"\UFFFFFFFF"']
 )

@@ -6,9 +6,12 @@ import torch
 
 from mergekit_lines.errors import TextError
 from mergekit_lines.kernels.agreement import Agreement
+from mergekit_lines.kernels.bracket import Bracket
+from mergekit_lines.kernels.compiled.counting import counted
 from mergekit_lines.kernels.compiled.library import Library
 from mergekit_lines.kernels.compiled.merging import merged
 from mergekit_lines.kernels.compiled.summing import drawn_norms
+from mergekit_lines.kernels.cuts import Search
 from mergekit_lines.kernels.merge import Merge, State
 from mergekit_lines.kernels.pieces import Held
 from mergekit_lines.kernels.scale import add_scaled, total
@@ -17,6 +20,7 @@ from mergekit_lines.kernels.sparsity import Sparsity
 _ENTRIES = 3 * 1024 + 5  # some blocks, and a few entries behind them
 _KEYS = (b"0" * 16, b"1" * 16)
 _COEFFICIENT = 0.37
+_OTHER = "they give other results than PyTorch's on this machine"
 _MERGES: tuple[Merge | Agreement, ...] = (
     Merge((Sparsity("none"),) * 2, (0.3, 0.9)),
     Merge((Sparsity("magnitude", 0.4),) * 2, (1.0, 0.7), "sum", normalize=True),
@@ -35,6 +39,11 @@ def check(library: Library) -> None:
     """
     generator = torch.Generator().manual_seed(1)
     base, *deltas = torch.randn(3, _ENTRIES, generator=generator)
+    plain = [(0.1 * base + delta) for delta in deltas]
+    # Equal magnitudes, zeros of both signs and subnormals, of the base and of what is added to it.
+    deltas[1][::3] = -deltas[0][::3]
+    for tensor in (base, *deltas):
+        tensor[::7], tensor[1::7], tensor[2::7], tensor[3::14] = 0.0, -0.0, 1e-41, 0.25
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         origin = (0.1 * base).to(dtype)
         models = [(origin + 0.01 * delta).to(dtype) for delta in deltas]
@@ -42,12 +51,33 @@ def check(library: Library) -> None:
             held = Held(origin.float(), [model.float() for model in models])
             state = merge.prepare(held, _KEYS)
             vector = merge.task_vector(held, state, 0, *held.load(0))
-            result = add_scaled(held.base, vector, _COEFFICIENT).to(dtype)
-            out, bounds = torch.empty_like(result), (0, _ENTRIES)
-            done = merged(library, merge, state, bounds, 0, origin, models, _COEFFICIENT, out)
-            if not done or not torch.equal(out, result):
-                raise TextError("they give other results than PyTorch's on this machine")
-    library.sums_as_torch = _sums(library, 0.1 * base, [0.1 * base + delta for delta in deltas])
+            tau, result = vector.clone(), add_scaled(held.base, vector, _COEFFICIENT).to(dtype)
+            out, own, bounds = torch.empty_like(result), torch.empty_like(tau), (0, _ENTRIES)
+            done = merged(library, merge, state, bounds, 0, origin, models, _COEFFICIENT, out, own)
+            if not (done and _same(out, result) and _same(own, tau)):
+                raise TextError(_OTHER)
+        _check_counts(library, origin, models)
+    library.sums_as_torch = _sums(library, 0.1 * base, plain)
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether two tensors have the same bits; +0 and −0 have not."""
+    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
+def _check_counts(library: Library, base: torch.Tensor, models: list[torch.Tensor]) -> None:
+    sizes = [(model.float() - base.float()).abs() for model in models]
+    low, high, pivot = (float(sizes[0].quantile(place)) for place in (0.3, 0.6, 0.5))
+    pivot = float(sizes[0][(sizes[0] - pivot).abs().argmin()])
+    searches = [Search(model, 1, _ENTRIES) for model in range(len(models))]
+    for search in searches:
+        search.bracket = Bracket(low, high, (pivot,))
+    counts, samples = counted(library, base, dict(enumerate(models)), searches, 3)
+    for size, (above, equal, inside), sample in zip(sizes, counts, samples.values(), strict=True):
+        held = size[(size >= low) & (size <= high)]
+        right = above == int((size > high).sum()) and equal == [int((held == pivot).sum())]
+        if not (right and _same(inside, held[held != pivot]) and _same(sample, size[::3].clone())):
+            raise TextError(_OTHER)
 
 
 def _sums(library: Library, base: torch.Tensor, models: list[torch.Tensor]) -> bool:

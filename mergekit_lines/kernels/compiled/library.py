@@ -6,6 +6,7 @@ import ctypes
 import struct
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class Library:
         code: an object file, as :mod:`~mergekit_lines.kernels.compiled.build` makes it.
 
     Raises:
-        TextError: it lacks a kernel.
+        TextError: it lacks a kernel, or may not be run.
         RuntimeError: it is none for this processor.
     """
 
@@ -46,6 +47,8 @@ class Library:
         addresses = {name: self._engine.get_function_address(name) for name in NAMES}
         if not all(addresses.values()):
             raise TextError("the machine code lacks a kernel")
+        if not all(map(may_run, addresses.values())):
+            raise TextError("this system lets no process run code that it has made")
         self.sums_as_torch = True
         self._kernels = {name: kind(place) for name, place in addresses.items()}
 
@@ -72,6 +75,24 @@ class Library:
         if status:
             raise RuntimeError(f"the compiled kernel {name} ended with status {status}")
         return result.value, ints
+
+
+def may_run(address: int) -> bool:
+    """Tell whether the memory at an address may be executed; True where no one says.
+
+    LLVM does not notice where a hardened system refuses it that, and the first call would end the
+    process.
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True
+    for line in maps.splitlines():
+        bounds, rights, *_ = line.split()
+        first, end = (int(bound, 16) for bound in bounds.split("-"))
+        if first <= address < end:
+            return "x" in rights
+    return True
 
 
 def pattern(number: float) -> int:

@@ -141,6 +141,23 @@ def test_results_beyond_the_output_are_left_to_torch(library, roll, dtype):
     assert assert_same(library, merge, base, [tuned], 2000, 1.003, dtype) == 1
 
 
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
+def test_what_is_nan_has_no_magnitude(library, share, density):
+    """NaN that is let through is cut from no one: both kernels cut where sorting the rest says."""
+    generator = torch.Generator().manual_seed(3)
+    tuned = torch.randn(60_000, generator=generator)
+    odd = torch.rand(60_000, generator=generator) < share
+    tuned[odd] = float("nan")
+    ordered = tuned[~odd].abs().sort(descending=True).values
+    want = float(ordered[min(int(density * 60_000), len(ordered)) - 1])
+    merge = Merge((Sparsity("magnitude", density),), (1.0,))
+    for kernels in (None, library):
+        pieces = InMemory(torch.zeros(60_000), [tuned], 7001, library=kernels)
+        (cut,) = merge.prepare(pieces, keys(1)).cuts[0]
+        assert cut.threshold == want
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_number_of_sixteen_bits(library, dtype):
     """All patterns of bf16 and fp16 go in and out as themselves, where they are finite."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from mergekit_lines.errors import LinesError
 from mergekit_lines.kernels.compiled import loading
-from mergekit_lines.kernels.compiled.library import Library
+from mergekit_lines.kernels.compiled.library import Library, may_run
 from tests.e2e.runner import run
 
 
@@ -65,6 +69,79 @@ def test_a_harmed_cache_is_made_anew(fresh, monkeypatch, harm):
     assert list(loading.cache_file().parent.iterdir()) == [loading.cache_file()]
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="files have no owner here")
+@pytest.mark.parametrize("place", ["file", "folder", "link", "pipe"])
+def test_code_that_others_may_write_is_not_run(fresh, monkeypatch, capfd, place):
+    """A file or folder that another user may write is no cache, nor is a link or a pipe."""
+    put(fresh.read_bytes())
+    file = loading.cache_file()
+    if place == "link":
+        file.unlink()
+        file.symlink_to(fresh)
+    elif place == "pipe":
+        file.unlink()
+        os.mkfifo(file)
+    else:
+        (file if place == "file" else file.parent).chmod(0o777)
+    monkeypatch.setattr(loading, "_compiled", no_compiling)
+    assert loading.library(1) is None
+    assert "compiling failed: planted" in capfd.readouterr().err
+    if place == "folder":
+        with pytest.raises(PermissionError, match="others may write"):
+            loading._keep(b"code")
+
+
+def test_compiling_imports_nothing_from_the_working_directory(fresh, monkeypatch, tmp_path):
+    """Python files that lie beside a model are not run; numba's own settings do not count."""
+    for name in ("numba", "llvmlite", "random", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('run')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    assert isinstance(loading.library(1), Library)
+    assert loading.cache_file().stat().st_mode & 0o077 == 0
+
+
+def test_a_user_without_a_home(fresh, monkeypatch, capfd):
+    """What is compiled serves this run alone where there is no place to keep it."""
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    code = fresh.read_bytes()[loading.DIGEST :]
+    monkeypatch.setattr(loading, "cache_folder", homeless)
+    monkeypatch.setattr(loading, "_COMMAND", f"import sys; open(sys.argv[1], 'wb').write({code!r})")
+    assert isinstance(loading.library(1), Library)
+    assert "for this run alone: RuntimeError: Could not determine" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("lacking", ["f16c", "fma"])
+def test_a_processor_without_the_instructions(fresh, monkeypatch, capfd, lacking):
+    """Code that would call functions which the process has not is neither made nor loaded."""
+    import llvmlite.binding as llvm
+
+    put(fresh.read_bytes())
+    features = {**llvm.get_host_cpu_features(), lacking: False}
+    monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: features)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    assert loading.library(1) is None
+    assert "they want an x86-64 processor with F16C and FMA" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="nothing tells of memory here")
+def test_memory_that_may_not_be_executed(library):
+    """The first call would end the process where a hardened system refuses such memory."""
+    held = ctypes.create_string_buffer(64)
+    assert not may_run(ctypes.addressof(held))
+    assert may_run(ctypes.cast(ctypes.pythonapi.Py_IncRef, ctypes.c_void_p).value)
+
+
+def test_kernels_that_there_are_none_of(monkeypatch):
+    """A word in the environment that is none of two is refused."""
+    monkeypatch.setenv(loading.SETTING, "Torch")
+    with pytest.raises(LinesError, match=r"found 'Torch', wanted torch or compiled"):
+        loading.library(1)
+
+
 def test_other_sources_are_other_files(fresh, monkeypatch):
     """Code of other sources, versions or processors stands under another name."""
     name = loading.cache_file().name
@@ -85,7 +162,7 @@ def test_a_cache_that_cannot_be_written(fresh, monkeypatch, tmp_path, capfd):
     lines = capfd.readouterr().err.splitlines()
     assert lines[0] == "[lines] compiling the kernels, once (some seconds)"
     assert lines[1].startswith("[lines] the compiled kernels are for this run alone: ")
-    assert "Not a directory" in lines[1]
+    assert "File exists" in lines[1]
 
 
 def test_numba_that_cannot_be_imported(fresh, monkeypatch, capfd):
