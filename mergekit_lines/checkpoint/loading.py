@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from transformers.initialization import no_init_weights
 from mergekit_lines.checkpoint.headers import TensorHeader, read_shard
 from mergekit_lines.checkpoint.ties import is_untied, model_class
 
+# Of classes of trunks: classes with a head build and save some of them so.
+NO_POOLER: Mapping[str, Any] = {"add_pooling_layer": False}
+
 
 @dataclass(frozen=True)
 class Loading:
@@ -29,10 +33,12 @@ class Loading:
     Attributes:
         missing: parameters of the config's model that no tensor gives; loaded, they are random.
         mismatched: those whose tensor has another shape.
+        options: of the class, beside the config, without which more would be missing.
     """
 
     missing: tuple[str, ...]
     mismatched: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def pickled_headers(folder: Path, files: Iterable[str]) -> dict[str, TensorHeader] | None:
@@ -53,19 +59,31 @@ def pickled_headers(folder: Path, files: Iterable[str]) -> dict[str, TensorHeade
     return tensors
 
 
-def tried_loading(
-    config: Any, tensors: Mapping[str, TensorHeader], options: Mapping[str, Any] = {}
-) -> Loading:
+def tried_loading(config: Any, tensors: Mapping[str, TensorHeader]) -> Loading:
     """Return what transformers says of a checkpoint's tensors; nothing is read or allocated.
+
+    A trunk that is whole without a pooler is taken for that.
 
     Args:
         config: transformers', whose ``architectures`` name a class of transformers.
         tensors: the headers.
-        options: of that class, beside the config.
 
     Raises:
         Exception: of any kind, where transformers cannot make that model.
     """
+    loading = _tried(config, tensors, {})
+    if loading.missing and does_without_pooler(model_class(config)):
+        bare = _tried(config, tensors, NO_POOLER)
+        return loading if bare.missing else bare
+    return loading
+
+
+def does_without_pooler(cls: Any) -> bool:
+    """Tell whether a class is one of trunks that are built without a pooler where that is said."""
+    return isinstance(cls, type) and NO_POOLER.keys() <= inspect.signature(cls).parameters.keys()
+
+
+def _tried(config: Any, tensors: Mapping[str, TensorHeader], options: Mapping[str, Any]) -> Loading:
     loader: Any = getattr(transformers, (config.architectures or [""])[0])
     if getattr(config, "quantization_config", None):  # left over plain weights
         config = copy.deepcopy(config)
@@ -82,7 +100,7 @@ def tried_loading(
             **options,
         )
     mismatched = tuple(str(key[0]) for key in loading["mismatched_keys"])
-    return Loading(tuple(loading["missing_keys"]), mismatched)
+    return Loading(tuple(loading["missing_keys"]), mismatched, options)
 
 
 @contextmanager
@@ -171,8 +189,8 @@ def trunk_without_head(
     return names.trunk if lost and not unfit and names.heads(lost) == lost else None
 
 
-def stored_trunk(folder: Path) -> tuple[str, dict[str, Any]] | None:
-    """Return the class of the trunk that a merge wrote without its class's head, or None.
+def stored_trunk(folder: Path) -> tuple[str, Mapping[str, Any]] | None:
+    """Return the class of the trunk that a merge wrote without head or pooler, or None.
 
     Args:
         folder: OUT, or its partial folder, whose shards have names of their own.
@@ -188,17 +206,16 @@ def stored_trunk(folder: Path) -> tuple[str, dict[str, Any]] | None:
         with _quiet():
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
         trunk = trunk_without_head(config, tensors)
+        if trunk is not None:
+            config.architectures = [trunk]
+        elif not does_without_pooler(model_class(config)):
+            return None
+        loading = tried_loading(config, tensors)
     except Exception:  # noqa: BLE001 - transformers raises a dozen kinds; then nothing is known
         return None
-    if trunk is None:
+    if loading.missing or loading.mismatched or not (trunk or loading.options):
         return None
-    config.architectures = [trunk]
-    for options in ({}, {"add_pooling_layer": False}):
-        with suppress(TypeError):  # a class without that option
-            loading = tried_loading(config, tensors, options)
-            if not loading.missing and not loading.mismatched:
-                return trunk, options
-    return None
+    return str(config.architectures[0]), loading.options
 
 
 def text_tower(config: Any, other: Any) -> Any:

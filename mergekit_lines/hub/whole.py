@@ -151,6 +151,8 @@ def _misfits(folder: Path, tensors: Mapping[str, TensorHeader], notes: list[str]
             f"its files hold the {trunk} alone, and no head of {config.architectures[0]}, which "
             f"its config.json names"
         )
+    elif loading.options:
+        notes.append("its files hold no pooler: it is loaded with add_pooling_layer=False")
     elif missing := loading.missing:
         yield (
             f"{folder}: by its config.json the model has {len(missing)} tensors that are not there "

@@ -15,7 +15,7 @@ from mergekit.common import get_auto_cls
 from torch import nn
 from transformers.initialization import no_init_weights
 
-from mergekit_lines.checkpoint.loading import ModelNames
+from mergekit_lines.checkpoint.loading import ModelNames, does_without_pooler
 from mergekit_lines.checkpoint.ties import model_class
 from mergekit_lines.checkpoint.writer import Slot
 from mergekit_lines.errors import LinesError, reason, some
@@ -25,13 +25,20 @@ from mergekit_lines.plan.layout import recomputed
 _ALIGNED = "Force16BytesAlignment"  # of transformers' conversions: where in memory, not what
 
 
-def maker(config: Any, dtype: torch.dtype, *, trust_remote_code: bool) -> Callable[[], nn.Module]:
+def maker(
+    config: Any,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool,
+    class_options: Mapping[str, Any] = {},
+) -> Callable[[], nn.Module]:
     """Return what builds the model of a config, without weights.
 
     Args:
         config: of transformers.
         dtype: the default while it is built: buffers that the model computes have it.
         trust_remote_code: whether code that comes with the model may run.
+        class_options: of a class of transformers, beside the config.
 
     Raises:
         LinesError: when called: transformers knows no such model.
@@ -51,7 +58,7 @@ def maker(config: Any, dtype: torch.dtype, *, trust_remote_code: bool) -> Callab
         try:
             with no_init_weights():
                 if cls is not None:
-                    return cls(config)
+                    return cls(config, **class_options)
                 auto = get_auto_cls(names[0])
                 return auto.from_config(config, trust_remote_code=trust_remote_code)
         except Exception as error:
@@ -77,6 +84,15 @@ def without_its_head(model: nn.Module, outputs: Sequence[Slot]) -> str | None:
     if not empty or names.heads(held) or any(map(names.in_trunk, empty)):
         return None
     return names.trunk
+
+
+def without_its_pooler(model: nn.Module, outputs: Sequence[Slot]) -> bool:
+    """Tell whether the output holds a trunk but for the pooler, which its class does without."""
+    names = ModelNames(model)
+    held = {names.loaded(slot.name)[0] for slot in outputs}
+    empty = [name for name, _ in model.named_parameters() if name not in held]
+    poolers = [name for name in empty if name.startswith("pooler.")]
+    return bool(empty) and empty == poolers and does_without_pooler(type(model))
 
 
 @dataclass(frozen=True)

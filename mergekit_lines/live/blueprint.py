@@ -17,6 +17,7 @@ from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 from transformers import AutoProcessor, AutoTokenizer, GenerationConfig
 
+from mergekit_lines.checkpoint.loading import NO_POOLER
 from mergekit_lines.checkpoint.opened import OpenedModels, adapter_folder
 from mergekit_lines.checkpoint.remote.downloads import files_from_hub, hub_models
 from mergekit_lines.checkpoint.remote.session import hub_session
@@ -26,7 +27,13 @@ from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.host.names import METHODS
 from mergekit_lines.host.process import one_thread
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
-from mergekit_lines.live.architecture import Parts, maker, parameter_parts, without_its_head
+from mergekit_lines.live.architecture import (
+    Parts,
+    maker,
+    parameter_parts,
+    without_its_head,
+    without_its_pooler,
+)
 from mergekit_lines.live.placement import Device, DevicePlan, empty_model, in_dtypes, place_parts
 from mergekit_lines.plan.inputs import check_models
 from mergekit_lines.plan.memory import working_bytes
@@ -175,6 +182,9 @@ class Blueprint:
         model: Any = empty_model(maker(self.config, dtype, trust_remote_code=trust))
         trunk = without_its_head(model, outputs)
         if trunk is None:
+            if without_its_pooler(model, outputs):
+                bare = maker(self.config, dtype, trust_remote_code=trust, class_options=NO_POOLER)
+                model = empty_model(bare)
             return model, parameter_parts(model, outputs)
         inside = getattr(model, model.base_model_prefix)
         self.config.architectures = [trunk]

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergekit.architecture import WeightInfo
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
@@ -19,12 +18,14 @@ from mergekit_lines.checkpoint.loading import (
     Loading,
     ModelNames,
     class_heads,
+    does_without_pooler,
     meta_model,
     pickled_headers,
     text_tower,
     tried_loading,
     trunk_without_head,
 )
+from mergekit_lines.checkpoint.ties import model_class
 from mergekit_lines.errors import Problem
 from mergekit_lines.files import names_no_class
 from mergekit_lines.host.process import silent
@@ -104,14 +105,20 @@ def config_notes(
 
 
 def trunk_note(base: ModelReference, headers: Headers, options: MergeOptions) -> Iterator[str]:
-    """Yield that the base is stored without the head of its class, and so is what is merged."""
-    trunk = _trunk(base, headers, options)
-    if trunk is not None:
-        config = base.config(trust_remote_code=options.trust_remote_code)
+    """Yield that the base is stored without the head of its class, or without its pooler."""
+    config = base.config(trust_remote_code=options.trust_remote_code)
+    if trunk := _trunk(base, headers, options):
         yield (
             f"model {base}: its files hold the {trunk} alone, and no head of "
             f"{', '.join(config.architectures or [])}, which its config.json names; nor does OUT"
         )
+    elif does_without_pooler(model_class(config)):
+        loading = _loading(base, headers, options)
+        if loading is not None and loading.options:
+            yield (
+                f"model {base}: its files hold no pooler, nor does OUT, which is loaded with "
+                f"add_pooling_layer=False"
+            )
 
 
 def is_whole(
@@ -226,15 +233,13 @@ def _reordered_classes(
             continue
         for whose, others in before:
             theirs = _alike(others)
-            if names == theirs or names.keys() != theirs.keys():
-                continue
-            if sorted(names.values()) == sorted(theirs.values()):
-                row = min(row for row in names if names[row] != theirs[row])
+            if names != theirs and sorted(names.values()) == sorted(theirs.values()):
+                row = min(row for row in names if names[row] != theirs.get(row))
                 yield Problem(
                     f"model {model}",
                     f"by id2label in its config.json its class {row} is {own[row]} where {whose} "
-                    f"is {others[row]}, so that the same row of the head means something else in "
-                    f"it. Permute the rows of its head, or mend its config.json where that is "
+                    f"is {others.get(row)}, so that the same row of the head means something else "
+                    f"in it. Permute the rows of its head, or mend its config.json where that is "
                     f"wrong.",
                 )
                 break
@@ -267,7 +272,10 @@ def _classes(
     base = config.base_model or models[0]
     trust = options.trust_remote_code
     configs = {model: model.config(trust_remote_code=trust) for model in (base, *models)}
-    names = {model: _class_names(own) for model, own in configs.items()}
+    names = {
+        model: {row: str(name) for row, name in (getattr(own, "id2label", None) or {}).items()}
+        for model, own in configs.items()
+    }
     if all(own == names[base] for own in names.values()):
         return [(base, names[base])]
     with silent():
@@ -276,18 +284,11 @@ def _classes(
     merged = {base}
     for item in planned:
         if heads is None or item.weight.name in heads:
-            inputs = item.task.inputs.items()
-            merged |= {model for model, weight in inputs if _holds(model, weight)}
+            for model, weight in item.task.inputs.items():
+                index = LoaderCache().get(model).index.tensor_paths
+                if any(name in index for name in (weight.name, *(weight.aliases or ()))):
+                    merged.add(model)
     return [(model, own) for model, own in names.items() if model in merged]
-
-
-def _holds(model: ModelReference, weight: WeightInfo) -> bool:
-    index = LoaderCache().get(model).index.tensor_paths
-    return any(name in index for name in (weight.name, *(weight.aliases or ())))
-
-
-def _class_names(config: Any) -> dict[int, str]:
-    return {row: str(name) for row, name in (getattr(config, "id2label", None) or {}).items()}
 
 
 def _alike(names: Mapping[int, str]) -> dict[int, str]:

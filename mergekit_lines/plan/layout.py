@@ -240,6 +240,8 @@ def needed_all_the_same(
     base = config.base_model or next(iter(headers))
     if losses[base] and are_trunks(base, headers, options):
         return
+    if len({*map(tuple, losses.values())}) == 1 and is_whole(base, headers, options):
+        return  # all of them lack a pooler that their class does without
     for model, names in losses.items():
         if names:
             own = model.config(trust_remote_code=options.trust_remote_code)
