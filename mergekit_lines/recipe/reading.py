@@ -63,7 +63,7 @@ def read_documents(path: Path) -> list[Document]:
         raise LinesError([f"{path}: {problem}" for problem in schema_problems(error)]) from error
     except Exception as error:
         raise LinesError(
-            f"{path}: mergekit cannot read this recipe ({reason(error)}). Mend the file."
+            f"{path}: this recipe cannot be read ({reason(error)}). Mend the file."
         ) from error
 
 
