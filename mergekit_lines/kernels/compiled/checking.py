@@ -11,6 +11,7 @@ from mergekit_lines.kernels.compiled.counting import counted
 from mergekit_lines.kernels.compiled.library import Library
 from mergekit_lines.kernels.compiled.merging import merged
 from mergekit_lines.kernels.compiled.summing import drawn_norms
+from mergekit_lines.kernels.compiled.voting import votes
 from mergekit_lines.kernels.cuts import Search
 from mergekit_lines.kernels.merge import Merge, State
 from mergekit_lines.kernels.pieces import Held
@@ -27,6 +28,7 @@ _MERGES: tuple[Merge | Agreement, ...] = (
     Merge((Sparsity("random", 0.5),) * 2, (0.3, -0.9), "count", scale=0.7),
     Agreement(Merge((Sparsity("magnitude", 0.6),) * 2, (1.0, 0.7), "sum"), (0.4, 0.3), 2, 0.8),
 )
+_FLOORS = Merge((Sparsity("floor", floor=0.005),) * 2, (1.0, 0.7), "sum")
 
 
 def check(library: Library) -> None:
@@ -57,6 +59,9 @@ def check(library: Library) -> None:
             if not (done and _same(out, result) and _same(own, tau)):
                 raise TextError(_OTHER)
         _check_counts(library, origin, models)
+        pieces = origin.float(), [model.float() for model in models]
+        if votes(library, _FLOORS, origin, models) != _FLOORS.votes(*pieces):
+            raise TextError(_OTHER)
     library.sums_as_torch = _sums(library, 0.1 * base, plain)
 
 
