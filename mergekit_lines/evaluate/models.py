@@ -80,12 +80,30 @@ def text_tokenizer(spec: str, tokenizer: Any) -> Any:
 
 
 def positions(model: Any) -> int | None:
-    """Return how many positions a language model has, None where its config has no bound."""
+    """Return how many positions a language model has, None where its config has no bound.
+
+    Models of RoBERTa's kind count positions from behind that of padding on, and have fewer than
+    their config says.
+    """
     config = getattr(model, "config", None)
     if config is not None and hasattr(config, "get_text_config"):
         config = config.get_text_config()
     count = getattr(config, "max_position_embeddings", None)
-    return count if isinstance(count, int) and count > 0 else None
+    if not isinstance(count, int) or count <= 0:
+        return None
+    return count - _positions_of_padding(model, count)
+
+
+def _positions_of_padding(model: Any, count: int) -> int:
+    """Return how many of ``count`` rows of a table of positions stand up to padding's own."""
+    from torch import nn
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and "position" in name.rpartition(".")[2]:
+            padding = module.padding_idx
+            if padding is not None and module.num_embeddings == count:
+                return padding + 1
+    return 0
 
 
 def can_generate(model: Any) -> bool | None:
