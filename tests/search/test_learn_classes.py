@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from mergekit_lines import LinesError, LiveModel, learn
 from mergekit_lines.cli import main
 from mergekit_lines.live.coefficients import Coefficients, PerModel
 from mergekit_lines.search.learn import Learned, Way
-from mergekit_lines.search.learning.classes import Texts
+from mergekit_lines.search.learning.classes import Images, Texts, opened
 from mergekit_lines.search.learning.examples import parted, read_examples
 from mergekit_lines.search.learning.predictions import measured
 from mergekit_lines.search.learning.show import show_learned
@@ -266,6 +267,94 @@ def test_certainty_is_not_told_as_truth(
     assert words in capsys.readouterr().out
 
 
+def of_names(*names: str) -> Any:
+    """Return a stand-in for a classifier whose classes have these names."""
+    return SimpleNamespace(config=SimpleNamespace(id2label=dict(enumerate(names))))
+
+
+@pytest.mark.parametrize(
+    ("names", "file", "content", "targets"),
+    [
+        ("123", "a.jsonl", lines({"text": "a", "label": 1}, {"text": "b", "label": "3"}), [0, 2]),
+        ("123", "a.csv", "text,label\na,1\nb,3\n", [0, 2]),
+        (("-1", "0", "1"), "a.csv", "text,label\na,-1\nb,1\n", [0, 2]),
+        (("-1", "1"), "a.jsonl", lines({"text": "a", "label": -1}, {"text": "b"}), [0, None]),
+        ("012", "a.jsonl", lines({"text": "a", "label": 1}, {"text": "b", "label": "2"}), [1, 2]),
+        (("1 star", "2 stars"), "a.csv", "text,label\na,1\nb,1 star\n", [1, 0]),
+    ],
+)
+def test_numerals_that_name_classes_are_read_as_names(
+    place: Path, names: Sequence[str], file: str, content: str, targets: list[int | None]
+) -> None:
+    """Stars from 1 on: the label 1 is the class named 1, in JSON as in CSV."""
+    (place / file).write_text(content)
+    data = read_examples(Path(file), None)
+    task = Images(of_names(*names), "a processor", data)
+    assert [task.target(example) for example in data.examples] == targets
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "label"),
+    [
+        ("a.jsonl", lines({"text": "a", "label": 0}, {"text": "b", "label": 1}), "0"),
+        ("a.csv", 'text,label\n"a",0\nb,1\n', "'0'"),
+    ],
+)
+def test_a_number_that_may_be_no_name_is_refused(
+    place: Path, file: str, content: str, label: str
+) -> None:
+    """Where class names are other classes' numbers; both that it could mean are said."""
+    (place / file).write_text(content)
+    message = (
+        rf"found the label {label}: no class has that name, and that number is of the class named "
+        r"'1'\. Wanted one of the names \(1, 2, 3\)"
+    )
+    with pytest.raises(LinesError, match=message):
+        Images(of_names(*"123"), "a processor", read_examples(Path(file), None))
+
+
+def test_a_text_with_labels_of_two_classes_is_refused(place: Path) -> None:
+    """With both places; the same class in other words, or no label at all, is no contradiction."""
+    rows = [{"text": "w1", "label": "a"}, {"text": "w2", "label": 1}, {"text": " w1", "label": 0}]
+    names = of_names("a", "b")
+    (place / "a.jsonl").write_text(lines(*rows, {"text": "w2"}))
+    Images(names, "a processor", read_examples(Path("a.jsonl"), None))
+    (place / "a.jsonl").write_text(lines(*rows, {"text": "w1", "label": "b"}))
+    message = (
+        r"a\.jsonl, line 1 and a\.jsonl, line 4 hold the same text, and their labels are 'a' and "
+        r"'b', wanted one"
+    )
+    with pytest.raises(LinesError, match=message):
+        Images(names, "a processor", read_examples(Path("a.jsonl"), None))
+
+
+def test_positions_of_padding_are_no_texts(place: Path) -> None:
+    """RoBERTa counts from behind padding's position on: the longest text it takes is 16 − 1 − 1."""
+    config = transformers.RobertaConfig(
+        vocab_size=128,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=16,
+        pad_token_id=1,
+        num_labels=2,
+    )
+    model = transformers.RobertaForSequenceClassification(config).eval()
+    model(torch.full((1, 14), 5))
+    with pytest.raises((IndexError, RuntimeError)):  # by the release of transformers
+        model(torch.full((1, 15), 5))
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(models.save_tokenizer(place / "t"))
+    (place / "a.jsonl").write_text(lines({"text": "w5 " * 40, "label": 0}))
+    data = read_examples(Path("a.jsonl"), None)
+    task = Texts(model, tokenizer, data, None)
+    (row,) = task.inputs(data.examples)
+    assert len(row.content) == 14
+    measured(task, model, [row], 1)
+    with pytest.raises(LinesError, match="max_length is 15, and the model has 14 positions"):
+        Texts(model, tokenizer, data, 15)
+
+
 # --- images -----------------------------------------------------------------------------------
 
 
@@ -337,6 +426,43 @@ def test_a_limit_leaves_images_of_every_class(images: Path) -> None:
         *((name, "0.png") for name in sorted(CLASSES)),
         *((name, "1.png") for name in sorted(CLASSES)[:2]),
     ]
+
+
+def test_images_are_turned_as_their_camera_says(place: Path) -> None:
+    """EXIF orientation 6 is a quarter turn clockwise, which numpy's rot90 does to the pixels."""
+    pixels = np.random.default_rng(2).integers(0, 256, (3, 5, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(place / "turned.png", exif=exif)
+    assert np.array_equal(np.asarray(opened(place / "turned.png")), np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name", "mode"),
+    [("uint16", "a.png", "I;16"), ("int32", "a.tif", "I"), ("float32", "a.tif", "F")],
+)
+def test_images_of_more_than_8_bits_are_refused(
+    place: Path, dtype: str, name: str, mode: str
+) -> None:
+    """Pillow would cut their values off at 255; grey ones of 8 bits keep theirs."""
+    values = np.array([[0, 9000], [20000, 65535]])
+    Image.fromarray(values.astype(dtype)).save(place / name)
+    message = rf"{name}: found an image of mode {mode}, wanted 8 bits a channel .* Convert it first"
+    with pytest.raises(LinesError, match=message):
+        opened(place / name)
+    grey = (values // 257).astype(np.uint8)
+    Image.fromarray(grey).save(place / "grey.png")
+    assert np.array_equal(np.asarray(opened(place / "grey.png")), np.stack([grey] * 3, -1))
+
+
+def test_images_too_large_to_unpack_are_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As every image that cannot be read, with its file."""
+    Image.new("L", (20, 20)).save(place / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(LinesError, match=r"bomb\.png cannot be read as an image \(Decompression"):
+        opened(place / "bomb.png")
 
 
 # --- what is refused --------------------------------------------------------------------------

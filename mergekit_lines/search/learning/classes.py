@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ from mergekit_lines.search.learning.predictions import OBJECTIVES, Task, Tokens,
 
 MOST = 1024  # inputs of each part that are measured at most: each is one prediction
 TEXTS, IMAGES = "ForSequenceClassification", "ForImageClassification"
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")  # of 8 bits
+_NUMERAL = re.compile(r"[+-]?\d+(\.\d*)?")
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,12 @@ def task_of(live: Any, data: Examples, settings: Mapping[str, Any]) -> Task:
 class _Classes:
     """The classes of a classifier.
 
+    Labels are names, or numbers. Where a name is the numeral of another number (``1`` to ``5`` of
+    stars), they are names alone: a number would have two meanings.
+
     Raises:
-        LinesError: it does not choose one of several.
+        LinesError: it does not choose one of several, a label is none of its classes, or examples
+            that are alike have labels of two.
     """
 
     def __init__(self, model: Any, data: Examples) -> None:
@@ -98,8 +106,26 @@ class _Classes:
             )
         labelled = all(example.label is not None for example in data.examples)
         self.measures: tuple[str, ...] = (*OBJECTIVES, "accuracy") if labelled else ("entropy",)
-        for example in data.examples:  # also where not all have one: a wrong one is a mistake
-            self.target(example)
+        self._numerals = any(
+            _NUMERAL.fullmatch(name) and float(name) != number
+            for number, name in self._names.items()
+        )
+        self._check_labels(data)
+
+    def _check_labels(self, data: Examples) -> None:
+        """Check every label, also where not all examples have one: a wrong one is a mistake."""
+        first: dict[str, tuple[Example, int]] = {}
+        for example in data.examples:
+            target = self.target(example)
+            if target is None:
+                continue
+            other, before = first.setdefault(example.digest, (example, target))
+            if before != target:
+                raise LinesError(
+                    f"{WHERE}: {other.place} and {example.place} hold the same "
+                    f"{'image' if data.images else 'text'}, and their labels are {other.label!r} "
+                    f"and {example.label!r}, wanted one. Take the wrong one out."
+                )
 
     def target(self, example: Example) -> int | None:
         """Return the number of an example's class.
@@ -111,10 +137,18 @@ class _Classes:
         if label is None:
             return None
         numbers = {name: number for number, name in self._names.items()}
-        if isinstance(label, str) and label in numbers:
-            return numbers[label]
+        name = str(label) if self._numerals and type(label) in (int, float) else label
+        if isinstance(name, str) and name in numbers:
+            return numbers[name]
         number = int(label) if isinstance(label, str) and label.isdecimal() else label
         if type(number) is int and number in self._names:
+            if self._numerals:
+                raise LinesError(
+                    f"{WHERE}: {example.place}: found the label {label!r}: no class has that name, "
+                    f"and that number is of the class named {self._names[number]!r}. Wanted one of "
+                    f"the names ({some(numbers)}): some are numerals of other numbers. They are "
+                    f"`id2label` in the base's config.json."
+                )
             return number
         raise LinesError(
             f"{WHERE}: {example.place}: found the label {label!r}, wanted one of the model's "
@@ -240,21 +274,26 @@ class Images(_Classes):
 
 
 def opened(path: Path) -> Any:
-    """Return an image in RGB.
+    """Return an image in RGB, turned as its EXIF data say, which transformers does too.
 
     Raises:
-        LinesError: it is none, or Pillow is not there.
+        LinesError: it is none, has not 8 bits a channel, or Pillow is not there.
     """
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError as error:
         raise LinesError(
             f"{WHERE}: images are read by Pillow, which is not installed. pip install pillow"
         ) from error
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+            if image.mode not in MODES:  # Pillow cuts their values off at 255: all is white
+                raise LinesError(
+                    f"{WHERE}: {path}: found an image of mode {image.mode}, wanted 8 bits a "
+                    f"channel (such as L or RGB). Convert it first."
+                )
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         raise LinesError(
             f"{WHERE}: {path} cannot be read as an image ({reason(error)}). Mend it, or take it "
             f"out of the folder."
