@@ -8,6 +8,7 @@ AdaMerging, arXiv 2310.02575). As recipes they are ``schedule`` and ``outside``,
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import statistics
 from collections import defaultdict
@@ -27,6 +28,10 @@ DECIMALS = 6  # of a coefficient: what is measured is what the recipe says
 # What a recipe says of coefficients; ``gamma`` only where it is not the wrapped method's own.
 OWN = ("alpha", "beta", "schedule", "outside", "norm")
 OF_MODELS = ("weight", "weight_outside", "lambda")
+SEVERAL = (
+    "the recipe has several coefficients in one block, or outside of the blocks; learn starts "
+    "from their means"
+)
 Products = Mapping[str, Mapping[str, float]]
 C = TypeVar("C", bound="Learnable")
 
@@ -95,8 +100,7 @@ class Coefficients:
             LinesError: there are no blocks.
         """
         count = _count(summary)
-        longest = [blocks for blocks in summary.containers.values() if len(blocks) == count]
-        means = [_mean(map(_mean, at)) for at in zip(*longest, strict=True)]
+        means = [_mean(map(_mean, at)) for at in _side_by_side(summary)]
         outside = list(summary.outside.values())
         return cls(tuple(means * 2 if count == 1 else means), _mean(outside or means))
 
@@ -173,21 +177,7 @@ class PerModel:
             LinesError: there are no blocks.
         """
         merge, count = Coefficients.of(summary), _count(summary)
-        inside: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-        outside: dict[str, list[float]] = defaultdict(list)
-        for item in planned:
-            depth, scale = item.placed.depth, item.task.parameters["lambda"]
-            by_model = dict(item.task.input_parameters.items())
-            for model in item.task.model_order:
-                if model == item.task.base_model:
-                    continue
-                weight = by_model[model]["weight"] * scale
-                if depth is None:
-                    outside[str(model)].append(weight)
-                else:
-                    # A block of a model that another model takes in other slices has no weight.
-                    at = depth.index if depth.count == count else -1
-                    inside[str(model)][at].append(weight)
+        inside, outside = _weights(planned, count)
         models = {}
         for model in {**inside, **outside}:
             weights = [_mean(inside[model][n] or [1.0]) for n in range(count)]
@@ -284,6 +274,53 @@ def _count(summary: Summary) -> int:
             "coefficient is learnt for each. Name the lists that count with `blocks`."
         )
     return count
+
+
+def _side_by_side(summary: Summary) -> list[tuple[list[float], ...]]:
+    """Return, block by block, the coefficients that each of the longest containers has there."""
+    count = _count(summary)
+    longest = [blocks for blocks in summary.containers.values() if len(blocks) == count]
+    return list(zip(*longest, strict=True))
+
+
+def _weights(
+    planned: Sequence[PlannedTensor], count: int
+) -> tuple[dict[str, dict[int, list[float]]], dict[str, list[float]]]:
+    """Return each model's weights, times ``lambda``: of each of ``count`` blocks, and outside."""
+    inside: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    outside: dict[str, list[float]] = defaultdict(list)
+    for item in planned:
+        depth, scale = item.placed.depth, item.task.parameters["lambda"]
+        by_model = dict(item.task.input_parameters.items())
+        for model in item.task.model_order:
+            if model == item.task.base_model:
+                continue
+            weight = by_model[model]["weight"] * scale
+            if depth is None:
+                outside[str(model)].append(weight)
+            else:
+                # A block of a model that another model takes in other slices has no weight.
+                at = depth.index if depth.count == count else -1
+                inside[str(model)][at].append(weight)
+    return inside, outside
+
+
+def holds_several(planned: Sequence[PlannedTensor], summary: Summary, *, per_model: bool) -> bool:
+    """Tell whether one block, or what is outside, has several coefficients: what is no schedule.
+
+    Args:
+        planned: the output's tensors.
+        summary: of their λ.
+        per_model: of the models too, each a factor of its own.
+    """
+    groups = [list(itertools.chain(*at)) for at in _side_by_side(summary)]
+    groups += [values for blocks in summary.containers.values() for values in blocks]
+    groups.append(list(summary.outside.values()))
+    if per_model:
+        inside, outside = _weights(planned, _count(summary))
+        groups += [values for blocks in inside.values() for at, values in blocks.items() if at >= 0]
+        groups += outside.values()
+    return any(len({round(value, DECIMALS) for value in values}) > 1 for values in groups)
 
 
 def _mean(values: Iterable[float]) -> float:

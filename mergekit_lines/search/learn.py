@@ -18,8 +18,16 @@ from tqdm import tqdm
 
 from mergekit_lines.errors import visible
 from mergekit_lines.host.process import ending_on_sigterm
-from mergekit_lines.live.coefficients import Coefficients, Learnable, PerModel, rounded, uniform
-from mergekit_lines.live.learn import Uniform, best_uniform, descend
+from mergekit_lines.live.coefficients import (
+    SEVERAL,
+    Coefficients,
+    Learnable,
+    PerModel,
+    holds_several,
+    rounded,
+    uniform,
+)
+from mergekit_lines.live.learn import Uniform, beginning, best_uniform, descend
 from mergekit_lines.live.model import LiveModel
 from mergekit_lines.search.bench import WORK, identity_of
 from mergekit_lines.search.checks import (
@@ -32,10 +40,10 @@ from mergekit_lines.search.learning.classes import task_of
 from mergekit_lines.search.learning.examples import Examples, parted, read_examples
 from mergekit_lines.search.learning.predictions import batches, means, measured
 from mergekit_lines.search.store import (
-    FIGURE,
     LEARNED,
     LEARNING,
     Store,
+    clear_unfinished,
     search_folder,
     write_output,
     write_recipe,
@@ -131,7 +139,7 @@ def learn(
 
     Raises:
         LinesError: recipe, data or a value is at fault, an objective is not finite, or ``out``
-            holds another search.
+            holds another search, or this one's result.
 
     Source: arXiv 2310.02575 (entropy), arXiv 2407.02880 (loss).
     """
@@ -182,6 +190,8 @@ class _Learner:
         if settings["per_model"]:
             own = PerModel.of(live.planned, live.summary)
         self._own = rounded(own)
+        if holds_several(live.planned, live.summary, per_model=settings["per_model"]):
+            self.say(SEVERAL)
         self._tell_memory()
 
     def say(self, text: str) -> None:
@@ -290,19 +300,6 @@ class _Learner:
         write_recipe(self._folder / LEARNED, coefficients.recipe(self._document), head)
 
 
-def beginning(start: str, uniform: float, at_edge: bool) -> str:
-    """Say where a descent begins, and whether the best uniform coefficient was in reach."""
-    value = f"{uniform:.4g}"
-    text = (
-        f"the descent begins at the best uniform coefficient, {value}"
-        if start == "uniform"
-        else f"the descent begins at the recipe's own coefficients; the best uniform one is {value}"
-    )
-    if at_edge:
-        text += ". No larger one was tried: give the recipe larger coefficients to begin with"
-    return text
-
-
 @contextmanager
 def _opened(
     document: Mapping[str, Any],
@@ -334,8 +331,7 @@ def _opened(
         data = {"sha256": examples.sha256}
         identity = {"the recipe": document, "the data": data, "the settings": settings}
         Store(folder, {**identity, **identity_of(live, model)})
-        for name in (LEARNED, LEARNING, FIGURE):
-            (folder / name).unlink(missing_ok=True)
+        clear_unfinished(folder)
         try:
             yield learner
         except BaseException as error:

@@ -211,6 +211,21 @@ def search_folder(folder: Path) -> Iterator[Path]:
         lock.release()
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Take away what learning that was interrupted left.
+
+    Raises:
+        LinesError: it was not interrupted: the result is there, and would be lost.
+    """
+    if (folder / LEARNING).exists():
+        raise LinesError(
+            f"--out {folder}: found {LEARNING}: the same recipe was learnt already on the same "
+            f"data. Take {LEARNED} from there, or give another --out to learn it again."
+        )
+    for name in (LEARNED, FIGURE):
+        (folder / name).unlink(missing_ok=True)
+
+
 def write_output(path: Path, text: str) -> None:
     """Write a file of a search so that it is there whole or not at all.
 

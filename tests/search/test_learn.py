@@ -154,9 +154,28 @@ def test_the_learnt_recipe_has_what_was_measured(place: Path, recipe: dict[str, 
 
 def test_the_same_seed_learns_the_same(place: Path, recipe: dict[str, Any]) -> None:
     """To the last digit; another seed has other batches."""
-    one, other = short(recipe), short(recipe)
+    one, other = short(recipe), short(recipe, "again")
     assert one == other
     assert short(recipe, "seed", seed=1).steps != one.steps
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        ({"alpha": 0.2}, 0),
+        ({"alpha": [{"filter": "mlp", "value": 0.4}, {"value": 0.2}]}, 1),
+        ({"alpha": [{"filter": "lm_head", "value": 0.4}, {"value": 0.2}]}, 1),
+        ({"alpha": 0.2, "weight": [{"filter": "mlp", "value": 0.4}, {"value": 0.2}]}, 1),
+    ],
+)
+def test_means_of_several_coefficients_are_told(
+    place: Path, recipe: dict[str, Any], options: dict[str, Any], lines: int, capsys: Any
+) -> None:
+    """Where filters split a block, or what is outside: once; a plain recipe has nothing to say."""
+    recipe["parameters"] = {"beta": 0.3, **options}
+    short(recipe, steps=1, quiet=False, per_model="weight" in options)
+    words = "the recipe has several coefficients in one block, or outside of the blocks; learn"
+    assert capsys.readouterr().err.count(words) == lines
 
 
 def test_the_descent_begins_at_the_better(place: Path, recipe: dict[str, Any], capsys: Any) -> None:
@@ -268,6 +287,16 @@ def test_a_folder_of_another_search_is_refused(place: Path, recipe: dict[str, An
     with pytest.raises(LinesError, match=r"holds results of another search: the settings differ"):
         short(recipe, steps=1, seed=5)
     assert (place / "out" / "learned.yml").read_text() == before
+
+
+def test_what_was_learnt_already_is_not_learnt_again(place: Path, recipe: dict[str, Any]) -> None:
+    """The same search in the same folder is refused, and every file stays as it was."""
+    short(recipe, steps=1)
+    (place / "out" / "figure.png").write_bytes(b"figure")
+    before = models.digest(place / "out")
+    with pytest.raises(LinesError, match=r"--out out: found learned\.json: .* give another --out"):
+        short(recipe, steps=1)
+    assert models.digest(place / "out") == before
 
 
 def test_a_model_that_is_no_language_model_is_refused(place: Path, tmp_path: Path) -> None:
