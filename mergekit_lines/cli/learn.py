@@ -68,7 +68,11 @@ def learn(recipe: Path, data: Path, out: Path, **options: Any) -> None:
     that add them up by weights, such as task_arithmetic and dare_linear.
 
     OUT gets learned.yml, a recipe for mergekit-yaml with the values written out (from the
-    beginning on: Ctrl-C keeps the best so far), learned.json and figure.png.
+    beginning on: Ctrl-C keeps the best so far), learned.json and figure.png. What was learnt
+    there to the end is not learnt again.
+
+    Labels are the classes' names or their numbers; where names are numerals of other numbers,
+    such as 1 to 5 of stars, names alone.
 
     Memory: the weights once, three times their largest tensor for gradients, and the activations
     of one batch; the models stay on the disk. 16-bit weights are slow on most CPUs: give --dtype
