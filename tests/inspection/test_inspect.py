@@ -218,7 +218,7 @@ def test_few_names_are_looked_through(tmp_path: Path, monkeypatch: pytest.Monkey
         return bool(can_convert_checkpoint_keys(kind, names, name))
 
     monkeypatch.setattr(renames, "can_convert_checkpoint_keys", counting)
-    config = shaped.MIXTRAL_8X7B | {"hidden_size": 8, "intermediate_size": 16, "vocab_size": 32}
+    config = shaped.MIXTRAL_8X7B | {"hidden_size": 64, "intermediate_size": 16, "vocab_size": 32}
     shapes = shaped.Published(config, "BF16", 0, 0, 0).shapes
     base = shaped.write(tmp_path / "base", config, shapes)
     tuned = shaped.write(tmp_path / "tuned", config, shapes)
