@@ -152,16 +152,3 @@ def best_uniform(measure: Callable[[float], float], start: float) -> Uniform:
         step //= 2
         lowest = best(lowest - step, lowest + step)
     return Uniform(lowest * unit, lowest == max(values))
-
-
-def beginning(start: str, uniform: float, at_edge: bool) -> str:
-    """Say where a descent begins, and whether the best uniform coefficient was in reach."""
-    value = f"{uniform:.4g}"
-    text = (
-        f"the descent begins at the best uniform coefficient, {value}"
-        if start == "uniform"
-        else f"the descent begins at the recipe's own coefficients; the best uniform one is {value}"
-    )
-    if at_edge:
-        text += ". No larger one was tried: give the recipe larger coefficients to begin with"
-    return text

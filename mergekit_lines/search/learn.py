@@ -27,7 +27,7 @@ from mergekit_lines.live.coefficients import (
     rounded,
     uniform,
 )
-from mergekit_lines.live.learn import Uniform, beginning, best_uniform, descend
+from mergekit_lines.live.learn import Uniform, best_uniform, descend
 from mergekit_lines.live.model import LiveModel
 from mergekit_lines.search.bench import WORK, identity_of
 from mergekit_lines.search.checks import (
@@ -48,6 +48,7 @@ from mergekit_lines.search.store import (
     write_output,
     write_recipe,
 )
+from mergekit_lines.search.telling import beginning
 
 CHECKS = 5  # of the way, each with the training part: the best of them is kept
 

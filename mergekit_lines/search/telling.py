@@ -259,3 +259,16 @@ def show_greedy(soups: Greedy) -> None:
         if records:
             scores = soups.values if split == "validation" else None
             _print_under(console, split, _rows(records, scores=scores))
+
+
+def beginning(start: str, uniform: float, at_edge: bool) -> str:
+    """Say where a descent begins, and whether the best uniform coefficient was in reach."""
+    value = f"{uniform:.4g}"
+    text = (
+        f"the descent begins at the best uniform coefficient, {value}"
+        if start == "uniform"
+        else f"the descent begins at the recipe's own coefficients; the best uniform one is {value}"
+    )
+    if at_edge:
+        text += ". No larger one was tried: give the recipe larger coefficients to begin with"
+    return text

@@ -10,9 +10,8 @@ import numpy as np
 from mergekit_lines import figures
 from mergekit_lines.console import new_table, open_console, print_line, print_table
 from mergekit_lines.live.coefficients import Coefficients, Learnable
-from mergekit_lines.live.learn import beginning
 from mergekit_lines.search.learn import Learned, Way
-from mergekit_lines.search.telling import four_digits
+from mergekit_lines.search.telling import beginning, four_digits
 
 
 def show_learned(learned: Learned) -> None:

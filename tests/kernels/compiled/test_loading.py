@@ -178,6 +178,14 @@ def test_numba_that_cannot_be_imported(fresh, monkeypatch, capfd):
     ]
 
 
+def test_a_compilation_that_does_not_end(fresh, monkeypatch, capfd):
+    """It is ended, told, and done without."""
+    monkeypatch.setattr(loading, "PATIENCE", 0.5)
+    monkeypatch.setattr(loading, "_COMMAND", "import time; time.sleep(1200)")
+    assert loading.library(1) is None
+    assert "no compiled kernels (TimeoutExpired: " in capfd.readouterr().err
+
+
 def test_no_numba_at_all(fresh, monkeypatch, capfd):
     """Where llvmlite is missing too, the sentence is of that."""
     monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
