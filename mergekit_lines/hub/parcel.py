@@ -14,8 +14,8 @@ from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.files import CARD, RECIPE, REPORT
 from mergekit_lines.hub.whole import MergedModel, merged_model
-from mergekit_lines.report.card import PICTURE, Place, assembled, body, is_by_depth, is_edited
-from mergekit_lines.report.file import to_json
+from mergekit_lines.report.card import PICTURE, Place, assembled, body, is_edited
+from mergekit_lines.report.file import is_by_depth, to_json
 from mergekit_lines.report.metadata import (
     Facts,
     Licence,

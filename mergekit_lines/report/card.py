@@ -20,6 +20,7 @@ from mergekit.config import MergeConfiguration
 
 from mergekit_lines.errors import visible
 from mergekit_lines.recipe.options import merging_command
+from mergekit_lines.report.file import is_by_depth
 from mergekit_lines.report.flags import safe_flags
 from mergekit_lines.report.library import loading_code
 from mergekit_lines.report.markdown import code, fenced, prose
@@ -119,11 +120,6 @@ def card(folder: Path, config: MergeConfiguration, content: Mapping[str, Any], n
     licence, by_depth = inherited(inputs), is_by_depth(content)
     data = front_matter(folder, origins, inputs, licence, name, by_depth=by_depth)
     return assembled(data, body(folder, config, origins, content, Place(name)))
-
-
-def is_by_depth(content: Mapping[str, Any]) -> bool:
-    """Tell by its report whether a merge is scaled by depth, or a method alone."""
-    return bool(content["wrap"] != [content["merge_method"]])
 
 
 def assembled(data: ModelCardData, text: str) -> str:

@@ -208,3 +208,8 @@ def read_report(folder: Path) -> dict[str, Any]:
             f"restore it."
         )
     return dict(report)
+
+
+def is_by_depth(content: Mapping[str, Any]) -> bool:
+    """Tell by its report whether a merge is scaled by depth, or a method alone."""
+    return bool(content["wrap"] != [content["merge_method"]])

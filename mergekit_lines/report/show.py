@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from mergekit_lines.console import new_table, open_console, print_line, print_table, short
+from mergekit_lines.report.file import is_by_depth
 
 MANY = 20  # tensors outside the blocks that are listed by name
 
@@ -30,7 +31,7 @@ def show_report(report: Mapping[str, Any], title: str) -> None:
             table.add_row("", str(number), _lambdas(values), *cells)
         print_table(console, table)
     if report["outside"]:
-        place = "all tensors" if _alone(report) else "outside the blocks"
+        place = "outside the blocks" if is_by_depth(report) else "all tensors"
         print_table(console, _outside(place, report["outside"]))
     if report.get("inputs"):
         print_table(console, _inputs(report["inputs"]))
@@ -38,13 +39,8 @@ def show_report(report: Mapping[str, Any], title: str) -> None:
         print_line(console, text)
 
 
-def _alone(report: Mapping[str, Any]) -> bool:
-    """Tell a merge of which nothing is scaled by depth."""
-    return bool(report["wrap"] == [report["merge_method"]])
-
-
 def _facts(report: Mapping[str, Any]) -> Iterator[str]:
-    if _alone(report):
+    if not is_by_depth(report):
         yield f"merge_method {report['merge_method']}, not scaled by depth"
     else:
         wraps = f" around {', '.join(report['wrap'])}" if report["wrap"] else ""
