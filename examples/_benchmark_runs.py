@@ -43,6 +43,9 @@ OWN: dict[str, dict[str, Any]] = {
     "ties, trim: model": {"wrap": "ties", "trim": "model"},
 }
 METHODS |= {name: {"weight": 1.0} if "_ta" in name else DENSE for name in OWN}
+# Of one model, which mergekit scales by depth with a list of lambdas along its layers.
+POSTPROCESS = "lines_postprocess"
+METHODS[POSTPROCESS] = {"weight": 1.0}
 
 
 def recipe(method: str, side: str, made: Sequence[models.Checkpoint]) -> dict[str, Any]:
@@ -56,7 +59,14 @@ def recipe(method: str, side: str, made: Sequence[models.Checkpoint]) -> dict[st
         "models": [{"model": model, "parameters": METHODS[method]} for model in tuned],
         "dtype": made[0].shape.dtype,
     }
-    if side == "lines":
+    if method == POSTPROCESS:
+        if side == "mergekit":
+            given["merge_method"] = "task_arithmetic"
+            given["parameters"] = {"lambda": [ALPHA, ALPHA + BETA]}
+        else:
+            given["models"] = [{"model": model} for model in tuned]
+            given["parameters"] = {"alpha": ALPHA, "beta": BETA}
+    elif side == "lines":
         given["merge_method"] = "lines"
         given["parameters"] = {"wrap": method, "alpha": ALPHA, "beta": BETA, **OWN.get(method, {})}
     return given

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-PIPE = 110  # columns, where nobody tells how many there are
+PIPE = 132  # columns, where nobody tells how many there are
 HEADS = ("wall, s", "CPU, s", "anonymous", "beyond\nimports", "mapped", "read", "written")
 MODES = {
     "whole": "whole process",
@@ -225,8 +225,8 @@ def summary(runs: Sequence[Run], copied: Sequence[dict[str, Any]]) -> Table:
         copied: the floors of every setting.
     """
     table = Table(title="merges alone", title_justify="left", title_style="bold", box=box.SIMPLE)
-    table.add_column("")
-    table.add_column("inputs")
+    table.add_column("", no_wrap=True)
+    table.add_column("inputs", no_wrap=True)
     heads = ("mergekit / lines\nCPU", "\nwall", "both\ndurable", "lines\nwall, s", "floor, s")
     for name in (*heads, "lines /\nfloor", "lines /\nbound"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -9,6 +9,7 @@ without imports, and then plain copying of the same bytes. Checkpoints are kept 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -19,7 +20,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import _benchmark_models as models
 import _benchmark_server as server
 import _benchmark_tables as tables
 import click
-from _benchmark_runs import ALPHA, BETA, METHODS, OWN, Bench, Forks
+from _benchmark_runs import ALPHA, BETA, METHODS, OWN, POSTPROCESS, Bench, Forks
 from rich.console import Console
 from tqdm import tqdm
 
@@ -218,6 +218,23 @@ def show_merges(console: Console, bench: Bench, methods: Sequence[str]) -> None:
     tables.say(console, f"{note}.")
 
 
+def plans(
+    settings: dict[str, models.Setting], methods: Sequence[str]
+) -> dict[str, tuple[models.Setting, list[str]]]:
+    """Return every setting that has something to run, with its methods.
+
+    ``lines_postprocess`` has a setting with one model, and is left out of the others.
+    """
+    several = [name for name in methods if name != POSTPROCESS]
+    found = {name: (setting, several) for name, setting in settings.items()}
+    if POSTPROCESS in methods:
+        first, setting = next(iter(settings.items()))
+        one = first.replace(f"base + {setting.count}", "base + 1")
+        setting, others = found.get(one, (dataclasses.replace(setting, count=1), []))
+        found[one] = (setting, [*others, POSTPROCESS])
+    return {name: plan for name, plan in found.items() if plan[1]}
+
+
 METHOD = click.Choice(list(METHODS))
 
 
@@ -254,7 +271,7 @@ METHOD = click.Choice(list(METHODS))
     "methods",
     type=METHOD,
     multiple=True,
-    default=("ties", "dare_linear", "task_arithmetic"),
+    default=("ties", "dare_linear", "task_arithmetic", POSTPROCESS),
     help="Give it several times for several.",
 )
 @click.option("--rounds", type=click.IntRange(1, 1000), default=3)
@@ -320,22 +337,23 @@ def main(
     place, console, found = folder.absolute(), tables.console(), machine()
     content: dict[str, Any] = {"rounds": rounds, "settings": {}, "runs": [], "floor": []}
     sides = SIDES[1:] if lines_only else SIDES
+    planned = plans(settings, methods)
     checkpoints = {
         name: setting.checkpoints(place, base_only=only_readers)
-        for name, setting in settings.items()
+        for name, (setting, _) in planned.items()
     }
     for made in checkpoints.values():
         prepare(made, outputs=0 if only_readers else 2 if made[-1].adapter else 1)
     with working(place) as work, closing(Forks(work)) as forks:
-        for name, setting in settings.items():
+        for name, (setting, own) in planned.items():
             bench = Bench(name, checkpoints[name], work, flags, forks)
             show_setting(console, bench, found, rounds, only_readers)
             if only_readers:
                 content["readers"] = readers(bench, rounds)
                 console.print(tables.reader_table(content["readers"], setting.shape.item))
             else:
-                merges(bench, methods, rounds, sides, modes, neighbour)
-                show_merges(console, bench, methods)
+                merges(bench, own, rounds, sides, modes, neighbour)
+                show_merges(console, bench, own)
             content["settings"][name] = {
                 "parameters": setting.shape.parameters,
                 "largest_tensor": setting.shape.largest,
@@ -349,7 +367,9 @@ def main(
     tables.say(console, f"The checkpoints are kept in {place}")
     if raw is not None:
         content["machine"] = {**found, "load_after": os.getloadavg()[0]}
-        content["runs"] = [{**asdict(run), "beyond": run.beyond} for run in content["runs"]]
+        content["runs"] = [
+            {**dataclasses.asdict(run), "beyond": run.beyond} for run in content["runs"]
+        ]
         raw.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

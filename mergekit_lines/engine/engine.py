@@ -21,7 +21,7 @@ from mergekit_lines.engine.ranks import spectrum_terms
 from mergekit_lines.engine.tasks import LinesTask
 from mergekit_lines.engine.vectors import TaskVectors
 from mergekit_lines.engine.workers import Workers
-from mergekit_lines.errors import LinesError
+from mergekit_lines.errors import LinesError, teller
 from mergekit_lines.kernels.compiled.loading import library
 from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.pieces import Kernel
@@ -102,7 +102,7 @@ class Engine:
         vectors: TaskVectors | None = None,
     ) -> None:
         self.models, self.writer, self.vectors = models, writer, vectors
-        self.device = torch.device(options.device or "cpu")
+        self.device, self._quiet = torch.device(options.device or "cpu"), options.quiet
         on_cpu = self.device.type == "cpu"
         self.workers = Workers(options.num_threads if on_cpu else DEVICE_THREADS)
         self._following: dict[str, LinesTask] = {}
@@ -116,7 +116,8 @@ class Engine:
         names = [task.output_weight.name for task in tasks]
         if self.workers.library is None and self.device.type == "cpu":
             slots = [self.writer.slot(name) for name in names if self.writer.wants(name)]
-            self.workers.library = library(sum(math.prod(slot.shape) for slot in slots))
+            entries = sum(math.prod(slot.shape) for slot in slots)
+            self.workers.library = library(entries, teller(quiet=self._quiet))
         self._following = dict(zip(names, tasks[1:], strict=False))
 
     def gather(self, task: GatherTensors) -> dict[ModelReference, torch.Tensor]:

@@ -216,7 +216,8 @@ def _write(edit: _Edit, partial: Partial, layout: ShardLayout, *, quiet: bool) -
     """Fill the one shard, and see that the inputs are still what they were."""
     writer, workers = ShardWriter(partial.path, [layout], partial.vouch), edit.workers()
     if edit.device.type == "cpu":
-        workers.library = library(sum(math.prod(slot.shape) for slot in layout.slots.values()))
+        entries = sum(math.prod(slot.shape) for slot in layout.slots.values())
+        workers.library = library(entries, teller(quiet=quiet))
     with ending(workers, writer):
         for slot in tqdm(layout.slots.values(), disable=quiet or None):
             if writer.wants(slot.name):

@@ -129,6 +129,27 @@ def test_both_sides_do_the_same(
         assert tensor.dim() == 1 or (tensor != base[name]).float().mean() > 0.5, name
 
 
+def test_a_list_of_lambdas_is_lines_of_one_model(
+    told: Told, benchmark: ModuleType, tmp_path: Path
+) -> None:
+    """mergekit's side of lines_postprocess gives blocks the same coefficients."""
+    runs, made = sys.modules["_benchmark_runs"], sys.modules["_benchmark_models"]
+    given = made.checkpoints(made.shape_of(0.0005), 1, told.folder)
+    theirs, ours = (
+        runs.recipe("lines_postprocess", side, given) | {"dtype": "float32"}
+        for side in ("mergekit", "lines")
+    )
+    want = models.read(runner.in_process(theirs, tmp_path / "mergekit", **PLAIN))
+    found = models.read(runner.in_process(ours, tmp_path / "lines", **PLAIN))
+    base, tuned = (models.read(checkpoint.folder) for checkpoint in given)
+    blocks = [name for name in want if ".layers." in name and "proj" in name]
+    assert len(blocks) == 7 * made.shape_of(0.0005).layers
+    for name in blocks:
+        torch.testing.assert_close(found[name], want[name], rtol=0, atol=1e-7)
+        change = (tuned[name].float() - base[name].float()).norm()
+        assert 0.1 < (found[name] - base[name].float()).norm() / change < 0.8
+
+
 def test_adapters_are_the_same_on_both_sides(benchmark: ModuleType, tmp_path: Path) -> None:
     """mergekit merges each adapter into the base by PEFT; lines adds its product as it reads."""
     runs, made = sys.modules["_benchmark_runs"], sys.modules["_benchmark_models"]
@@ -154,8 +175,9 @@ def test_adapters_are_the_same_on_both_sides(benchmark: ModuleType, tmp_path: Pa
 def test_every_setting_is_a_row(tmp_path: Path) -> None:
     """One table at the end has each method on each setting, with the bound beside it."""
     settings = ("--models", "1", "--models", "3", "--dtype", "float16", "--dtype", "float32")
+    methods = (*TINY, "--method", "lines_postprocess")
     command = (
-        *(sys.executable, EXAMPLES / "benchmark.py", *TINY, *settings, "--small-tensors"),
+        *(sys.executable, EXAMPLES / "benchmark.py", *methods, *settings, "--small-tensors"),
         *("--lines-only", "--mode", "alone", "--folder", tmp_path, "--json", tmp_path / "raw.json"),
     )
     text = runner.run(command, tmp_path, runner.ONE_THREAD).succeeded().stdout
@@ -163,14 +185,18 @@ def test_every_setting_is_a_row(tmp_path: Path) -> None:
     names = ["base + 1 in float16", "base + 3 in float16", "base + 1 in float32"]
     names.append("base + 1 of 2^20 entries in float16")
     assert list(raw["settings"]) == names
-    assert [run["setting"] for run in raw["runs"]] == names
+    methods = [("ties", name) for name in names]
+    methods.insert(1, ("lines_postprocess", names[0]))  # of one model alone
+    assert [(run["method"], run["setting"]) for run in raw["runs"]] == methods
     assert [raw["settings"][name]["models"] for name in names] == [1, 3, 1, 1]
     assert raw["settings"][names[3]]["largest_tensor"] == 2**20
     shown = text.split("merges alone", 1)[1]
-    for name, run in zip(names[:3], raw["runs"], strict=False):
+    for run in raw["runs"][:-1]:
+        name = run["setting"]
         floor = min(each["wall"] for each in raw["floor"] if each["setting"] == name)
         bound = max(floor, run["cpu"] / run["report"]["threads"])
-        row = next(line for line in shown.splitlines() if name in line).split()
+        lines = shown.splitlines()
+        row = next(line for line in lines if name in line and run["method"] in line).split()
         assert row[-2:] == [f"{run['wall'] / floor:.2f}×", f"{run['wall'] / bound:.2f}×"]
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from mergekit_lines.errors import LinesError, TextError, reason, tell
@@ -36,13 +37,14 @@ _LOADING = threading.Lock()
 _LOADED: list[Library | None] = []
 
 
-def library(entries: int) -> Library | None:
+def library(entries: int, say: Callable[[str], None] = tell) -> Library | None:
     """Return the compiled kernels where they are worth while, or None: torch's do the work then.
 
     They are loaded once in a process. If they cannot be had, a line says why.
 
     Args:
         entries: of all tensors that are to be merged.
+        say: tells that they are compiled, which takes some seconds.
 
     Raises:
         LinesError: the environment asks for kernels that there are none of.
@@ -54,14 +56,14 @@ def library(entries: int) -> Library | None:
         return None
     with _LOADING:
         if not _LOADED:
-            _LOADED.append(_load())
+            _LOADED.append(_load(say))
         return _LOADED[0]
 
 
-def _load() -> Library | None:
+def _load(say: Callable[[str], None]) -> Library | None:
     try:
         _check_processor()
-        compiled = Library(_cached() or _compiled())
+        compiled = Library(_cached() or _compiled(say))
         check(compiled)
     # Whatever another llvmlite, numba or machine brings about: a line tells it, and the merge goes
     # on with kernels that mean the same.
@@ -152,7 +154,7 @@ def _is_own(status: os.stat_result) -> bool:
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _compiled() -> bytes:
+def _compiled(say: Callable[[str], None]) -> bytes:
     """Compile the kernels, and keep them where that may be.
 
     Raises:
@@ -161,7 +163,7 @@ def _compiled() -> bytes:
     """
     if not sys.executable or getattr(sys, "frozen", False):
         raise TextError("there is no Python to compile them with")
-    tell("compiling the kernels, once (some seconds)")
+    say("compiling the kernels, once (some seconds)")
     # What numba is told for other programs is not what these kernels were tested with.
     plain = {name: text for name, text in os.environ.items() if not name.startswith("NUMBA_")}
     with tempfile.TemporaryDirectory() as work:

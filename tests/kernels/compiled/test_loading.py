@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mergekit_lines.errors import LinesError
+from mergekit_lines.errors import LinesError, teller
 from mergekit_lines.kernels.compiled import loading
 from mergekit_lines.kernels.compiled.library import Library, may_run
 from tests.e2e.runner import run
@@ -63,7 +63,7 @@ def test_a_harmed_cache_is_made_anew(fresh, monkeypatch, harm):
     content = fresh.read_bytes()
     put({"cut": content[:-1], "changed": content[:-1] + b"\xff", "empty": b""}[harm])
     code = content[loading.DIGEST :]
-    monkeypatch.setattr(loading, "_compiled", lambda: loading._keep(code) or code)
+    monkeypatch.setattr(loading, "_compiled", lambda _: loading._keep(code) or code)
     assert isinstance(loading.library(1), Library)
     assert loading.cache_file().read_bytes() == content
     assert list(loading.cache_file().parent.iterdir()) == [loading.cache_file()]
@@ -89,6 +89,18 @@ def test_code_that_others_may_write_is_not_run(fresh, monkeypatch, capfd, place)
     if place == "folder":
         with pytest.raises(PermissionError, match="others may write"):
             loading._keep(b"code")
+
+
+def test_compiling_is_not_told_to_who_wants_quiet(fresh, monkeypatch, capfd):
+    """`--quiet` holds the line back; otherwise it is there."""
+    code = fresh.read_bytes()[loading.DIGEST :]
+    monkeypatch.setattr(loading, "_COMMAND", f"import sys; open(sys.argv[1], 'wb').write({code!r})")
+    assert isinstance(loading.library(1, teller(quiet=True)), Library)
+    assert capfd.readouterr().err == ""
+    loading.cache_file().unlink()
+    loading._LOADED.clear()
+    assert isinstance(loading.library(1), Library)
+    assert "compiling the kernels, once" in capfd.readouterr().err
 
 
 def test_compiling_imports_nothing_from_the_working_directory(fresh, monkeypatch, tmp_path):
