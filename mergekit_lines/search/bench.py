@@ -1,71 +1,50 @@
-"""A live model and its evaluators: any setting of one recipe measured, once."""
+"""The measurements of a search: each made once, kept on the disk, by one live model or several."""
 
 from __future__ import annotations
 
-import copy
-import importlib.metadata
 import shutil
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from tqdm import tqdm
 
-from mergekit_lines._version import __version__
-from mergekit_lines.errors import FullDiskError, LinesError, visible
-from mergekit_lines.evaluate import Evaluator, Metric, check_apart, measure_all
+from mergekit_lines.errors import LinesError, visible
+from mergekit_lines.evaluate import Evaluator, Settings, check_apart
 from mergekit_lines.host.process import ending_on_sigterm
-from mergekit_lines.lines.summary import Summary
-from mergekit_lines.live.model import LiveModel
-from mergekit_lines.recipe.settings import without_words
-from mergekit_lines.report.file import versions
 from mergekit_lines.search.checks import check_seed
+from mergekit_lines.search.measuring.means import (
+    LINES,
+    UNIFORM,
+    UNSCALED,
+    Recipe,
+    uniform,
+    unscaled,
+)
+from mergekit_lines.search.measuring.meters import (
+    Evaluators,
+    Facts,
+    Job,
+    Measurement,
+    OneMeter,
+    Opening,
+    Pool,
+    PoolMaker,
+    place_of,
+)
 from mergekit_lines.search.store import Record, Store, search_folder
 
-Recipe = Mapping[str, Any]
-# The three ways in which every point is measured, as tables and figures call them.
-LINES, UNIFORM, UNSCALED = "LiNeS", "uniform, equal mean", "unscaled"
-PACKAGES = ("accelerate", "numpy", "tokenizers")  # whose versions numbers may hang on, too
+T = TypeVar("T")
+K = TypeVar("K")
+# Work that yields the jobs it needs, one after another, and is sent what was measured of each.
+Task: TypeAlias = Generator[Job, Record, T]
 HOPELESS = 3  # failures before anything was measured, after which a search ends
 WORK = ".work"  # in the folder of a search: what a live model keeps on disk while it lives
 
 
-def unscaled(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe's plain merge: coefficient 1 for every tensor."""
-    return _one_coefficient(recipe, 1.0, {"outside"})
-
-
-def uniform(recipe: Recipe, mean: float) -> dict[str, Any]:
-    """Return a recipe with one coefficient for all tensors; an ``outside`` of its own stays."""
-    return _one_coefficient(recipe, mean, set())
-
-
-def _one_coefficient(recipe: Recipe, value: float, dropped: set[str]) -> dict[str, Any]:
-    """Set alpha at the top and nowhere else: parameters of slices and modules would win."""
-    dropped = {"alpha", "beta", "schedule", "norm", *dropped}
-    if recipe.get("merge_method") == "lines_postprocess":  # elsewhere gamma is the wrap's own
-        dropped.add("gamma")
-
-    result: dict[str, Any] = without_words(copy.deepcopy(dict(recipe)), dropped)
-    result["parameters"] = {**(result.get("parameters") or {}), "alpha": value, "beta": 0.0}
-    return result
-
-
-def mean_coefficient(summary: Summary) -> float:
-    """Return the mean of λ over all blocks of all containers; without blocks, over the tensors.
-
-    Each block counts once, whatever its size, and as the mean of its λ where filters give several.
-    """
-    blocks = [block for container in summary.containers.values() for block in container]
-    values = [statistics.fmean(block) for block in blocks] or list(summary.outside.values())
-    return statistics.fmean(values)
-
-
 class Bench:
-    """Measures recipes on a live model, and keeps every result in the folder of the search.
+    """Measures recipes on live models, and keeps every result in the folder of the search.
 
     A recipe that was measured before, in an interrupted run too, is not measured again. One that
     cannot be measured becomes a record of its problems, and the search goes on; the next run tries
@@ -78,6 +57,8 @@ class Bench:
         document: the recipe of the search, as it was given.
         model: what :class:`LiveModel` takes besides.
         total: number of measurements, for the bar.
+        settings: those that the evaluators were made with.
+        workers: makes the live models; one in this process by default.
 
     Raises:
         LinesError: validation and test share data, the model cannot be opened, or ``out`` holds
@@ -88,10 +69,13 @@ class Bench:
         self,
         first: Recipe,
         out: Path,
-        evaluators: Mapping[str, Sequence[Evaluator]],
+        evaluators: Evaluators,
         document: Recipe,
         model: Mapping[str, Any],
         total: int,
+        *,
+        settings: Settings | None = None,
+        workers: PoolMaker | None = None,
     ) -> None:
         check_seed(model)
         check_apart(evaluators["validation"], evaluators.get("test", ()))
@@ -110,10 +94,14 @@ class Bench:
             shutil.rmtree(work, ignore_errors=True)  # of a search that was killed
             work.mkdir()
             stack.callback(shutil.rmtree, work, ignore_errors=True)
-            self.live = stack.enter_context(LiveModel(first, **{"offload_folder": work, **model}))
-            self.store = Store(
-                folder, {"the recipe": document, **judges, **identity_of(self.live, model)}
+            specs = {split: [one.spec for one in chosen] for split, chosen in evaluators.items()}
+            with_work = {"offload_folder": work, **model}
+            opening = Opening(first, specs, settings or Settings(), with_work)
+            self._pool: Pool = stack.enter_context(
+                workers(opening) if workers else OneMeter(opening, evaluators)
             )
+            self.facts: Facts = self._pool.facts()
+            self.store = Store(folder, {"the recipe": document, **judges, **self.facts.identity})
             bar = tqdm(
                 total=total, desc="Measuring", unit="point", disable=bool(model.get("quiet"))
             )
@@ -131,66 +119,97 @@ class Bench:
             self.say(f"what was measured is kept in {self.store.folder}: the same command goes on")
         self._stack.close()
 
-    def measure(self, recipe: Recipe, split: str = "validation") -> Record:
-        """Return what the evaluators of a split say of a recipe, or why they cannot.
+    def each(self, tasks: Iterable[Task[T]]) -> Iterator[T]:
+        """Run tasks, a new one whenever a live model is free, and yield what each returns.
+
+        With one live model the tasks run one after another, and the next is taken from
+        ``tasks`` when the one before has ended. Two that want one measurement share it. Nothing
+        else may be measured before the last has ended.
 
         Raises:
             LinesError: splits share data, inputs were changed, or nothing can be measured at all.
         """
-        return self._kept(split, recipe) or self._measured(
-            split, recipe, lambda: mean_coefficient(self.live.set_recipe(recipe))
-        )
+        coming, left = iter(tasks), True
+        waiting: dict[str, list[Task[T]]] = {}
+        while left or waiting:
+            while left and len(waiting) < self._pool.size:
+                task = next(coming, None)
+                left = task is not None
+                if task is not None:
+                    yield from self._advance(task, None, waiting)
+            if waiting:
+                job, measurement = self._pool.wait()
+                tasks_of_it = waiting.pop(job.key)
+                self._keep(measurement)
+                for one in tasks_of_it:
+                    yield from self._advance(one, measurement.record, waiting)
+
+    def _advance(
+        self, task: Task[T], record: Record | None, waiting: dict[str, list[Task[T]]]
+    ) -> Iterator[T]:
+        """Let a task go on until it waits for a measurement, or yield what it returns."""
+        try:
+            while True:
+                job = next(task) if record is None else task.send(record)
+                record = self._kept(job)
+                if record is None:
+                    break
+        except StopIteration as end:
+            yield end.value
+            return
+        if job.key not in waiting:
+            self._pool.start(job)
+        waiting.setdefault(job.key, []).append(task)
+
+    def all(self, jobs: Sequence[Job]) -> list[Record]:
+        """Return the records of several jobs, in their order.
+
+        Raises:
+            LinesError: as :meth:`each` does.
+        """
+        records = {record.key: record for record in self.each([_one(job) for job in jobs])}
+        return [records[job.key] for job in jobs]
+
+    def measure(self, recipe: Recipe, split: str = "validation") -> Record:
+        """Return what the evaluators of a split say of a recipe, or why they cannot.
+
+        ``{"model": NAME}`` is one of the recipe's models as it is.
+
+        Raises:
+            LinesError: as :meth:`each` does.
+        """
+        (record,) = self.each([_one(Job(recipe, split))])
+        return record
 
     def measure_input(self, name: str, split: str = "validation") -> Record:
         """Return what the evaluators of a split say of one of the recipe's models as it is.
 
         Raises:
-            LinesError: as :meth:`measure` does.
+            LinesError: as :meth:`each` does.
         """
-        recipe = {"model": name}
-        return self._kept(split, recipe) or self._measured(
-            split, recipe, lambda: self.live.load(name)
-        )
+        return self.measure({"model": name}, split)
 
-    def _kept(self, split: str, recipe: Recipe) -> Record | None:
-        record = self.store.find(split, recipe)
+    def _kept(self, job: Job) -> Record | None:
+        record = self.store.find(job.split, job.recipe)
         # The bar's rate is that of measurements.
         if record is not None and self._bar.total is not None:
             self._bar.total = max(self._bar.total - 1, self._bar.n)
             self._bar.refresh()
         return record
 
-    def _measured(
-        self, split: str, recipe: Recipe, set_weights: Callable[[], float | None]
-    ) -> Record:
-        chosen, begun = self._evaluators[split], time.monotonic()
-        mean, metrics, problems = None, dict[str, Metric](), tuple[str, ...]()
-        try:
-            mean = set_weights()
-            metrics = measure_all(
-                chosen,
-                self.live.model,
-                self.live.tokenizer,
-                self.say,
-                lambda: self.live.processor,
-            )
-        except FullDiskError:
-            raise
-        except LinesError as error:
-            self.live.check_inputs()  # changed ones are no failure of a point
-            problems = tuple(map(str, error.problems))
-        if not metrics and not problems:
-            problems = (f"the evaluators of {split} gave no metric. Check them.",)
-        record = Record(split, dict(recipe), mean, metrics, time.monotonic() - begun, problems)
-        if problems:
+    def _keep(self, measurement: Measurement) -> None:
+        """Keep a result on the disk, and take note of what it tells."""
+        record = measurement.record
+        for note in measurement.notes:
+            self.say(note)
+        if record.problems:
             self.store.add(record)
             self._note(record)
         else:
-            self._keep_apart(chosen)
+            self._keep_apart(measurement.digests)
             self.store.add(record)
             self._any = True
         self._bar.update()
-        return record
 
     def _note(self, record: Record) -> None:
         """Take note of a failure; where nothing could ever be measured, it is no point's."""
@@ -199,29 +218,15 @@ class Bench:
         if not self._any and len(self.failures) >= HOPELESS:
             raise LinesError(self.failures[0])
 
-    def _keep_apart(self, chosen: Sequence[Evaluator]) -> None:
-        self.store.keep_digests(
-            {_place(evaluator): digests for evaluator in chosen if (digests := evaluator.digests())}
-        )
+    def _keep_apart(self, digests: Mapping[str, frozenset[str]]) -> None:
+        self.store.keep_digests(digests)
         # Some know their examples only when they have measured them, in an earlier run perhaps.
         stored = self.store.digests()
 
         def digests_of(evaluator: Evaluator) -> frozenset[str]:
-            return evaluator.digests() or frozenset(stored.get(_place(evaluator), ()))
+            return evaluator.digests() or frozenset(stored.get(place_of(evaluator), ()))
 
         check_apart(self._evaluators["validation"], self._evaluators.get("test", ()), digests_of)
-
-    def three_ways(self, recipe: Recipe) -> dict[str, Record]:
-        """Return a point with LiNeS, at the uniform coefficient of equal mean, and unscaled.
-
-        The second is not there where the first's weights could not be set.
-        """
-        records = {LINES: self.measure(recipe)}
-        mean = records[LINES].mean
-        if mean is not None:
-            # Schedules of one mean share one measurement: their sums differ in roundings.
-            records[UNIFORM] = self.measure(uniform(recipe, float(f"{mean:.12g}")))
-        return {**records, UNSCALED: self.measure(unscaled(recipe))}
 
     def say(self, text: str) -> None:
         """Tell something, above the bar and once."""
@@ -230,28 +235,29 @@ class Bench:
             tqdm.write(f"[lines] {visible(text)}", file=self._bar.fp)
 
 
-def identity_of(live: LiveModel, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the numbers of a live model hang on beside recipe and data.
+def _one(job: Job) -> Task[Record]:
+    return (yield job)
 
-    Args:
-        live: the model.
-        model: what it was opened with.
+
+def labelled(label: K, task: Task[T]) -> Task[tuple[K, T]]:
+    """Do a task, and return its label with what it returns."""
+    return label, (yield from task)
+
+
+def three_ways(recipe: Recipe) -> Task[dict[str, Record]]:
+    """Measure a point with LiNeS, at the uniform coefficient of equal mean, and unscaled.
+
+    The second is not there where the first's weights could not be set.
     """
-    options = ("lora_merge_dtype", "copy_tokenizer", "allow_crimes")
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {
-        "inputs": live.describe_inputs(),
-        "the device": live.device.type,
-        "options": {name: model[name] for name in options if name in model},
-        "versions": {"mergekit-lines": __version__, **versions(), **packages},
-    }
+    records = {LINES: (yield Job(recipe))}
+    mean = records[LINES].mean
+    if mean is not None:
+        # Schedules of one mean share one measurement: their sums differ in roundings.
+        records[UNIFORM] = yield Job(uniform(recipe, float(f"{mean:.12g}")))
+    return {**records, UNSCALED: (yield Job(unscaled(recipe)))}
 
 
 def failures_of(record: Record) -> list[str]:
     """Return a record's problems, each with the point that has it."""
     place = record.recipe.get("model") or f"at the parameters {record.recipe.get('parameters')}"
     return [f"{place}: {problem}" for problem in record.problems]
-
-
-def _place(evaluator: Evaluator) -> str:
-    return f"{evaluator.split} {evaluator.spec}"

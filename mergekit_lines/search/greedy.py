@@ -12,8 +12,9 @@ from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Settings
 from mergekit_lines.lines.placed import AUTO, BLOCK, LARV
 from mergekit_lines.recipe.settings import tuned_entries, with_settings
-from mergekit_lines.search.bench import Bench, Recipe, unscaled
+from mergekit_lines.search.bench import Bench
 from mergekit_lines.search.checks import check_recipes, input_names, make_evaluators, open_recipe
+from mergekit_lines.search.measuring.means import Recipe, unscaled
 from mergekit_lines.search.objective import parse_objective
 from mergekit_lines.search.store import GREEDY, Record, write_recipe
 

@@ -29,7 +29,7 @@ from mergekit_lines.live.coefficients import (
 )
 from mergekit_lines.live.learn import Uniform, best_uniform, descend
 from mergekit_lines.live.model import LiveModel
-from mergekit_lines.search.bench import WORK, identity_of
+from mergekit_lines.search.bench import WORK
 from mergekit_lines.search.checks import (
     check_learning,
     check_per_model,
@@ -39,6 +39,7 @@ from mergekit_lines.search.checks import (
 from mergekit_lines.search.learning.classes import task_of
 from mergekit_lines.search.learning.examples import Examples, parted, read_examples
 from mergekit_lines.search.learning.predictions import batches, means, measured
+from mergekit_lines.search.measuring.meters import identity_of
 from mergekit_lines.search.store import (
     LEARNED,
     LEARNING,

@@ -15,8 +15,10 @@ from mergekit_lines.api import merge
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Settings
 from mergekit_lines.recipe.settings import tuned_entries, with_settings
-from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED, Bench, Recipe
+from mergekit_lines.search.bench import Bench, labelled, three_ways
 from mergekit_lines.search.checks import check_recipes, input_names, make_evaluators, open_recipe
+from mergekit_lines.search.measuring.means import LINES, UNIFORM, UNSCALED, Recipe
+from mergekit_lines.search.measuring.meters import PoolMaker
 from mergekit_lines.search.pareto import Bootstrap, bootstrap
 from mergekit_lines.search.store import RECIPES, Record, write_recipe
 
@@ -51,6 +53,7 @@ def soup(
     points: int = 11,
     settings: Settings | None = None,
     samples: int = 1000,
+    workers: PoolMaker | None = None,
     **model: Any,
 ) -> Soup:
     """Measure θ_SFT + λ(ℓ)·(c·τ_1 + (1 − c)·τ_2) for c from 0 to 1, on one live model.
@@ -68,6 +71,7 @@ def soup(
         points: number of c, evenly from 0 to 1.
         settings: for evaluators whose specs do not say otherwise.
         samples: bootstrap resamples of the prompts.
+        workers: makes the live models that measure side by side; one in this process by default.
         **model: what :class:`~mergekit_lines.LiveModel` takes besides.
 
     Raises:
@@ -85,12 +89,28 @@ def soup(
     check_recipes(recipes, [{"c": share} for share in shares])
     evaluators = make_evaluators(settings, "--rewards", rewards, ())
     _check_alike(evaluators["validation"])
-    with Bench(recipes[0], Path(out), evaluators, document, model, 3 * points + 1) as bench:
+    bench_of = Bench(
+        recipes[0],
+        Path(out),
+        evaluators,
+        document,
+        model,
+        3 * points + 1,
+        settings=settings,
+        workers=workers,
+    )
+    with bench_of as bench:
         base = bench.measure_input(input_names(document)[0])
         if base.problems:
             raise LinesError(f"the base cannot be measured: {bench.failures[0]}")
         names = _two(base)
-        ways = {share: bench.three_ways(each) for share, each in zip(shares, recipes, strict=True)}
+        by_share = dict(
+            bench.each(
+                labelled(share, three_ways(each))
+                for share, each in zip(shares, recipes, strict=True)
+            )
+        )
+        ways = {share: by_share[share] for share in shares}
         # Fronts are compared point by point: a c that is missing in one is left out of all.
         kept = {
             share: records

@@ -24,10 +24,10 @@ RESULTS = "results.jsonl"
 RESULTS_BYTES = 1 << 30
 SEARCH = "search.json"
 # What the searches write, by the names of their files.
-BEST, GREEDY = "best.yml", "greedy.yml"
+BEST, BEST_UNIFORM, GREEDY = "best.yml", "best-uniform.yml", "greedy.yml"
 LEARNED, LEARNING = "learned.yml", "learned.json"
 CARD, FIGURE, RECIPES = "results.json", "figure.png", "recipes"
-OUTPUTS = (RESULTS, BEST, GREEDY, LEARNED, LEARNING, CARD, FIGURE, RECIPES)
+OUTPUTS = (RESULTS, BEST, BEST_UNIFORM, GREEDY, LEARNED, LEARNING, CARD, FIGURE, RECIPES)
 EXAMPLES = "examples.json"  # digests of the evaluators' examples, by split and spec
 
 

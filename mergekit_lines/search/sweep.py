@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mergekit_lines.errors import LinesError
-from mergekit_lines.evaluate import Metric, Settings
+from mergekit_lines.evaluate import Settings
 from mergekit_lines.recipe.settings import with_settings
 from mergekit_lines.search.axes import Axis, grid, parse_axis
-from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED, Bench, Recipe, failures_of
+from mergekit_lines.search.bench import Bench, labelled, three_ways
 from mergekit_lines.search.checks import check_recipes, input_names, make_evaluators, open_recipe
-from mergekit_lines.search.objective import Objective, parse_objective
-from mergekit_lines.search.store import BEST, CARD, Record, write_recipe
+from mergekit_lines.search.judge import Judge, measure_inputs
+from mergekit_lines.search.measuring.means import LINES, UNIFORM, UNSCALED, Recipe
+from mergekit_lines.search.measuring.meters import Job, PoolMaker
+from mergekit_lines.search.objective import parse_objective
+from mergekit_lines.search.store import BEST, BEST_UNIFORM, CARD, Record, write_recipe
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ def sweep(
     controls: Sequence[str] = (),
     target_weight: float = 2.0,
     settings: Settings | None = None,
+    workers: PoolMaker | None = None,
     **model: Any,
 ) -> Sweep:
     """Measure a recipe at every point of a grid, on one model that is held on a device.
@@ -110,6 +114,7 @@ def sweep(
         controls: names of its control metrics.
         target_weight: w_target; the paper's is 2.
         settings: for evaluators whose specs do not say otherwise.
+        workers: makes the live models that measure side by side; one in this process by default.
         **model: what :class:`~mergekit_lines.LiveModel` takes besides: ``device``,
             ``max_memory``, ….
 
@@ -134,16 +139,27 @@ def sweep(
     )
     names = input_names(recipes[0])
     total = len(names) + 3 * len(points) + (len(names) + 4 if test else 0)
-    with Bench(recipes[0], Path(out), evaluators, document, model, total) as bench:
-        inputs = _inputs(bench, goal, names, recipes[0])
-        judge = _Judge(goal, inputs, bench.failures)
+    bench_of = Bench(
+        recipes[0],
+        Path(out),
+        evaluators,
+        document,
+        model,
+        total,
+        settings=settings,
+        workers=workers,
+    )
+    with bench_of as bench:
+        inputs = measure_inputs(bench, [goal], names, recipes[0])
+        judge = Judge(goal, inputs, bench.failures)
         own = judge.scores(inputs)
         if goal.needs and not all(name in own for name in names[1:]):
             raise LinesError(bench.failures)  # by which every point would fail
-        measured = []
-        for point, each in zip(points, recipes, strict=True):
-            records = bench.three_ways(each)
-            measured.append(Point(point, records, judge.scores(records)))
+        ways = dict(bench.each(labelled(n, three_ways(each)) for n, each in enumerate(recipes)))
+        measured = [
+            Point(point, ways[number], judge.scores(ways[number]))
+            for number, point in enumerate(points)
+        ]
         scored = [point for point in measured if LINES in point.scores]
         if not scored:
             raise LinesError(f"no point could be measured. The first failure: {bench.failures[0]}")
@@ -153,92 +169,40 @@ def sweep(
         if test:
             result = replace(
                 result,
-                test=dict(_tested(bench, chosen, result)),
-                pipeline_tag="text-generation" if bench.live.generates else "other",
+                test=_tested(bench, chosen, result),
+                pipeline_tag=bench.facts.pipeline_tag,
             )
         if not result.tested:  # what an earlier run reported was of another choice, perhaps
             Path(out, CARD).unlink(missing_ok=True)
         write_recipe(Path(out, BEST), chosen, _head(result))
+        _write_rival(Path(out, BEST_UNIFORM), result)
     return replace(result, failures=tuple(bench.failures))
 
 
-def _inputs(
-    bench: Bench, goal: Objective, names: Sequence[str], recipe: Recipe
-) -> dict[str, Record]:
-    """Measure the base and the fine-tuned models as they are, where they fit the live model.
-
-    A metric that the objective names and that is not there shows after the first measurement.
-
-    Raises:
-        LinesError: the objective compares with models that do not fit, or names no such metric.
-    """
-    problem = bench.live.input_problem()
-    if problem and goal.needs:
-        raise LinesError(f"--objective {goal.text}: {problem}")
-    first = bench.measure(recipe) if problem else bench.measure_input(names[0])
-    if first.metrics:
-        goal.names(first.metrics)
-    if problem:
-        return {}
-    return {names[0]: first, **{name: bench.measure_input(name) for name in names[1:]}}
-
-
-class _Judge:
-    """Scores measurements beside the inputs' own.
-
-    Args:
-        objective: what is maximised.
-        inputs: the base and the fine-tuned models.
-        failures: sentences of what has no score are added here.
-
-    Raises:
-        LinesError: an input that the objective compares with could not be measured.
-    """
-
-    def __init__(
-        self, objective: Objective, inputs: Mapping[str, Record], failures: list[str]
-    ) -> None:
-        self._objective, self._failures = objective, failures
-        base, *tuned = inputs or ("",)
-        compared = [base] if "base" in objective.needs else []
-        compared += tuned if "tuned" in objective.needs else []
-        problems = [text for name in compared for text in failures_of(inputs[name])]
-        if problems:
-            raise LinesError([f"--objective {objective.text}: {text}" for text in problems])
-        self._base = inputs[base].metrics if inputs else None
-        self._tuned: dict[str, Metric] = {}
-        for name in tuned:
-            for word, metric in inputs[name].metrics.items():
-                best = self._tuned.get(word)
-                if best is None or (metric.value > best.value) == metric.higher_is_better:
-                    self._tuned[word] = metric
-
-    def scores(self, records: Mapping[str, Record]) -> dict[str, float]:
-        """Return the scores of those that have one: an objective may have no value somewhere."""
-        scores = {}
-        for name, record in records.items():
-            if record.problems:
-                continue
-            metrics, tuned = record.metrics, self._tuned or None
-            try:
-                scores[name] = self._objective.score(metrics, tuned, self._base)
-            except LinesError as error:
-                problems = tuple(map(str, error.problems))
-                self._failures += failures_of(replace(record, problems=problems))
-        return scores
-
-
-def _tested(bench: Bench, recipe: Recipe, swept: Sweep) -> Iterator[tuple[str, Record]]:
-    for name in swept.inputs:
-        yield name, bench.measure_input(name, "test")
-    yield LINES, bench.measure(recipe, "test")
+def _tested(bench: Bench, recipe: Recipe, swept: Sweep) -> dict[str, Record]:
+    recipes: dict[str, Recipe] = {name: {"model": name} for name in swept.inputs}
+    recipes[LINES] = recipe
     others = {UNIFORM: swept.best.records.get(UNIFORM)}
     if swept.best_uniform is not None:
         others["uniform, best"] = swept.best_uniform.records[UNIFORM]
     others[UNSCALED] = swept.best.records[UNSCALED]
-    for name, record in others.items():
-        if record is not None:
-            yield name, bench.measure(record.recipe, "test")
+    recipes |= {name: record.recipe for name, record in others.items() if record is not None}
+    records = bench.all([Job(each, "test") for each in recipes.values()])
+    return dict(zip(recipes, records, strict=True))
+
+
+def _write_rival(path: Path, result: Sweep) -> None:
+    """Write the best uniform coefficient's recipe where it scores higher than LiNeS; else none."""
+    rival = result.best_uniform
+    if rival is None or rival.scores[UNIFORM] <= result.best.scores[LINES]:
+        path.unlink(missing_ok=True)
+        return
+    score = rival.scores[UNIFORM]
+    head = (
+        f"# The best uniform coefficient of a sweep of {len(result.points)} points\n"
+        f"# (objective {result.objective}: {score:.6g} on validation data, more than LiNeS's).\n"
+    )
+    write_recipe(path, rival.records[UNIFORM].recipe, head)
 
 
 def _head(result: Sweep) -> str:

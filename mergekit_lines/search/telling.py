@@ -14,8 +14,8 @@ from rich.table import Table
 from mergekit_lines import figures
 from mergekit_lines.console import new_table, open_console, print_line, print_table
 from mergekit_lines.evaluate import Metric
-from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
 from mergekit_lines.search.greedy import Greedy
+from mergekit_lines.search.measuring.means import LINES, UNIFORM, UNSCALED
 from mergekit_lines.search.soup import Soup
 from mergekit_lines.search.store import Record, write_output
 from mergekit_lines.search.sweep import Sweep

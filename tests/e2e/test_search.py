@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mergekit_lines import LinesError, sweep
 from mergekit_lines.report.metadata import read_results
-from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
+from mergekit_lines.search.measuring.means import LINES, UNIFORM, UNSCALED
 from tests import models
 from tests.e2e import runner
 from tests.e2e.runner import ForkServer

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mergekit_lines import LinesError, LiveModel, greedy, soup, sweep
-from mergekit_lines.search.bench import uniform, unscaled
+from mergekit_lines.search.measuring.means import uniform, unscaled
 from mergekit_lines.search.telling import draw_sweep
 from tests import models
 from tests.search.lm_tasks import write_task

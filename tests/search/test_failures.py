@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from mergekit_lines import LinesError, greedy, soup, sweep
 from mergekit_lines.cli import main
-from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
+from mergekit_lines.search.measuring.means import LINES, UNIFORM, UNSCALED
 from mergekit_lines.search.telling import draw_sweep, show_greedy, show_soup, show_sweep
 
 PROBES = '''

@@ -14,7 +14,7 @@ import transformers
 from transformers import AutoProcessor
 
 from mergekit_lines import sweep
-from mergekit_lines.search.bench import LINES, UNIFORM
+from mergekit_lines.search.measuring.means import LINES, UNIFORM
 from tests import models
 from tests.e2e import runner
 

@@ -13,7 +13,7 @@ import pytest
 from mergekit_lines import figures
 from mergekit_lines.evaluate import Metric
 from mergekit_lines.search.axes import Axis, grid
-from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
+from mergekit_lines.search.measuring.means import LINES, UNIFORM, UNSCALED
 from mergekit_lines.search.store import Record
 from mergekit_lines.search.sweep import Point, Sweep
 from mergekit_lines.search.telling import draw_sweep, short_names, with_error
