@@ -35,6 +35,7 @@ COMMANDS, WORK, MERGE, GROUND = "#e4572e", "#7b5ea7", "#2e86ab", "#5b8c5a"
 ROOMS = {  # what each room is for, and whose it is
     "cli": ("the command, one file each", COMMANDS),
     "api": ("merge(recipe, out)", COMMANDS),
+    "cluster": ("work shared by Ray", WORK),
     "search": ("sweeps and soups", WORK),
     "live": ("one model, weights replaced", WORK),
     "hub": ("push and pull", WORK),
