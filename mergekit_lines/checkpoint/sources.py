@@ -127,6 +127,10 @@ class Shard:
                 or f"{path}: not a whole safetensors file ({reason(error)}). Download it again."
             ) from error
 
+    def __reduce__(self) -> tuple[type[Shard], tuple[Path]]:
+        """Let another process open the file for itself."""
+        return Shard, (self.path,)
+
     def tensor(self, name: str) -> ShardTensor:
         """Return one of its tensors, unread."""
         entry = self._tensors[name]

@@ -9,6 +9,8 @@ Source: TIES-Merging, arXiv 2306.01708, as its authors' code merges flattened ta
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 
@@ -19,9 +21,68 @@ from mergekit_lines.kernels.compiled.voting import votes
 from mergekit_lines.kernels.floors import Ranking
 from mergekit_lines.kernels.merge import Merge
 
-Count = Callable[[Job, TensorPieces], object]
-Walk = Callable[[Count, str], None]
+Walk = Callable[["Count", str], None]
 LOOK = "Looking at magnitudes"  # the pass that reads but some of the pieces
+
+
+class Count(Protocol):
+    """What a pass counts: of a tensor where it is called, of others where it joins another's."""
+
+    def __call__(self, job: Job, pieces: TensorPieces) -> None:
+        """Count one tensor."""
+
+    def join(self, other: Any) -> None:
+        """Add what another process has counted of other tensors."""
+
+
+@dataclass(eq=False)  # each is one of its own, by which mergekit knows tasks apart
+class Look:
+    """A look at some of the entries, by which the next pass knows where to count."""
+
+    rankings: dict[str, Ranking]
+    dtypes: set[torch.dtype] = field(default_factory=set)
+
+    def __call__(self, job: Job, pieces: TensorPieces) -> None:
+        """Look at one tensor."""
+        self.dtypes.add(pieces.dtype)
+        floors.look(pieces, _of(job, self.rankings))
+
+    def join(self, other: Look) -> None:
+        """Add what another process has seen."""
+        self.dtypes |= other.dtypes
+        _join(self.rankings, other.rankings)
+
+
+@dataclass(eq=False)
+class Tally:
+    """Magnitudes near the rank, counted over all entries."""
+
+    rankings: dict[str, Ranking]
+
+    def __call__(self, job: Job, pieces: TensorPieces) -> None:
+        """Count one tensor."""
+        floors.take(pieces, _of(job, self.rankings))
+
+    def join(self, other: Tally) -> None:
+        """Add what another process has counted."""
+        _join(self.rankings, other.rankings)
+
+
+@dataclass(eq=False)
+class Votes:
+    """The sum of all signs of sums of what stays."""
+
+    total: int = 0
+
+    def __call__(self, job: Job, pieces: TensorPieces) -> None:
+        """Count one tensor."""
+        kernel = job.merge.merge if isinstance(job.merge, Agreement) else job.merge
+        if isinstance(kernel, Merge):
+            self.total += sum(pieces.map(lambda n: _votes(kernel, pieces, n)))
+
+    def join(self, other: Votes) -> None:
+        """Add what another process has counted."""
+        self.total += other.total
 
 
 def find(densities: Mapping[str, float], walk: Walk) -> dict[str, float]:
@@ -29,29 +90,21 @@ def find(densities: Mapping[str, float], walk: Walk) -> dict[str, float]:
 
     Args:
         densities: share of the entries to keep, by model; of those at 1 all stay.
-        walk: calls a function for every tensor's job and pieces, and tells people why.
+        walk: lets something count every tensor's job and pieces, and tells people why.
     """
     searched = {model: density for model, density in densities.items() if density < 1}
     if not searched:
         return {}
     rankings = {model: Ranking(density) for model, density in searched.items()}
-    dtypes: set[torch.dtype] = set()
-
-    def look(job: Job, pieces: TensorPieces) -> None:
-        dtypes.add(pieces.dtype)
-        floors.look(pieces, _of(job, rankings))
-
+    look = Look(rankings)
     walk(look, LOOK)
-    if torch.float64 in dtypes:
+    if torch.float64 in look.dtypes:
         rankings = {model: Ranking(density, wide=True) for model, density in searched.items()}
     else:
         for ranking in rankings.values():
             ranking.guess()
     while still := {model: one for model, one in rankings.items() if not one.done}:
-        walk(
-            lambda job, pieces, still=still: floors.take(pieces, _of(job, still)),  # type: ignore[misc]
-            "Counting magnitudes",
-        )
+        walk(Tally(still), "Counting magnitudes")
         for ranking in still.values():
             ranking.settle()
     return {model: ranking.magnitude for model, ranking in rankings.items()}
@@ -59,16 +112,14 @@ def find(densities: Mapping[str, float], walk: Walk) -> dict[str, float]:
 
 def majority(walk: Walk) -> int:
     """Return the sign of the sum of all signs of sums of what stays; the jobs know the cuts."""
-    totals: list[int] = []
-
-    def count(job: Job, pieces: TensorPieces) -> None:
-        kernel = job.merge.merge if isinstance(job.merge, Agreement) else job.merge
-        if isinstance(kernel, Merge):
-            totals.append(sum(pieces.map(lambda n: _votes(kernel, pieces, n))))
-
+    count = Votes()
     walk(count, "Counting signs")
-    total = sum(totals)
-    return (total > 0) - (total < 0)
+    return (count.total > 0) - (count.total < 0)
+
+
+def _join(rankings: Mapping[str, Ranking], others: Mapping[str, Ranking]) -> None:
+    for model, ranking in rankings.items():
+        ranking.join(others[model])
 
 
 def _votes(merge: Merge, pieces: TensorPieces, index: int) -> int:

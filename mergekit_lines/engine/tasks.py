@@ -198,13 +198,13 @@ class NormTask(EngineTask):
 class CountTask(EngineTask):
     """A pass over the same tensor's inputs, whose counts go to a collector."""
 
-    count: Any
+    collector: Any
 
     def execute(
         self, tensors: dict[ModelReference, torch.Tensor] | None = None, **_kwargs: Any
     ) -> None:
         """Count this tensor's entries."""
-        self.engine.count(self.plain(), self.count, tensors)
+        self.engine.count(self.plain(), self.collector, tensors)
 
 
 class SpectrumTask(EngineTask):

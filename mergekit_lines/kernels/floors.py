@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,6 +22,7 @@ APART = 8  # of the pieces of a tensor, the first look takes one in so many
 STRIDE = 5  # and of its entries one in so many; odd, to fall on every column
 _COARSE = 15  # bits of a pattern that the first look tells apart: 0.8 % of a magnitude
 _DOUBT = 0.005  # of the entries, on both sides of the rank that a look has guessed, at least
+_OF_THREADS = ("_counting", "_own")
 _SIGMAS = 4.0  # of independent draws
 
 
@@ -48,6 +49,21 @@ class Ranking:
         self._counting, self._own = threading.Lock(), threading.local()
         self._looked = 0
         self._open(0, self._inf, self._bits - _COARSE)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process counts on with: all but what threads share."""
+        return {name: value for name, value in vars(self).items() if name not in _OF_THREADS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state, with a lock and buffers of this process's own."""
+        vars(self).update(state, _counting=threading.Lock(), _own=threading.local())
+
+    def join(self, other: Ranking) -> None:
+        """Add what another has counted of other tensors in the same pass."""
+        self._bins += other._bins
+        self._beyond += other._beyond
+        self._entries += other._entries
+        self._looked += other._looked
 
     @property
     def done(self) -> bool:

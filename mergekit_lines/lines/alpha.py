@@ -18,6 +18,10 @@ class NormCollector:
     power: int
     terms: dict[str, tuple[float, float]] = field(default_factory=dict)
 
+    def join(self, other: NormCollector) -> None:
+        """Take over another's terms, of other tensors."""
+        self.terms |= other.terms
+
     def total(self, which: int, names: Iterable[str] | None = None) -> float:
         """Return the norm over all tensors, or over some; no order of them changes it."""
         chosen = self.terms if names is None else [name for name in names if name in self.terms]

@@ -56,6 +56,10 @@ class TermCollector:
         """Take one matrix's terms."""
         self.terms[name] = MatrixTerms(contrasts, products)
 
+    def join(self, other: TermCollector) -> None:
+        """Take over another's terms, of other tensors."""
+        self.terms |= other.terms
+
 
 def tiers(
     terms: Mapping[str, MatrixTerms], depths: Mapping[str, BlockDepth]

@@ -11,11 +11,11 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from mergekit.common import ImmutableMap
-from mergekit.graph import Executor
 
 from mergekit_lines.checkpoint.ties import tied_names
 from mergekit_lines.engine.cuts import LOOK, Count, find, majority
-from mergekit_lines.engine.tasks import CountTask, EngineTask, NormTask, SpectrumTask, engine_task
+from mergekit_lines.engine.tasks import CountTask, NormTask, SpectrumTask
+from mergekit_lines.engine.walks import walk
 from mergekit_lines.errors import Problem, some
 from mergekit_lines.lines.alpha import NormCollector, find_alpha
 from mergekit_lines.lines.depth import BlockDepth
@@ -69,9 +69,8 @@ def calibrate(
     def collect(collector: NormCollector) -> None:
         tied = tied_names(out_model_config, [item.weight.name for item in planned])
         chosen = [item for item in planned if item.weight.name not in tied]
-        tasks = _tasks(chosen, run, NormTask, seed=seed, collector=collector)
-        run.engine.order(tasks)
-        _execute(tasks, options, "Calibrating alpha")
+        tasks = [item.task.model_copy(update={"seed": seed}) for item in chosen]
+        walk(tasks, run.engine, run.remote, NormTask, collector, options, "Calibrating alpha")
 
     if not any(item.placed.words.from_norms for item in planned):
         return None
@@ -105,9 +104,10 @@ def find_tiers(
         return {name: [Tier(**tier) for tier in blocks] for name, blocks in kept.items()}
     collector = TermCollector()
     chosen = [item for item in planned if item.weight.name in depths]
-    if tasks := _tasks(chosen, run, SpectrumTask, seed=seed, collector=collector):
-        run.engine.order([])  # of these only rows are read
-        _execute(tasks, options, "Looking at the updates")
+    if tasks := [item.task.model_copy(update={"seed": seed}) for item in chosen]:
+        # Of these only rows are read.
+        text = "Looking at the updates"
+        walk(tasks, run.engine, run.remote, SpectrumTask, collector, options, text, ahead=False)
     result = tiers(collector.terms, depths)
     if run.partial:
         run.partial.keep(
@@ -162,20 +162,21 @@ def settle(
     tied = tied_names(out_model_config, [item.weight.name for item in planned])
     counted = [item for item in planned if item.weight.name not in tied]
 
-    def walk(items: Sequence[PlannedTensor], count: Count, text: str) -> None:
-        tasks = _tasks(items, run, CountTask, count=count)
-        run.engine.order(tasks if text != LOOK else [])
-        _execute(tasks, options, f"{text} (trim: model)")
+    def pass_over(items: Sequence[PlannedTensor], count: Count, text: str) -> None:
+        tasks = [item.task for item in items]
+        label = f"{text} (trim: model)"
+        ahead = text != LOOK
+        walk(tasks, run.engine, run.remote, CountTask, count, options, label, ahead=ahead)
 
     densities: dict[str, float] = {}
     for item in counted:
         for model, values in item.task.input_parameters.items():
             if "density" in values:
                 densities[str(model)] = values["density"]
-    magnitudes = find(densities, lambda count, text: walk(counted, count, text))
+    magnitudes = find(densities, lambda count, text: pass_over(counted, count, text))
     settled = Settled(tuple(magnitudes.items()))
     items = [with_settled(item, settled) for item in counted]
-    sign = majority(lambda count, text: walk(items, count, text))
+    sign = majority(lambda count, text: pass_over(items, count, text))
     settled = replace(settled, zero_sign=sign)
     if run.partial:
         run.partial.keep("trim", to_json(settled))
@@ -191,23 +192,3 @@ def with_settled(item: PlannedTensor, settled: Settled) -> PlannedTensor:
     """Return a planned tensor whose kernel knows the cuts."""
     parameters = ImmutableMap({**dict(item.task.parameters.items()), SETTLED: settled})
     return replace(item, task=item.task.model_copy(update={"parameters": parameters}))
-
-
-def _tasks(
-    items: Sequence[PlannedTensor], run: MergeRun, kind: type[EngineTask], **fields: Any
-) -> list[EngineTask]:
-    """Return what the engine does with each of these tensors, in their order."""
-    return [
-        engine_task(item.task, kind, engine=run.engine, number=number, **fields)
-        for number, item in enumerate(items)
-    ]
-
-
-def _execute(tasks: Sequence[EngineTask], options: Any, text: str) -> None:
-    executor = Executor(
-        tasks,
-        math_device=options.device,
-        storage_device=options.device if options.low_cpu_memory else "cpu",
-    )
-    for _ in executor.run(quiet=options.quiet, desc=text):
-        pass

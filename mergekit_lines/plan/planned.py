@@ -14,6 +14,7 @@ from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
 from mergekit_lines.engine.tasks import LinesTask
+from mergekit_lines.engine.walks import Remote
 from mergekit_lines.lines.alpha import Contribution
 from mergekit_lines.lines.depth import BlockDepth
 from mergekit_lines.lines.placed import Placed
@@ -37,6 +38,7 @@ class MergeRun:
         base_listed: per module (None: all), whether the recipe lists the base as an input.
         tokenizer: the output's, where a plan before has built it.
         engine: merges and stores; a plan alone needs none.
+        remote: has it done in other processes, where there are some.
         partial: keeps α for a run that goes on after this one.
         on_summary: is called with what the plan came to.
     """
@@ -46,6 +48,7 @@ class MergeRun:
     base_listed: Mapping[str | None, bool] = field(default_factory=dict)
     tokenizer: OrderedTokenizer | None = None
     engine: Any = None
+    remote: Remote | None = None
     partial: Any = None
     on_summary: Callable[[Summary], object] | None = None
 

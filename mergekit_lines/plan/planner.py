@@ -18,7 +18,8 @@ from mergekit.io.tasks import GatherTensors
 from mergekit.parameter_resolver import resolve_parameter
 from pydantic import ValidationError
 
-from mergekit_lines.engine.tasks import LinesTask, WriteTask, engine_task
+from mergekit_lines.engine.tasks import LinesTask
+from mergekit_lines.engine.walks import writing
 from mergekit_lines.errors import LinesError, Problem, reason, together
 from mergekit_lines.host.names import ALONE, METHODS, OF_MERGEKIT, REMEDY
 from mergekit_lines.lines.depth import block_depths, natural_key
@@ -327,20 +328,16 @@ class LinesPlanner(plan.MergePlanner):
         if not self._lines:
             return super().plan_to_disk(out_path)
         self.finish()
-        engine = self._run.engine
-        tasks: list[Task] = [
-            engine_task(
-                item.task,
-                WriteTask,
-                engine=engine,
-                number=number,
-                coefficient=self._coefficients[item.weight.name],
-                seed=self.seed,
-            )
-            for number, item in enumerate(self.planned())
-            if engine.wants(item.weight.name)
-        ]
-        engine.order(tasks)
+        tasks = writing(
+            [
+                item.task.model_copy(
+                    update={"coefficient": self._coefficients[item.weight.name], "seed": self.seed}
+                )
+                for item in self.planned()
+            ],
+            self._run.engine,
+            self._run.remote,
+        )
         if self._tokenizer_task:
             tasks.append(self._tokenizer_task)
         return tasks
