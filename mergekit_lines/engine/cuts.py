@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import torch
 
-from mergekit_lines.engine.pieces import Job, TensorPieces
+from mergekit_lines.engine.jobs import Job
+from mergekit_lines.engine.pieces import TensorPieces
 from mergekit_lines.kernels import floors
 from mergekit_lines.kernels.agreement import Agreement
 from mergekit_lines.kernels.compiled.voting import votes

@@ -15,8 +15,9 @@ from mergekit.options import MergeOptions
 from mergekit_lines.checkpoint.opened import OpenedModels
 from mergekit_lines.checkpoint.sources import HeldTensor, Source, whole
 from mergekit_lines.checkpoint.writer import Slot
+from mergekit_lines.engine.jobs import Job, States
 from mergekit_lines.engine.norms import tensor_norms
-from mergekit_lines.engine.pieces import Job, Sink, TensorPieces, merge_tensor, rescale_tensor
+from mergekit_lines.engine.pieces import Sink, TensorPieces, merge_tensor, rescale_tensor
 from mergekit_lines.engine.ranks import spectrum_terms
 from mergekit_lines.engine.tasks import LinesTask
 from mergekit_lines.engine.vectors import TaskVectors
@@ -105,7 +106,7 @@ class Engine:
         self.device, self._quiet = torch.device(options.device or "cpu"), options.quiet
         on_cpu = self.device.type == "cpu"
         self.workers = Workers(options.num_threads if on_cpu else DEVICE_THREADS)
-        self._following: dict[str, LinesTask] = {}
+        self._states, self._following = States(), dict[str, LinesTask]()
 
     def wants(self, name: str) -> bool:
         """Tell whether the output has this tensor and an interrupted run left it undone."""
@@ -136,11 +137,9 @@ class Engine:
         Raises:
             LinesError: names the tensor.
         """
-        name = task.output_weight.name
-        sources = self.inputs(task, tensors)
+        name, sources = task.output_weight.name, self.inputs(task, tensors)
         self._read_ahead(name)
-        sink = self.writer.sink(name)
-        slot = self.writer.slot(name)
+        sink, slot = self.writer.sink(name), self.writer.slot(name)
         with task.failures(sources):
             streamed = self.streamed(task, sources)
             if streamed and streamed[1].shape != slot.shape:
@@ -190,7 +189,8 @@ class Engine:
     ) -> None:
         """Merge a tensor in pieces, or let the wrapped method itself do it."""
         if streamed:
-            merge_tensor(*streamed, slot.dtype, sink, vector)
+            state = self._states.take(streamed[0])
+            merge_tensor(*streamed, slot.dtype, sink, vector, state)
             return
         held = {model: whole(source).to(self.device) for model, source in sources.items()}
         # An adapted tensor is fp32, and its model is not.
@@ -217,7 +217,8 @@ class Engine:
         """
         with self._visiting(task, tensors) as (sources, streamed):
             if streamed:
-                collector.terms[task.output_weight.name] = tensor_norms(*streamed, collector.power)
+                name = task.output_weight.name
+                collector.terms[name] = tensor_norms(*streamed, collector.power, self._states)
             else:
                 held = {model: whole(source).to(self.device) for model, source in sources.items()}
                 task.merge_whole(held, collector=collector)

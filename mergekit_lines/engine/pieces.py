@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from mergekit_lines.checkpoint.sources import HeldTensor, ShardTensor, Source
+from mergekit_lines.engine.jobs import Job, prepared
 from mergekit_lines.engine.workers import Workers
 from mergekit_lines.kernels.agreement import Agreement
 from mergekit_lines.kernels.compiled.library import CODES, Library
@@ -195,35 +195,13 @@ def cut(shape: tuple[int, ...], merge: Kernel, device: torch.device) -> list[tup
     return [(start, min(start + size, entries)) for start in range(0, entries, size)]
 
 
-@dataclass(frozen=True)
-class Job:
-    """One output tensor.
-
-    Args:
-        name: of the tensor.
-        models: what the base and the models are called, the base first, for messages.
-        wrap: the wrapped method's name.
-        merge: what it does.
-        coefficient: λ, dimensionless.
-        seed: of the recipe, for draws.
-        allow_nonfinite: whether NaN and infinity are carried on.
-    """
-
-    name: str
-    models: Sequence[Any]
-    wrap: str
-    merge: Kernel
-    coefficient: float
-    seed: int
-    allow_nonfinite: bool
-
-
 def merge_tensor(
     job: Job,
     pieces: TensorPieces,
     out_dtype: torch.dtype,
     sink: Sink,
     vector: Sink | None = None,
+    state: Any = None,
 ) -> None:
     """Write θ_0 + λ·(M(θ…) − θ_0) into ``sink``, rounded once to ``out_dtype``.
 
@@ -233,11 +211,13 @@ def merge_tensor(
         out_dtype: of the result.
         sink: takes the result.
         vector: takes M(θ…) − θ_0 in the dtype of the arithmetic, where it is wanted too.
+        state: what :func:`prepared` returned for them, where somebody has asked it.
 
     Raises:
         LinesError: an input or the result is not finite, or cannot be read or written.
     """
-    state = job.merge.prepare(pieces, draw_keys(job, pieces.models))
+    if state is None:
+        state = prepared(job, pieces)
     compiled = _compiled(job, pieces, out_dtype)
 
     def write(index: int) -> None:
@@ -267,11 +247,10 @@ def _compiled(
 
     It tells whether it could: what is not finite is torch's to do, or to refuse.
     """
-    library, merge = pieces.library, job.merge
-    if library is None or not isinstance(merge, Merge | Agreement) or merge.row_aligned:
+    kernel = compiled_kernel(job, pieces)
+    if kernel is None or out_dtype not in CODES:
         return None
-    if out_dtype not in CODES:
-        return None
+    library, merge = kernel
 
     def write(state: Any, index: int, sink: Sink, vector: Sink | None) -> bool:
         bounds = pieces.bounds[index]
@@ -286,6 +265,14 @@ def _compiled(
         return True
 
     return write
+
+
+def compiled_kernel(job: Job, pieces: TensorPieces) -> tuple[Library, Merge | Agreement] | None:
+    """Return the compiled kernels and what they do for this tensor, or None where none can."""
+    library, merge = pieces.library, job.merge
+    if library is None or not isinstance(merge, Merge | Agreement) or merge.row_aligned:
+        return None
+    return library, merge
 
 
 def rescale_tensor(
@@ -305,12 +292,6 @@ def rescale_tensor(
         sink.write(pieces.bounds[index][0], result)
 
     pieces.map(write)
-
-
-def draw_keys(job: Job, models: int) -> list[bytes]:
-    """Return what seeds each model's draws: neither paths nor order of execution are in it."""
-    texts = (f"{job.seed}\0{job.name}\0{number}" for number in range(models))
-    return [hashlib.sha256(text.encode()).digest() for text in texts]
 
 
 def _promoted(sources: Sequence[Source]) -> torch.dtype:

@@ -9,7 +9,8 @@ from mergekit.common import ModelReference
 
 from mergekit_lines.checkpoint.sources import HeldTensor, Source, whole
 from mergekit_lines.engine.engine import Engine
-from mergekit_lines.engine.pieces import Job, TensorPieces, draw_keys
+from mergekit_lines.engine.jobs import Job, prepared
+from mergekit_lines.engine.pieces import TensorPieces
 from mergekit_lines.engine.tasks import LinesTask
 from mergekit_lines.engine.vectors import VectorSink
 from mergekit_lines.errors import LinesError
@@ -101,7 +102,7 @@ def vector_product(
     Raises:
         LinesError: an input cannot be read.
     """
-    state = None if vector else job.merge.prepare(pieces, draw_keys(job, pieces.models))
+    state = None if vector else prepared(job, pieces)
 
     def product(index: int) -> float:
         start, stop = pieces.bounds[index]
@@ -135,7 +136,7 @@ def vector_products(
     merge = job.merge
     if not isinstance(merge, Merge) or not merge.weighted:
         raise LinesError(f"tensor {job.name}: wrap {job.wrap} adds no task vectors up by weights.")
-    state = merge.prepare(pieces, draw_keys(job, pieces.models))
+    state = prepared(job, pieces)
 
     def products(index: int) -> list[float]:
         start, stop = pieces.bounds[index]

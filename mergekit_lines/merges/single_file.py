@@ -42,7 +42,8 @@ from mergekit_lines.checkpoint.writer import (
     shard_layout,
 )
 from mergekit_lines.engine.engine import DEVICE_THREADS, ending
-from mergekit_lines.engine.pieces import Job, TensorPieces, merge_tensor
+from mergekit_lines.engine.jobs import Job
+from mergekit_lines.engine.pieces import TensorPieces, merge_tensor
 from mergekit_lines.engine.workers import Workers
 from mergekit_lines.errors import LinesError, plain_failures, some, tell, teller
 from mergekit_lines.files import REPORT

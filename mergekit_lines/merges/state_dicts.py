@@ -17,8 +17,9 @@ from mergekit.merge_methods.base import PerGroupValues, TensorGroup
 
 from mergekit_lines.checkpoint.sources import HeldTensor
 from mergekit_lines.engine.cuts import Count, find, majority
+from mergekit_lines.engine.jobs import Job
 from mergekit_lines.engine.norms import tensor_norms
-from mergekit_lines.engine.pieces import HeldResult, Job, TensorPieces, merge_tensor
+from mergekit_lines.engine.pieces import HeldResult, TensorPieces, merge_tensor
 from mergekit_lines.engine.ranks import spectrum_terms
 from mergekit_lines.engine.workers import Workers
 from mergekit_lines.errors import LinesError, reason

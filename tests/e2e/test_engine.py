@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 
 from mergekit_lines.checkpoint import opened, sources
 from mergekit_lines.checkpoint.sources import ShardTensor
+from mergekit_lines.engine import jobs
 from mergekit_lines.engine import pieces as merging
+from mergekit_lines.engine.jobs import Job
+from mergekit_lines.kernels.merge import Merge
 from tests import models
 from tests.e2e.runner import in_process
 
@@ -327,6 +330,31 @@ def test_pickles_of_another_size_than_their_config(
     assert models.max_error_ratio(merged["lm_head.weight"], want) <= 1e-6
 
 
+@pytest.mark.parametrize("wrap", ["ties", "dare_linear", "breadcrumbs_ties"])
+def test_what_the_norms_had_to_know_is_not_sought_again(
+    llama_base: Path, llama_a: Path, llama_b: Path, tmp_path: Path, wrap: str, monkeypatch
+) -> None:
+    """With `alpha: auto` a tensor's thresholds are found once; without room twice, as the bytes."""
+    words = recipe(llama_base, [str(llama_a), str(llama_b)], wrap=wrap, beta=0.5, density=0.4)
+    searches: list[Any] = []
+    prepare = Merge.prepare
+
+    def counting(self: Merge, *arguments: Any) -> Any:
+        searches.append(self)
+        return prepare(self, *arguments)
+
+    monkeypatch.setattr(Merge, "prepare", counting)
+    out = in_process(words, tmp_path / "out")
+    tensors = len(models.read(out))
+    assert len(searches) == tensors
+    searches.clear()
+    monkeypatch.setattr(jobs, "KEPT", -1)
+    assert models.weights_digest(in_process(words, tmp_path / "again")) == (
+        models.weights_digest(out)
+    )
+    assert len(searches) == 2 * tensors
+
+
 def test_memory_that_runs_out_keeps_what_is_whole(
     llama_base: Path, llama_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,7 +364,7 @@ def test_memory_that_runs_out_keeps_what_is_whole(
     )
     original = merging.merge_tensor
 
-    def failing(job: merging.Job, *arguments: Any) -> None:
+    def failing(job: Job, *arguments: Any) -> None:
         if job.name == "model.norm.weight":
             raise torch.OutOfMemoryError("no room")
         original(job, *arguments)
@@ -362,13 +390,13 @@ def test_another_tokenizer_is_another_merge(
     shutil.copytree(llama_a, tuned)
     words = {**recipe(llama_base, [str(tuned)], **SOUP), "tokenizer": {"source": "base"}}
 
-    def failing(job: merging.Job, *_arguments: Any) -> None:
+    def failing(job: Job, *_arguments: Any) -> None:
         raise torch.OutOfMemoryError(job.name)
 
     original = merging.merge_tensor
     calls: list[str] = []
 
-    def counting(job: merging.Job, *arguments: Any) -> None:
+    def counting(job: Job, *arguments: Any) -> None:
         calls.append(job.name)
         (failing if len(calls) > 30 else original)(job, *arguments)
 

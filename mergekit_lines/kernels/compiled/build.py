@@ -14,18 +14,19 @@ from numba import types
 
 from mergekit_lines.kernels.compiled.counts import count, signs, sums
 from mergekit_lines.kernels.compiled.merges import merge
+from mergekit_lines.kernels.compiled.powers import powers
 
 ARGUMENTS = (types.int64, types.int64)
 
 
 def machine_code() -> bytes:
-    """Return an object file with the functions ``merge``, ``count``, ``sums`` and ``signs``.
+    """Return an object file with the functions that :mod:`library` names.
 
     Each is as numba calls it: of the address of the result, that of an exception, and the two
     arguments; it returns 0.
     """
     whole: Any = None
-    kernels = {"merge": merge, "count": count, "sums": sums, "signs": signs}
+    kernels = {"merge": merge, "count": count, "sums": sums, "signs": signs, "powers": powers}
     for name, kernel in kernels.items():
         kernel.compile(ARGUMENTS)
         module = llvm.parse_assembly(kernel.inspect_llvm(ARGUMENTS))

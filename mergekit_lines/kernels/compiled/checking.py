@@ -10,12 +10,12 @@ from mergekit_lines.kernels.bracket import Bracket
 from mergekit_lines.kernels.compiled.counting import counted
 from mergekit_lines.kernels.compiled.library import Library
 from mergekit_lines.kernels.compiled.merging import merged
-from mergekit_lines.kernels.compiled.summing import drawn_norms
+from mergekit_lines.kernels.compiled.summing import drawn_norms, summed_power
 from mergekit_lines.kernels.compiled.voting import votes
 from mergekit_lines.kernels.cuts import Search
 from mergekit_lines.kernels.merge import Merge, State
 from mergekit_lines.kernels.pieces import Held
-from mergekit_lines.kernels.scale import add_scaled, total
+from mergekit_lines.kernels.scale import add_scaled, power_sum, sum_norm, total
 from mergekit_lines.kernels.sparsity import Sparsity
 
 _ENTRIES = 3 * 1024 + 5  # some blocks, and a few entries behind them
@@ -62,6 +62,11 @@ def check(library: Library) -> None:
         pieces = origin.float(), [model.float() for model in models]
         if votes(library, _FLOORS, origin, models) != _FLOORS.votes(*pieces):
             raise TextError(_OTHER)
+        for power in (1, 2):
+            if summed_power(library, origin, models, power) != sum_norm(origin, models, power):
+                raise TextError(_OTHER)
+            if summed_power(library, None, deltas[:1], power) != power_sum(deltas[0], power):
+                raise TextError(_OTHER)
     library.sums_as_torch = _sums(library, 0.1 * base, plain)
 
 

@@ -27,5 +27,7 @@ STRIDE, SAMPLES, SEARCHES = range(6, 9)
 PIVOTS = 8
 OWNER, LOW, HIGH, GATHERED, ABOVE, INSIDE, PIVOT = range(7)
 SEARCH = PIVOT + 1 + 2 * PIVOTS
+# Of powers of summed task vectors, then for each model ADDRESS and CODE.
+POWERS, EXPONENT = range(6, 8)
 # Of a count of signs, for each model SIGNED: ADDRESS, CODE, and above which pattern entries stay.
 SIGNED, ABOVE_WHICH = 3, 2

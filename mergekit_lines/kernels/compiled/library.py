@@ -15,7 +15,7 @@ from mergekit_lines.errors import TextError
 from mergekit_lines.kernels.compiled import layout as at
 
 CODES = {torch.bfloat16: at.BF16, torch.float16: at.FP16, torch.float32: at.FP32}
-NAMES = ("merge", "count", "sums", "signs")
+NAMES = ("merge", "count", "sums", "signs", "powers")
 _SCRATCH = threading.local()
 
 

@@ -23,7 +23,7 @@ from mergekit_lines.kernels.compiled.library import Library
 LEAST = 1 << 26
 SETTING = "MERGEKIT_LINES_KERNELS"  # "torch" or "compiled", whatever the merge's size
 ROOT = Path(__file__).parents[3]  # where the package lies
-SOURCES = ("layout", "words", "merges", "counts", "build")
+SOURCES = ("layout", "words", "merges", "counts", "powers", "build")
 DIGEST = hashlib.sha256().digest_size
 MOST = 1 << 22  # bytes of compiled code, many times what the kernels take
 PATIENCE = 300.0  # seconds: on the busiest machine, a compilation that has not ended never will

@@ -1,4 +1,4 @@
-"""What draws leave of one piece's L1 norms, by compiled code."""
+"""What is summed up of one piece for norms, by compiled code."""
 
 from __future__ import annotations
 
@@ -47,6 +47,29 @@ def drawn_norms(
         integers += [before.data_ptr(), after.data_ptr(), 0, 0, *own, 0]
     library.call("sums", integers)
     return [(_total(before, whole), _total(after, whole)) for before, after in sums]
+
+
+def summed_power(
+    library: Library, base: torch.Tensor | None, models: Sequence[torch.Tensor], power: int
+) -> float:
+    """Return what :func:`~mergekit_lines.kernels.scale.sum_norm` does, to the bit.
+
+    Args:
+        library: the compiled kernels.
+        base: θ_0's piece, 1-D, contiguous, as it is stored: bf16, fp16 or fp32; None for zeros.
+        models: the models' pieces, likewise.
+        power: 1 or 2.
+    """
+    count = len(models[0])
+    # Twice as many fp32 entries are as many of float64.
+    room = scratch("powers", 2 * count).view(torch.float64)
+    integers = [count, len(models), scratch("merge", 2 * at.BLOCK).data_ptr()]
+    integers += [0, 0, 0] if base is None else [base.data_ptr(), CODES[base.dtype], 0]
+    integers += [room.data_ptr(), power]
+    for tensor in models:
+        integers += [tensor.data_ptr(), CODES[tensor.dtype]]
+    library.call("powers", integers)
+    return float(room.sum())
 
 
 def draws(key: bytes, sparsity: Sparsity, bounds: tuple[int, int]) -> list[int] | None:

@@ -47,6 +47,7 @@ def _at(kind: Any) -> Any:
 halfwords_at = _at(types.uint16)
 words_at = _at(types.int32)
 floats_at = _at(types.float32)
+doubles_at = _at(types.float64)
 longs_at = _at(types.int64)
 
 

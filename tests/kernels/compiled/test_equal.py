@@ -10,14 +10,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mergekit_lines.checkpoint.sources import HeldTensor
+from mergekit_lines.engine.jobs import Job
+from mergekit_lines.engine.norms import tensor_norms
+from mergekit_lines.engine.pieces import TensorPieces
+from mergekit_lines.engine.workers import Workers
 from mergekit_lines.kernels import floors
 from mergekit_lines.kernels.agreement import Agreement
 from mergekit_lines.kernels.compiled.library import Library
 from mergekit_lines.kernels.compiled.merging import merged
+from mergekit_lines.kernels.compiled.summing import summed_power
 from mergekit_lines.kernels.compiled.voting import votes
 from mergekit_lines.kernels.floors import Ranking
 from mergekit_lines.kernels.merge import Merge
-from mergekit_lines.kernels.scale import add_scaled
+from mergekit_lines.kernels.scale import add_scaled, power_sum, sum_norm
 from mergekit_lines.kernels.sparsity import Sparsity
 from tests.kernels.in_memory import InMemory, keys
 
@@ -254,3 +260,40 @@ def test_votes_on_the_sign_of_sums_of_zero(library, roll, models, count):
     merge = a_merge(roll, models)
     copies = [tensor.float().clone() for tensor in tuned]
     assert votes(library, merge, base, tuned) == merge.votes(base.float(), copies)
+
+
+@same
+@given(
+    st.randoms(use_true_random=False),
+    st.integers(1, 5),
+    st.sampled_from(SIZES),
+    st.sampled_from([1, 2]),
+)
+def test_norms_of_sums(library, roll, models, count, power):
+    """What Eq. 2 sums up in float64 is torch's to the bit, whatever is not finite too."""
+    base = numbers(roll, count)
+    tuned = [numbers(roll, count, base) for _ in range(models)]
+    if roll.random() < 0.2:
+        tuned[0][roll.randrange(count)] = roll.choice([float("inf"), float("nan")])
+    own = summed_power(library, base, tuned, power)
+    assert repr(own) == repr(sum_norm(base, tuned, power))
+    for tensor in (base, *tuned):
+        assert repr(summed_power(library, None, [tensor], power)) == repr(power_sum(tensor, power))
+
+
+@same
+@given(st.randoms(use_true_random=False), st.integers(1, 4), st.sampled_from([1, 2]))
+def test_terms_of_a_tensor(library, roll, models, power):
+    """Both terms of Eq. 2, of any merge, are the same by compiled kernels and by torch."""
+    base = numbers(roll, 5000)
+    tuned = [numbers(roll, 5000, base) for _ in range(models)]
+    merge = a_merge(roll, models)
+    job = Job("w", ["base", *range(models)], "ties", merge, 1.0, 0, allow_nonfinite=True)
+    terms = []
+    for kernels in (None, library):
+        workers = Workers(1)
+        workers.library = kernels
+        held = [HeldTensor(tensor) for tensor in (base, *tuned)]
+        pieces = TensorPieces(held[0], held[1:], None, torch.device("cpu"), workers, merge)
+        terms.append(repr(tensor_norms(job, pieces, power)))
+    assert terms[0] == terms[1]
