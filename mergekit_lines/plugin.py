@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
     from mergekit.options import MergeOptions
 
+    from mergekit_lines.merges.request import Cluster
+
 
 def register() -> None:
     """Make mergekit know ``lines`` and ``lines_postprocess``, whatever autoload did.
@@ -124,7 +126,13 @@ def _wrap(run_merge: Any) -> Any:
     return wrapped
 
 
-def run_by_kernels(config: MergeConfiguration, out_path: str, options: Any, text: str) -> None:
+def run_by_kernels(
+    config: MergeConfiguration,
+    out_path: str,
+    options: Any,
+    text: str,
+    cluster: Cluster | None = None,
+) -> None:
     """Merge a recipe as the wrapped ``run_merge`` does those of our methods.
 
     mergekit's own methods that have a kernel of ours are merged by it, which the wrapped one
@@ -135,6 +143,7 @@ def run_by_kernels(config: MergeConfiguration, out_path: str, options: Any, text
         out_path: the folder to make.
         options: mergekit's flags.
         text: the recipe's.
+        cluster: other processes among which the work is shared.
 
     Raises:
         LinesError: the recipe, a model, an option or the disk is at fault; nothing is left.
@@ -144,7 +153,7 @@ def run_by_kernels(config: MergeConfiguration, out_path: str, options: Any, text
     from mergekit_lines.merges.folder import run_lines_merge
 
     run_merge = sys.modules["mergekit.merge"].run_merge.of_mergekit
-    run_lines_merge(run_merge, config, out_path, options, text)
+    run_lines_merge(run_merge, config, out_path, options, text, cluster)
 
 
 def require_extended() -> None:

@@ -8,14 +8,18 @@ from typing import Any
 import click
 
 from mergekit_lines.cli.options.flags import FLAGS, merge_flags, with_values
+from mergekit_lines.cli.options.workers import shared_among, worker_options
 from mergekit_lines.errors import LinesError
 
 
 @click.command()
 @click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("out", type=click.Path())
+@worker_options
 @merge_flags(FLAGS)
-def merge(recipe: Path, out: str, **flags: Any) -> None:
+def merge(
+    recipe: Path, out: str, workers: int | None, ray_address: str | None, **flags: Any
+) -> None:
     """Merge a recipe by our kernels, mergekit's own methods too.
 
     RECIPE is a file as mergekit-yaml takes it, and OUT the folder to make. Recipes of lines,
@@ -25,6 +29,12 @@ def merge(recipe: Path, out: str, **flags: Any) -> None:
     fp32 and rounded once, with a report that verify recomputes, a card, and every problem told
     before weights are read. A merge that was interrupted goes on when the same command is given
     again. The flags are mergekit's.
+
+    With --workers or --ray-address the output's shards are merged by several processes, on this
+    machine or on those of a Ray cluster that share the storage of models and OUT. The bytes are
+    those of one process. A worker that is lost has its shard merged again; when the command itself
+    is lost, the same command goes on. With --cuda each worker has a GPU of its own, and --multi-gpu
+    is one worker for each GPU of this machine.
     """
     import mergekit_lines
 
@@ -42,4 +52,5 @@ def merge(recipe: Path, out: str, **flags: Any) -> None:
     config = documents[0].config
     if problems := list(check_method(config.merge_method, recipe)):
         raise LinesError([problem.under(str(recipe)) for problem in problems])
-    run_by_kernels(config, out, merge_options(with_values(flags)), documents[0].text)
+    cluster, flags = shared_among(workers, ray_address, flags)
+    run_by_kernels(config, out, merge_options(with_values(flags)), documents[0].text, cluster)

@@ -8,6 +8,9 @@ from typing import Any, Protocol
 
 from mergekit.graph import Executor, Task
 
+from mergekit_lines.checkpoint.opened import OpenedModels
+from mergekit_lines.checkpoint.partial import Partial
+from mergekit_lines.checkpoint.writer import ShardLayout
 from mergekit_lines.engine.tasks import EngineTask, LinesTask, WriteTask, engine_task
 
 
@@ -44,6 +47,35 @@ class Remote(Protocol):
         """
 
 
+class Crew(Remote, Protocol):
+    """Other processes that do a merge's work, and see its folder as this one does.
+
+    Attributes:
+        threads: of all of them.
+        bytes_read: of the inputs' tensors.
+        bytes_written: of the output's shards.
+    """
+
+    threads: int
+    bytes_read: int
+    bytes_written: int
+
+    def begin(
+        self, models: OpenedModels, partial: Partial, shards: Sequence[ShardLayout], options: Any
+    ) -> None:
+        """Take the merge, and see that every process sees its inputs as this one does.
+
+        Args:
+            models: the recipe's, opened.
+            partial: the partial folder, which takes whole shards.
+            shards: the output's.
+            options: mergekit's flags.
+
+        Raises:
+            LinesError: a machine sees another file, or none.
+        """
+
+
 class RemoteTask(Task[None]):
     """Work of other processes, as one node of mergekit's graph."""
 
@@ -73,7 +105,7 @@ def walk(
 
     Args:
         tasks: the tensors', in the order of the plan.
-        engine: of this process.
+        engine: of this process; not asked where there is a ``remote``.
         remote: goes over them instead, where there is one.
         kind: what the engine does with each of them.
         collector: takes what comes of it.
@@ -87,28 +119,18 @@ def walk(
     if remote is not None:
         remote.gather(tasks, kind, collector, text, ahead=ahead)
         return
-    execute(tasks, engine, kind, collector, options, text, ahead=ahead)
-
-
-def execute(
-    tasks: Sequence[LinesTask],
-    engine: Any,
-    kind: type[EngineTask],
-    collector: Any,
-    options: Any,
-    text: str,
-    *,
-    ahead: bool = True,
-) -> None:
-    """Let the engine of this process do so; see :func:`walk`."""
-    fields = {} if collector is None else {"collector": collector}
     numbered = [
-        engine_task(task, kind, engine=engine, number=number, **fields)
+        engine_task(task, kind, engine=engine, number=number, collector=collector)
         for number, task in enumerate(tasks)
     ]
     engine.order(numbered if ahead else [])
+    execute(numbered, options, text)
+
+
+def execute(tasks: Sequence[Task[Any]], options: Any, text: str) -> None:
+    """Let mergekit's executor do tasks of the engine, with a bar that says ``text``."""
     executor = Executor(
-        numbered,
+        tasks,
         math_device=options.device,
         storage_device=options.device if options.low_cpu_memory else "cpu",
     )

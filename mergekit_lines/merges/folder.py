@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
-from mergekit_lines._version import __version__
 from mergekit_lines.checkpoint.headers import stem_of
-from mergekit_lines.checkpoint.opened import OpenedModels, adapter_folder
-from mergekit_lines.checkpoint.out import Out, model_folder, real_out
-from mergekit_lines.checkpoint.partial import LAYOUT, Partial, partial_folder
+from mergekit_lines.checkpoint.opened import adapter_folder
+from mergekit_lines.checkpoint.partial import Partial, partial_folder
 from mergekit_lines.checkpoint.remote.downloads import HubModels, files_from_hub, hub_models
 from mergekit_lines.checkpoint.remote.session import hub_session
 from mergekit_lines.checkpoint.room import check_room, check_space
 from mergekit_lines.checkpoint.writer import ShardLayout, ShardWriter, lay_out
 from mergekit_lines.engine.engine import Engine, ending
-from mergekit_lines.errors import LinesError, Problem, plain_failures, reason, tell, teller
+from mergekit_lines.engine.walks import Crew
+from mergekit_lines.errors import LinesError, plain_failures, tell
 from mergekit_lines.files import CARD, RECIPE, REPORT
 from mergekit_lines.host.process import (
     end_at_once,
@@ -43,9 +40,9 @@ from mergekit_lines.host.state import (
 )
 from mergekit_lines.lines.summary import Summary
 from mergekit_lines.merges.carrying import carried_files, carry, left_behind
-from mergekit_lines.plan.inputs import check_models
+from mergekit_lines.merges.request import Cluster, Request, flags_of, identity, take_request
 from mergekit_lines.plan.opening import open_models
-from mergekit_lines.plan.planned import MergeRun, planning
+from mergekit_lines.plan.planned import planning
 from mergekit_lines.plan.prepare import Prepared, prepare
 from mergekit_lines.plan.sizes import Sizes
 from mergekit_lines.plan.tokenizer import (
@@ -55,53 +52,22 @@ from mergekit_lines.plan.tokenizer import (
     own_folder,
     vocabulary,
 )
-from mergekit_lines.recipe.checks import check_recipe
 from mergekit_lines.recipe.models import carried, models_in_order
-from mergekit_lines.recipe.options import effective_options
 from mergekit_lines.report.card import card
 from mergekit_lines.report.file import (
     describe,
     report,
     run_figures,
     to_json,
-    versions,
 )
 from mergekit_lines.report.fingerprints import describe_inputs, describe_output
 
-NO_OUT = Problem("OUT", "found an empty text, wanted a folder to make. Name one.")
 PLACE = "Check the place; OUT was not made."
 FULL = (
     "OUT {out}: the disk is full. Free some space and run the same command again; whole shards, "
     "if there are any, are kept in the partial folder beside it."
 )
 TRACE = "OUT was not made; -vv shows where."
-
-
-@dataclass(frozen=True)
-class Request:
-    """What ``run_merge`` was asked for, found free of problems that need no weights.
-
-    Attributes:
-        run_merge: mergekit's own, which does the merge itself.
-        config: the recipe; mergekit gets copies of it, which it rewrites.
-        recipe: its text.
-        out: OUT.
-        name: of the folder, as it was asked for.
-        options: mergekit's flags as they were given.
-        effective: the same as our methods use them.
-        run: what recipe and flags give every planner.
-        say: tells the user a line, unless ``--quiet`` forbids it.
-    """
-
-    run_merge: Callable[..., Any]
-    config: MergeConfiguration
-    recipe: str
-    out: Out
-    name: str
-    options: MergeOptions
-    effective: MergeOptions
-    run: MergeRun
-    say: Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -121,6 +87,7 @@ def run_lines_merge(
     out_path: str,
     options: MergeOptions,
     text: str | None,
+    cluster: Cluster | None = None,
 ) -> None:
     """Merge as mergekit does, with our checks before and one rename at the end.
 
@@ -135,6 +102,7 @@ def run_lines_merge(
         out_path: the folder to make.
         options: mergekit's flags.
         text: the recipe's, where the command had one.
+        cluster: other processes among which the work is shared; their bytes are the same.
 
     Raises:
         LinesError: the recipe, a model, an option or the disk is at fault; nothing is left.
@@ -142,7 +110,7 @@ def run_lines_merge(
     begun = time.monotonic()
     end_at_once()
     with plain_failures(PLACE, full=FULL.format(out=out_path), other=TRACE):
-        request = _checked(run_merge, config, out_path, options, text)
+        request = take_request(run_merge, config, out_path, options, text)
     with (
         ONE_AT_A_TIME,
         one_thread(),
@@ -152,38 +120,11 @@ def run_lines_merge(
         partial_folder(request.out, request.say) as partial,
     ):
         prepared, downloads = _planned(request, partial.path)
-        outcome = _merged(request, prepared, downloads, partial, begun)
+        with cluster(partial.path, request.say) if cluster else nullcontext() as crew:
+            outcome = _merged(request, prepared, downloads, partial, begun, crew)
         _write_texts(request, partial.path, outcome)
         partial.publish(outcome.shards)
     request.say(f"the merged model is in {out_path}")
-
-
-def _checked(
-    run_merge: Callable[..., Any],
-    config: MergeConfiguration,
-    out_path: str,
-    options: MergeOptions,
-    text: str | None,
-) -> Request:
-    """Take a call of ``run_merge``, refusing all that is wrong before a weight is read."""
-    asked = Path(out_path).absolute()
-    recipe = text or _as_yaml(config)
-    problems = [] if out_path else [NO_OUT]
-    problems += check_recipe(config, asked, options, text) + check_models(config, options)
-    if problems:
-        raise LinesError(problems)
-    say = teller(quiet=options.quiet)
-    return Request(
-        run_merge,
-        config.model_copy(deep=True),
-        recipe,
-        model_folder(real_out(asked)),
-        asked.name,
-        options,
-        effective_options(config, options, say),
-        MergeRun.of(config, options),
-        say,
-    )
 
 
 def _planned(request: Request, partial: Path) -> tuple[Prepared, HubModels]:
@@ -205,7 +146,12 @@ def _planned(request: Request, partial: Path) -> tuple[Prepared, HubModels]:
 
 
 def _merged(
-    request: Request, prepared: Prepared, downloads: HubModels, partial: Partial, begun: float
+    request: Request,
+    prepared: Prepared,
+    downloads: HubModels,
+    partial: Partial,
+    begun: float,
+    crew: Crew | None,
 ) -> Outcome:
     """Open the models, and let mergekit plan and merge into the partial folder's shards."""
     config, options = request.config, request.effective
@@ -226,12 +172,14 @@ def _merged(
         slots = [sized.slot for sized in sizes.tensors]
         stem = stem_of(own_folder(models_in_order(config)[0]))  # diffusers asks for its own
         shards = lay_out(slots, options.out_shard_size, stem)
-        partial.begin(_identity(request, prepared, models, shards), shards)
+        partial.begin(identity(request, prepared, models, shards), shards)
         check_space(request.out.path, partial.path, shards)
         writer = ShardWriter(partial.path, shards, partial.vouch)
         engine = Engine(models, writer, options)
         stack.enter_context(ending(engine.workers, writer))
-        summary = _run_merge(request, prepared, engine, partial, tokenizer)
+        if crew is not None:
+            crew.begin(models, partial, shards, options)
+        summary = _run_merge(request, prepared, engine, partial, tokenizer, crew)
         carry(partial.path, config, shards, tokenizer, companions)
         for line in left_behind(config, tokenizer):
             request.say(line)
@@ -240,12 +188,12 @@ def _merged(
             "dropped": {str(model): names for model, names in prepared.dropped.items()},
             "inputs": describe_inputs(models.models),
             "output": describe_output(shards),
-            "flags": _flags(request, models),
+            "flags": flags_of(request, models),
             "run": run_figures(
                 seconds=time.monotonic() - begun,
-                bytes_read=models.bytes_read,
-                bytes_written=writer.bytes_written,
-                threads=engine.workers.threads,
+                bytes_read=models.bytes_read + (crew.bytes_read if crew else 0),
+                bytes_written=writer.bytes_written + (crew.bytes_written if crew else 0),
+                threads=crew.threads if crew else engine.workers.threads,
                 device=str(engine.device),
                 resumed=bool(writer.done),
             ),
@@ -256,7 +204,12 @@ def _merged(
 
 
 def _run_merge(
-    request: Request, prepared: Prepared, engine: Engine, partial: Partial, donor: Path
+    request: Request,
+    prepared: Prepared,
+    engine: Engine,
+    partial: Partial,
+    donor: Path,
+    crew: Crew | None,
 ) -> Summary:
     """Run mergekit's merge, whose planner is ours, and return what it planned."""
     summaries: list[Summary] = []
@@ -272,59 +225,20 @@ def _run_merge(
         request.run,
         tokenizer=prepared.tokenizer,
         engine=engine,
+        remote=crew,
         partial=partial,
         on_summary=take,
     )
     recipe = request.config.model_copy(deep=True)
     layout = layout_as_planned(prepared.arch_info)
+    effective = request.effective
+    if crew is not None:  # it has a bar of its own
+        effective = effective.model_copy(update={"quiet": True})
     with planning(run), logged_failures(), donor_as_it_is(donor), layout:
-        request.run_merge(recipe, str(partial.path), request.effective, request.recipe)
+        request.run_merge(recipe, str(partial.path), effective, request.recipe)
     if not summaries:
         raise LinesError("mergekit merged without our planner; nothing was kept.")
     return summaries[-1]
-
-
-def _as_yaml(config: MergeConfiguration) -> str:
-    try:
-        return str(config.to_yaml())
-    except ValueError as error:
-        raise LinesError(
-            f"the recipe: mergekit cannot write it as YAML ({reason(error)}), which it does where "
-            f"a path holds a space or a quote. Give run_merge the recipe's text as config_source."
-        ) from error
-
-
-def _identity(
-    request: Request, prepared: Prepared, models: OpenedModels, shards: Sequence[ShardLayout]
-) -> dict[str, Any]:
-    """Return what the bytes of the output hang on, by what people call it."""
-    options = request.effective
-    headers = b"".join(shard.header for shard in shards)
-    return {
-        "the recipe": repr(request.config),  # to_yaml fails for paths that are no plain identifiers
-        "the seed": prepared.seed,
-        "--out-shard-size": options.out_shard_size,
-        "--lora-merge-dtype": options.lora_merge_dtype,
-        "the device": torch.device(options.device or "cpu").type,
-        "the versions of the packages": {"mergekit-lines": __version__, **versions()},
-        "the tokenizers": prepared.tokenizer.digest() if prepared.tokenizer else None,
-        LAYOUT: hashlib.sha256(headers).hexdigest(),
-        **{f"model {name}": files for name, files in models.describe().items()},
-    }
-
-
-def _flags(request: Request, models: OpenedModels) -> list[str]:
-    """Return mergekit's flags that the output's bytes hang on, defaults left out."""
-    options, effective = request.options, request.effective
-    flags: list[str] = []
-    if options.random_seed:  # 0 is what no flag means
-        flags += ["--random-seed", str(options.random_seed)]
-    if effective.out_shard_size != MergeOptions().out_shard_size:
-        flags += ["--out-shard-size", str(effective.out_shard_size)]
-    if models.copies and effective.lora_merge_dtype:
-        flags += ["--lora-merge-dtype", effective.lora_merge_dtype]
-    device = torch.device(effective.device or "cpu").type
-    return flags if device == "cpu" else [*flags, "--device", device]
 
 
 def _write_texts(request: Request, partial: Path, outcome: Outcome) -> None:

@@ -80,6 +80,19 @@ def registered(name: str) -> LinesMethod:
     return method
 
 
+def resolve(name: str) -> LinesMethod:
+    """Return the method of such a name, registering it where another process has made it.
+
+    Raises:
+        LinesError: what it wraps is not registered in this process.
+    """
+    if name.startswith("lines["):
+        return method_for(name.removeprefix("lines[").removesuffix("]"))
+    if name.endswith("[alone]"):
+        return alone(name.removesuffix("[alone]"))
+    return postprocess_method()
+
+
 def _registered(name: str, wrapped: MergeMethod, words: Sequence[ParameterSpec]) -> LinesMethod:
     methods = {method.spec.name: method for method in registry.registered_methods()}
     if name not in methods:

@@ -333,14 +333,15 @@ def test_quiet_says_nothing(llama_base: Path, llama_a: Path, tmp_path: Path) -> 
 
 
 def test_flags_are_mergekits() -> None:
-    """The command has every flag of ``mergekit-yaml`` with its spellings and defaults."""
+    """The command has every flag of ``mergekit-yaml``, as it spells them, and two of its own."""
 
     def flags(command: Any) -> dict[str, Any]:
         options = [one for one in command.params if one.param_type_name == "option"]
         return {one.name: {*one.opts, *one.secondary_opts} for one in options}
 
     ours = main.get_command(None, "merge")  # type: ignore[arg-type]
-    assert flags(ours) == flags(mergekit_yaml)
+    own = {"workers": {"--workers"}, "ray_address": {"--ray-address"}}
+    assert flags(ours) == {**flags(mergekit_yaml), **own}
     on = {one.name for one in mergekit_yaml.params if one.default is True}
     assert {one.name for one in ours.params if one.default is True} == on  # type: ignore[union-attr]
 

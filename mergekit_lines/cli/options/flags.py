@@ -42,7 +42,7 @@ FLAGS = {
     "verbosity": "Say more; -vv shows where an error arose.",
     "quiet": "Say nothing but errors.",
     "read-to-gpu": "Without effect: tensors go to the device in pieces.",
-    "multi-gpu": "Ignored: the merge runs on one device.",
+    "multi-gpu": "One worker for each GPU of this machine (needs the extra [ray]).",
     "write-threads": "Without effect: writing waits for nothing.",
 }
 _VALUES: dict[str, Any] = {
