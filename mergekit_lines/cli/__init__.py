@@ -27,6 +27,7 @@ COMMANDS = {
     "verify": "Recompute a merged model's tensors in float64.",
     "edit": "Scale one model's change from its base by depth.",
     "sweep": "Tune one or two keys of a recipe by evaluation.",
+    "search": "Tune any number of keys of a recipe by proposals.",
     "soup": "Trace the rewarded-soup front between two policies.",
     "greedy": "Choose checkpoints for a soup greedily, with LiNeS after.",
     "learn": "Learn a coefficient for each block on texts or images.",

@@ -10,6 +10,16 @@ from mergekit_lines.figures.depths import depth_lines
 from mergekit_lines.figures.fronts import Fronts, soup_front
 from mergekit_lines.figures.heat import sweep_heat
 from mergekit_lines.figures.parts import page
+from mergekit_lines.figures.searches import search_panels
 from mergekit_lines.figures.sweeps import Lines, sweep_panels
 
-__all__ = ["Fronts", "Lines", "depth_lines", "page", "soup_front", "sweep_heat", "sweep_panels"]
+__all__ = [
+    "Fronts",
+    "Lines",
+    "depth_lines",
+    "page",
+    "search_panels",
+    "soup_front",
+    "sweep_heat",
+    "sweep_panels",
+]

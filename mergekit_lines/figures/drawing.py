@@ -108,7 +108,7 @@ def wrapped(text: str, width: int) -> str:
     return "\n".join(line.strip() for line in lines).replace("$", r"\$")
 
 
-def fit_height(figure: Any, axes: Any, rows: int, height: float) -> None:
+def fit_height(figure: Any, axes: Any, rows: float, height: float) -> None:
     """Make the figure as high as ``rows`` of axes of this height, in inches, and its texts need.
 
     Long names then take their own room, and none of the drawing's.

@@ -111,3 +111,14 @@ def grid(axes: Sequence[Axis]) -> list[dict[str, Any]]:
         raise LinesError(f"--set: that is {points:,} points, wanted {MOST:,} at most.")
     combined = itertools.product(*(axis.values for axis in axes))
     return [dict(zip(keys, values, strict=True)) for values in combined]
+
+
+def end_of_values(values: Sequence[Any], value: Any) -> str:
+    """Return which end of values in order one of them is: ``low``, ``high``, or neither.
+
+    Words have no order, and two values are two ends.
+    """
+    numbers = [each for each in values if isinstance(each, (int, float)) and each is not True]
+    if len(numbers) < len(values) or len(values) < 3 or value not in (min(values), max(values)):
+        return ""
+    return "low" if value == min(values) else "high"

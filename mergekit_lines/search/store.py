@@ -70,6 +70,9 @@ class Store:
         folder: it exists.
         identity: what the numbers hang on, by what people call it; JSON values.
 
+    Attributes:
+        identity: the same.
+
     Raises:
         LinesError: the folder holds results of another search, or a line that is none.
     """
@@ -77,7 +80,7 @@ class Store:
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder = folder
         self._path = folder / RESULTS
-        self._identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self.identity: dict[str, Any] = json.loads(json.dumps(identity))
         self._records: dict[str, Record] = {}
         self.count = 0
         self._check_identity()
@@ -85,7 +88,7 @@ class Store:
 
     def _check_identity(self) -> None:
         path = self.folder / SEARCH
-        now, left = {"format": FORMAT, **self._identity}, dict[str, Any]()
+        now, left = {"format": FORMAT, **self.identity}, dict[str, Any]()
         if path.exists():
             with _reading(path):
                 left = dict(read_json(path))

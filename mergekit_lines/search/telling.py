@@ -6,21 +6,20 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from mergekit_lines import figures
 from mergekit_lines.console import new_table, open_console, print_line, print_table
 from mergekit_lines.evaluate import Metric
+from mergekit_lines.search.axes import end_of_values
 from mergekit_lines.search.greedy import Greedy
-from mergekit_lines.search.measuring.means import LINES, UNIFORM, UNSCALED
+from mergekit_lines.search.measuring.means import LINES, UNIFORM, WAYS
 from mergekit_lines.search.soup import Soup
 from mergekit_lines.search.store import Record, write_output
 from mergekit_lines.search.sweep import Sweep
-
-WAYS = (LINES, UNIFORM, UNSCALED)
 
 
 def four_digits(value: float | None) -> str:
@@ -68,7 +67,8 @@ def show_sweep(swept: Sweep) -> None:
     rows = {names[name]: record for name, record in swept.inputs.items()}
     scores = {names[name]: score for name, score in swept.input_scores.items()}
     if rows:
-        _print_under(console, "inputs as they are, validation", _rows(rows, metrics, scores))
+        columns = {"objective": scores} if scores else None
+        print_records(console, "inputs as they are, validation", rows, columns, metrics)
     best, rival = swept.best.scores[LINES], swept.best_uniform
     chosen = zip(axes, swept.best.settings.values(), strict=True)
     at = ", ".join(f"{axis} {value}" for axis, value in chosen)
@@ -86,31 +86,49 @@ def show_sweep(swept: Sweep) -> None:
         verdict = "no better than" if best <= score else "better than"
         against = f"the best uniform coefficient of the grid, {flat}: {four_digits(score)}"
         print_line(console, f"LiNeS is {verdict} {against}")
+    for axis, value in zip(swept.axes, swept.best.settings.values(), strict=True):
+        if end := end_of_values(axis.values, value):
+            print_line(console, widen(axis.name, value, end))
     if swept.test:
         tested = {names.get(name, name): record for name, record in swept.test.items()}
-        _print_under(console, "test", _rows(tested))
+        print_records(console, "test", tested)
 
 
-def _print_under(console: Console, title: str, table: Table) -> None:
-    print_line(console, "")
-    print_line(console, title)
-    print_table(console, table)
+def widen(name: str, value: Any, end: str) -> str:
+    """Say that a choice lies at the end of what was tried."""
+    more = "larger" if end == "high" else "smaller"
+    return (
+        f"{name} {value} lies at the end of its axis: widen {name} to see whether {more} is better"
+    )
 
 
-def _rows(
+def print_records(
+    console: Console,
+    title: str,
     records: Mapping[str, Record],
+    scores: Mapping[str, Mapping[str, float]] | None = None,
     metrics: Sequence[str] = (),
-    scores: Mapping[str, float] | None = None,
-) -> Table:
-    """Return a table of these metrics, or of all that any record has, and of the objective."""
+) -> None:
+    """Print records in a table under a title.
+
+    Args:
+        console: that prints.
+        title: of the table.
+        records: by name of the row.
+        scores: of further columns, by name of the row.
+        metrics: which ones; by default all that any record has.
+    """
     metrics = metrics or list(
         dict.fromkeys(name for record in records.values() for name in record.metrics)
     )
-    table = new_table("", "mean λ", *metrics, *(["objective"] if scores else []))
+    columns = scores or {}
+    table = new_table("", "mean λ", *metrics, *columns)
     for name, record in records.items():
         cells = [four_digits(record.mean), *(_cell(record, metric) for metric in metrics)]
-        table.add_row(name, *cells, *([four_digits(scores.get(name))] if scores else []))
-    return table
+        table.add_row(name, *cells, *(four_digits(each.get(name)) for each in columns.values()))
+    print_line(console, "")
+    print_line(console, title)
+    print_table(console, table)
 
 
 def _cell(record: Record, name: str) -> str:
@@ -178,10 +196,14 @@ def write_results(swept: Sweep, path: Path) -> None:
 
     ``mergekit-lines push`` reads them from ``results.json`` in the folder of a merged model.
     """
-    record = swept.test[LINES]
+    write_card(path, swept.test[LINES], swept.pipeline_tag)
+
+
+def write_card(path: Path, record: Record, pipeline_tag: str) -> None:
+    """Write a record's metrics as results for a model card."""
     results = [
         {
-            "task": {"type": swept.pipeline_tag},
+            "task": {"type": pipeline_tag},
             "dataset": {"type": "custom", "name": metric.origin},
             "metrics": [{"type": name, "name": name, "value": metric.value}],
         }
@@ -257,8 +279,8 @@ def show_greedy(soups: Greedy) -> None:
     print_table(console, table)
     for split, records in (("validation", soups.soups), ("test", soups.test)):
         if records:
-            scores = soups.values if split == "validation" else None
-            _print_under(console, split, _rows(records, scores=scores))
+            scores = {"objective": soups.values} if split == "validation" else None
+            print_records(console, split, records, scores)
 
 
 def beginning(start: str, uniform: float, at_edge: bool) -> str:

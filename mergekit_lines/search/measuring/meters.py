@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -256,3 +257,17 @@ def identity_of(live: LiveModel, model: Mapping[str, Any]) -> dict[str, Any]:
         "options": {name: model[name] for name in options if name in model},
         "versions": {"mergekit-lines": __version__, **versions(), **packages},
     }
+
+
+def portable(identity: Any) -> Any:
+    """Return an identity without folders and times: what is the same on another machine, too."""
+    if isinstance(identity, Mapping):
+        times = ("mtime_ns", "ctime_ns")
+        return [
+            [PurePath(str(key)).name, portable(value)]
+            for key, value in sorted(identity.items())
+            if key not in times
+        ]
+    if isinstance(identity, (list, tuple)):
+        return [portable(value) for value in identity]
+    return identity
