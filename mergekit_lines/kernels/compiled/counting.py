@@ -50,7 +50,7 @@ def counted(
     integers = [
         count,
         len(models),
-        scratch("count", 2 * at.BLOCK).data_ptr(),
+        scratch("count", 3 * at.BLOCK).data_ptr(),
         base.data_ptr(),
         CODES[base.dtype],
         0,

@@ -23,6 +23,8 @@ from mergekit_lines.kernels.compiled.words import (
     words_at,
 )
 
+_MARKS = 32  # entries that are looked through at once for some to gather
+
 
 @compiled
 def count(integers: int, _floats: int) -> int:
@@ -34,11 +36,8 @@ def count(integers: int, _floats: int) -> int:
     """
     ints = longs_at(integers)
     scratch, size = ints[at.SCRATCH], 4 * at.BLOCK
-    base, delta, words = (
-        floats_at(scratch),
-        floats_at(scratch + size),
-        words_at(scratch + size),
-    )
+    base, marks = floats_at(scratch), words_at(scratch + 2 * size)
+    delta, words = floats_at(scratch + size), words_at(scratch + size)
     models = ints[at.MODELS]
     searches = at.SEARCHES + 1 + 3 * models
     stride = ints[at.STRIDE]
@@ -61,41 +60,42 @@ def count(integers: int, _floats: int) -> int:
             for search in range(ints[at.SEARCHES]):
                 place = searches + search * at.SEARCH
                 if ints[place + at.OWNER] == model:
-                    _search(ints, place, words, block)
+                    _search(ints, place, words, marks, block)
     return 0
 
 
 @compiled
-def _search(ints: Any, place: int, words: Any, count: int) -> None:
-    """Count a block's magnitudes above one range, and gather those in it."""
+def _search(ints: Any, place: int, words: Any, marks: Any, count: int) -> None:
+    """Count a block's magnitudes above one range and equal to pivots, and gather the others in it.
+
+    What is gathered is sought in runs, most of which hold none: marks are made without a branch.
+    """
     low, high = np.int32(ints[place + at.LOW]), np.int32(ints[place + at.HIGH])
-    gathered, before = words_at(ints[place + at.GATHERED]), ints[place + at.INSIDE]
-    larger, inside = ZERO, before
+    larger = ZERO
     for i in range(count):
         larger = np.int32(larger + np.int32(words[i] > high))
-    for i in range(count):
-        # Without a branch, which would be guessed wrong: what is not in the range is overwritten.
-        gathered[inside] = words[i]
-        inside += np.int64((words[i] >= low) & (words[i] <= high))
+        marks[i] = np.int32((words[i] >= low) & (words[i] <= high))
     ints[place + at.ABOVE] += larger
-    if ints[place + at.PIVOT]:
-        inside = _set_apart(ints, place + at.PIVOT, gathered, before, inside)
+    for pivot in range(ints[place + at.PIVOT]):
+        own, equal = np.int32(ints[place + at.PIVOT + 1 + pivot]), ZERO
+        for i in range(count):
+            same = np.int32(words[i] == own)
+            equal = np.int32(equal + same)
+            marks[i] = np.int32(marks[i] & (same ^ 1))
+        ints[place + at.PIVOT + 1 + at.PIVOTS + pivot] += equal
+    for i in range(count, (count + _MARKS - 1) // _MARKS * _MARKS):
+        marks[i] = ZERO
+    gathered, inside = words_at(ints[place + at.GATHERED]), ints[place + at.INSIDE]
+    for run in range((count + _MARKS - 1) // _MARKS):
+        start, some = run * _MARKS, ZERO
+        for i in range(_MARKS):
+            some |= marks[start + i]
+        if some:
+            # Without a branch, which would be guessed wrong: what is not marked is overwritten.
+            for i in range(start, smaller(start + _MARKS, count)):
+                gathered[inside] = words[i]
+                inside += np.int64(marks[i])
     ints[place + at.INSIDE] = inside
-
-
-@compiled
-def _set_apart(ints: Any, place: int, gathered: Any, before: int, inside: int) -> int:
-    """Count what equals a pivot instead of gathering it; return where what is gathered ends."""
-    end = before
-    for i in range(before, inside):
-        word, equal = gathered[i], np.int64(0)
-        for pivot in range(ints[place]):
-            same = np.int64(ints[place + 1 + pivot] == word)
-            ints[place + 1 + at.PIVOTS + pivot] += same
-            equal += same
-        gathered[end] = word
-        end += 1 - equal
-    return end
 
 
 @compiled
@@ -112,6 +112,7 @@ def sums(integers: int, _floats: int) -> int:
     scratch, size = ints[at.SCRATCH], 4 * at.BLOCK
     base, delta, words = floats_at(scratch), floats_at(scratch + size), words_at(scratch + size)
     kept, kept_words = floats_at(scratch + 2 * size), words_at(scratch + 2 * size)
+    lanes = floats_at(scratch + 3 * size)
     for number_of_block in range((ints[at.COUNT] + at.BLOCK - 1) // at.BLOCK):
         start = number_of_block * at.BLOCK
         block = smaller(at.BLOCK, ints[at.COUNT] - start)
@@ -121,39 +122,42 @@ def sums(integers: int, _floats: int) -> int:
             subtract(ints[own + at.CODE], ints[own + at.ADDRESS], start, base, delta, block)
             for i in range(block):
                 words[i] = np.int32(words[i] & MAGNITUDE)
-            _runs(delta, ints[own + at.LIMIT] + start // at.RUN * 4, block)
+            _runs(delta, lanes, ints[own + at.LIMIT] + start // at.RUN * 4, block)
             first = np.uint32(ints[own + at.FIRST] + ints[at.START] + start)
             second, third = np.uint32(ints[own + at.SECOND]), np.uint32(ints[own + at.THIRD])
             bound = np.int32(ints[own + at.BOUND])
             for i in range(block):
                 stays = np.int32(draw(first, second, third, i) < bound)
                 kept_words[i] = np.int32(words[i] & np.int32(-stays))
-            _runs(kept, ints[own + at.EQUALS] + start // at.RUN * 4, block)
+            _runs(kept, lanes, ints[own + at.EQUALS] + start // at.RUN * 4, block)
     return 0
 
 
 @compiled
-def _runs(magnitudes: Any, address: int, count: int) -> None:
-    """Sum up runs in the order in which torch does on eight lanes; copy what fills none."""
+def _runs(magnitudes: Any, lanes: Any, address: int, count: int) -> None:
+    """Sum up runs in the order in which torch does on eight lanes; copy what fills none.
+
+    Args:
+        magnitudes: of a block.
+        lanes: room for an eighth of them.
+        address: of what takes the sums.
+        count: of magnitudes.
+    """
     out, whole = floats_at(address), count // at.RUN
     for run in range(whole):
-        out[run] = _run(magnitudes, run * at.RUN)
+        first = run * at.RUN
+        for i in range(32):  # four parts of eight lanes
+            own = magnitudes[first + i] + magnitudes[first + 32 + i]
+            own = own + magnitudes[first + 64 + i] + magnitudes[first + 96 + i]
+            own = own + magnitudes[first + 128 + i] + magnitudes[first + 160 + i]
+            lanes[run * 32 + i] = own + magnitudes[first + 192 + i] + magnitudes[first + 224 + i]
+    for run in range(whole):
+        total = np.float32(0)
+        for lane in range(run * 32, run * 32 + 8):
+            total += lanes[lane] + lanes[lane + 8] + lanes[lane + 16] + lanes[lane + 24]
+        out[run] = total
     for i in range(whole * at.RUN, count):
         out[whole + i - whole * at.RUN] = magnitudes[i]
-
-
-@compiled
-def _run(magnitudes: Any, start: int) -> Any:
-    total = np.float32(0)
-    for lane in range(8):
-        sums = np.float32(0)
-        for part in range(4):
-            own = np.float32(0)
-            for step in range(8):
-                own += magnitudes[start + step * 32 + part * 8 + lane]
-            sums = own if part == 0 else sums + own
-        total += sums
-    return total
 
 
 @compiled
