@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import _accuracy
-from _base import NOTE, finished
+from _base import NOTE, fingerprint, finished
 
 import mergekit_lines
 from mergekit_lines.search.sweep import Sweep
@@ -26,6 +26,7 @@ SPEC = "python:_accuracy:tasks"
 # Of Student's t: how many standard errors a 95% interval reaches, by degrees of freedom.
 REACH = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
+PRE_TRAINED = "pre-trained"
 Accuracies = dict[str, float]
 
 
@@ -40,30 +41,53 @@ def inside(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def fresh(folder: Path, made_from: str) -> Path:
+def fresh(folder: Path, origin: str) -> Path:
     """Return a folder whose results are of the same things; what is there of others is deleted."""
-    if not finished(folder, made_from):
+    if not finished(folder, origin):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        (folder / NOTE).write_text(json.dumps({"made_from": made_from}), encoding="utf-8")
+        (folder / NOTE).write_text(json.dumps({"made_from": origin}), encoding="utf-8")
     return folder
 
 
+def made_from(folders: Sequence[str]) -> list[str]:
+    """Return what texts and encoders of this seed were made from."""
+    paths = [Path(folder, NOTE) for folder in ("texts", "../base", *folders)]
+    return [json.loads(path.read_text(encoding="utf-8"))["made_from"] for path in paths]
+
+
+def as_they_are(tasks: Sequence[str]) -> dict[str, Accuracies]:
+    """Return test accuracies of a seed's encoders by the task of each, and of the pre-trained one.
+
+    They are measured once for all stories.
+    """
+    recipe = {
+        "merge_method": "lines",
+        "base_model": "../base",
+        "models": [{"model": f"./{task}"} for task in tasks],
+        "parameters": {"alpha": 0, "beta": 0},
+        "dtype": "float32",
+    }
+    origin = fingerprint(made_from(tasks), Path(_accuracy.__file__).read_text("utf-8"))
+    settings = {PRE_TRAINED: "../base"} | {task: f"./{task}" for task in tasks}
+    return tested(recipe, settings, fresh(Path("inputs"), origin) / "test.json")
+
+
 def search(
-    recipe: Mapping[str, Any], axis: str, out: Path, threads: int | None, **goal: Any
+    recipe: Mapping[str, Any], axes: Any, out: Path, threads: int | None, **goal: Any
 ) -> Sweep:
-    """Measure a recipe along an axis on validation texts, or go on with that."""
-    return mergekit_lines.sweep(recipe, axis, [SPEC], out, quiet=True, num_threads=threads, **goal)
+    """Measure a recipe along an axis or two on validation texts, or go on with that."""
+    return mergekit_lines.sweep(recipe, axes, [SPEC], out, quiet=True, num_threads=threads, **goal)
 
 
 def tested(
     recipe: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any] | str], file: Path
 ) -> dict[str, Accuracies]:
-    """Return test accuracies of each task for what was chosen; what is in the file already is kept.
+    """Return test accuracies of each task for what was chosen; the file keeps what is there.
 
     Args:
-        recipe: in which the settings are made.
-        settings: by what they are called: words of the recipe, or an input's name.
+        recipe: whose models these are.
+        settings: by what they are called: the recipe's parameters, or an input's name.
         file: of JSON; it gets every result as soon as it is there.
     """
     kept: dict[str, Accuracies] = {}
@@ -74,7 +98,10 @@ def tested(
     if missing:
         with mergekit_lines.LiveModel(recipe, quiet=True) as live:
             for key, words in missing.items():
-                live.load(words) if isinstance(words, str) else live.set(words)
+                if isinstance(words, str):
+                    live.load(words)
+                else:
+                    live.set_recipe({**recipe, "parameters": words})
                 right = _accuracy.tasks(live.model, live.tokenizer, "test")
                 kept[key] = {task: statistics.fmean(each) for task, each in right.items()}
                 file.write_text(json.dumps(kept, indent=1), encoding="utf-8")
@@ -121,14 +148,15 @@ def over_seeds(values: Sequence[float]) -> OverSeeds:
     return OverSeeds(mean, error, mean - reach, mean + reach)
 
 
-def verdict(differences: Mapping[str, OverSeeds], what: str, seeds: int) -> list[str]:
-    """Say in sentences what the intervals of LiNeS minus each other way show."""
-    if seeds < 2:
-        return [f"One seed has no interval: of {what} nothing is shown."]
-    words = {1: "higher than", -1: "lower than", 0: "not to be told from"}
+def told_apart(differences: Mapping[str, OverSeeds], words: Mapping[int, str]) -> str:
+    """Return names by the side of zero on which their intervals lie.
+
+    Args:
+        differences: by name.
+        words: what is said of those above zero (1), below it (-1), and of those that hold it (0).
+    """
     groups = {
-        word: [other for other, each in differences.items() if each.sign == sign]
+        word: [name for name, each in differences.items() if each.sign == sign]
         for sign, word in words.items()
     }
-    told = [f"{word} that of {' / '.join(ways)}" for word, ways in groups.items() if ways]
-    return [f"By 95% intervals over {seeds} seeds, LiNeS's {what} is {'; '.join(told)}."]
+    return "; ".join(f"{word} {' / '.join(names)}" for word, names in groups.items() if names)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,14 +19,17 @@ import finetune
 from _base import fingerprint, say
 from _model import run
 from _stories import (
+    PRE_TRAINED,
     Accuracies,
     OverSeeds,
+    as_they_are,
     fresh,
     inside,
+    made_from,
     over_seeds,
     search,
     tested,
-    verdict,
+    told_apart,
 )
 from finetune import Size
 from tqdm import tqdm
@@ -48,13 +50,8 @@ TINY_TARGETS = ("animals", "plants")
 OUTSIDES = (0.0, 1.0)
 TARGET_WEIGHT = 2.0  # of the paper's rule (C.1)
 
-PRE_TRAINED, FINE_TUNED, EQUAL, BEST, REVERSED = WAYS = (
-    "pre-trained",
-    "fine-tuned",
-    "uniform, equal mean",
-    "uniform, best",
-    "reversed",
-)
+FINE_TUNED, BEST, REVERSED = "fine-tuned", "uniform, best", "reversed"
+EQUAL = UNIFORM  # of LiNeS's own mean
 ROWS = (PRE_TRAINED, FINE_TUNED, LINES, EQUAL, BEST, REVERSED)
 RIVALS = (FINE_TUNED, EQUAL, BEST, REVERSED)
 OUTSIDE = {value: f"LiNeS, outside {value:g}" for value in OUTSIDES}
@@ -99,35 +96,28 @@ def ends(first: float, last: float) -> str:
 # --- one encoder ---------------------------------------------------------------------------------
 
 
-def edited(size: Size, seed: int, target: str, threads: int | None) -> Edited:
+def edited(
+    size: Size, seed: int, target: str, inputs: Mapping[str, Accuracies], threads: int | None
+) -> Edited:
     """Choose γ of LiNeS and its rivals' coefficients on validation texts; measure all on test."""
     recipe, controls = recipe_of(target), [task for task in size.tasks if task != target]
     gammas = gammas_of(size)
     code = Path(_accuracy.__file__).read_text("utf-8")
-    made_from = fingerprint(recipe, gammas, notes(target), code, versions())
-    out = fresh(Path("forgetting", target), made_from)
+    origin = fingerprint(recipe, gammas, made_from([target]), code, versions())
+    out = fresh(Path("forgetting", target), origin)
     lines, mirror = [ends(g, 1) for g in gammas], [ends(1, g) for g in gammas if g < 1]
     flat = [ends(g, g) for g in gammas if 0 < g < 0.5]  # the others are means of those above
     axis = f"schedule={';'.join((*lines, *mirror, *flat))}"
     goal = {"objective": "retention", "targets": [target], "controls": controls}
     swept = search(recipe, axis, out / "search", threads, target_weight=TARGET_WEIGHT, **goal)
     chosen = choice(swept, lines, mirror)
-    settings: dict[str, Any] = {PRE_TRAINED: "../base", FINE_TUNED: f"./{target}"}
-    settings |= {way: {"schedule": value} for way, value in chosen.items()}
+    settings = {way: {"schedule": value} for way, value in chosen.items()}
     settings |= {
         name: {"schedule": chosen[LINES], "outside": value} for value, name in OUTSIDE.items()
     }
-    return Edited(
-        seed, target, chosen, measured(swept), tested(recipe, settings, out / "test.json")
-    )
-
-
-def notes(target: str) -> list[str]:
-    """Return what the texts and the two encoders were made from."""
-    return [
-        json.loads((folder / "made.json").read_text(encoding="utf-8"))["made_from"]
-        for folder in (Path("texts"), Path("../base"), Path(target))
-    ]
+    test = {PRE_TRAINED: inputs[PRE_TRAINED], FINE_TUNED: inputs[target]}
+    test |= tested(recipe, settings, out / "test.json")
+    return Edited(seed, target, chosen, measured(swept), test)
 
 
 def choice(swept: Sweep, lines: Sequence[str], mirror: Sequence[str]) -> dict[str, str]:
@@ -179,8 +169,9 @@ def get_edited(size: Size, targets: Sequence[str], seeds: int, threads: int | No
     with tqdm(total=count, desc="   editing", leave=False, disable=None) as bar:
         for seed in range(seeds):
             with inside(Path(f"seed-{seed}")):
+                inputs = as_they_are(targets)
                 for target in targets:
-                    encoders.append(edited(size, seed, target, threads))
+                    encoders.append(edited(size, seed, target, inputs, threads))
                     bar.update()
     return encoders
 
@@ -223,9 +214,10 @@ def show(encoders: Sequence[Edited], seeds: int) -> None:
     for way in RIVALS:
         table.add_row(way, *(each.interval for each in differences(encoders, way)))
     print_table(console, table)
-    told = {way: differences(encoders, way)[2] for way in RIVALS}
-    sentences = " ".join(verdict(told, "retention", seeds))
-    print("\n" + textwrap.fill(sentences, 88, initial_indent="   ", subsequent_indent="   "))
+    if seeds > 1:
+        retentions = {way: differences(encoders, way)[2] for way in RIVALS}
+        words = {1: "is higher than that of", -1: "is lower than that of", 0: "may equal that of"}
+        print(f"\n   By these intervals LiNeS's retention {told_apart(retentions, words)}.")
 
 
 def differences(encoders: Sequence[Edited], other: str) -> list[OverSeeds]:

@@ -190,7 +190,8 @@ def test_few_seeds_show_nothing(modules: Any) -> None:
     stories: ModuleType = modules("_stories")
     one = stories.over_seeds([0.5])
     assert (one.text, one.interval, one.sign) == ("50.0", "+50.0", 0)
-    more = {"plain": stories.over_seeds([0.1, 0.12, 0.11]), "even": stories.over_seeds([0.1, -0.1])}
-    (sentence,) = stories.verdict(more, "score", 3)
-    assert "higher than that of plain" in sentence
-    assert "not to be told from that of even" in sentence
+    values = {"up": [0.1, 0.12, 0.11], "open": [0.1, -0.1], "down": [-0.3, -0.31]}
+    more = {name: stories.over_seeds(each) for name, each in values.items()}
+    words = {1: "higher in", -1: "lower in", 0: "not told apart in"}
+    told = stories.told_apart(more, words)
+    assert told == "higher in up; lower in down; not told apart in open"

@@ -1,0 +1,286 @@
+"""Many tasks in one encoder: seven merges, each plain, scaled evenly, and with LiNeS.
+
+The question of the paper's Tables 2 and 3 and its figures 14 and 15: encoders that were fine-tuned
+on a task each are merged, and the merge is measured on all of these tasks. Coefficients are chosen
+on validation texts by ``mergekit_lines.sweep``; test texts are measured once, for what was chosen.
+See many_tasks.sh and finetune.py.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import _accuracy
+import finetune
+import numpy as np
+from _base import fingerprint, say
+from _model import run
+from _stories import (
+    PRE_TRAINED,
+    Accuracies,
+    as_they_are,
+    fresh,
+    inside,
+    made_from,
+    over_seeds,
+    search,
+    tested,
+    told_apart,
+)
+from forgetting import BEST, EQUAL, TARGETS, TINY_TARGETS
+from tqdm import tqdm
+
+import mergekit_lines
+from mergekit_lines import figures
+from mergekit_lines.console import new_table, open_console, print_table
+from mergekit_lines.report.file import versions
+from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
+from mergekit_lines.search.sweep import Sweep
+
+PLAIN = "plain"
+BETAS = (0.1, 0.3, 0.6, 1.0, 1.4)
+ALPHAS = (0.0, 0.2, 0.4)  # of the picture over both
+UNSEEN = "books"
+MERGES: dict[str, dict[str, Any]] = {
+    "task arithmetic": {"wrap": "task_arithmetic"},
+    "TIES, mergekit's": {"wrap": "ties", "density": 0.2},
+    "TIES, its paper's": {"wrap": "ties", "density": 0.2, "trim": "model"},
+    "consensus": {"wrap": "consensus_ta"},
+    "DARE": {"wrap": "dare_linear", "density": 0.5, "rescale_by": "p", "seed": 0},
+    "CART": {"wrap": "cart", "rank": 0.16},
+    "iso_c": {"wrap": "iso_c"},
+}
+TINY_MERGES = ("task arithmetic", "TIES, mergekit's")
+TINY_BETAS = (0.3, 1.0)
+TINY_UNSEEN = "tools"
+
+
+class Merged(NamedTuple):
+    """A merge of one seed's encoders: what was chosen for each way, and accuracies of all tasks."""
+
+    seed: int
+    merge: str
+    chosen: dict[str, dict[str, Any]]  # parameters of the recipe, by way
+    validation: dict[str, list[float]]  # normalised accuracy of each β, by way
+    test: dict[str, Accuracies]  # by way
+
+
+class Inputs(NamedTuple):
+    """Test accuracies of a seed's encoders as they are: each on its own task; the base on all."""
+
+    seed: int
+    tuned: Accuracies
+    base: Accuracies
+
+
+def recipe_of(tasks: Sequence[str], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "merge_method": "lines",
+        "base_model": "../base",
+        "models": [{"model": f"./{task}"} for task in tasks],
+        "parameters": {**parameters, "alpha": "auto", "beta": 0.0},
+        "dtype": "float32",
+    }
+
+
+def objective(tasks: Sequence[str]) -> str:
+    """Return the mean normalised accuracy as a sweep takes it, without the unseen task."""
+    return f"mean({', '.join(f'{task}/tuned.{task}' for task in tasks)})"
+
+
+def origin_of(recipe: Mapping[str, Any], tasks: Sequence[str], betas: Sequence[float]) -> str:
+    code = Path(_accuracy.__file__).read_text("utf-8")
+    return fingerprint(recipe, betas, made_from(tasks), code, versions())
+
+
+# --- one seed ------------------------------------------------------------------------------------
+
+
+def inputs(seed: int, tasks: Sequence[str]) -> Inputs:
+    """Return what the base and each fine-tuned encoder are on test texts, as they are."""
+    accuracies = as_they_are(tasks)
+    return Inputs(seed, {task: accuracies[task][task] for task in tasks}, accuracies[PRE_TRAINED])
+
+
+def merged(
+    seed: int, merge: str, tasks: Sequence[str], betas: Sequence[float], threads: int | None
+) -> Merged:
+    """Choose β of LiNeS and the uniform coefficient on validation texts; measure both on test."""
+    recipe = recipe_of(tasks, MERGES[merge])
+    name = merge.replace(", ", "-").replace(" ", "-").replace("'", "")
+    out = fresh(Path("many-tasks", name), origin_of(recipe, tasks, betas))
+    axis = f"beta={','.join(f'{beta:g}' for beta in betas)}"
+    swept = search(recipe, axis, out / "search", threads, objective=objective(tasks))
+    chosen = choice(swept)
+    validation = {
+        way: [point.scores[way] for point in swept.points] for way in (LINES, UNIFORM, UNSCALED)
+    }
+    return Merged(seed, merge, chosen, validation, tested(recipe, chosen, out / "test.json"))
+
+
+def choice(swept: Sweep) -> dict[str, dict[str, Any]]:
+    """Return the parameters of each way that score highest; plain is coefficient 1, as it is."""
+    plain = swept.points[0]
+    even = max(
+        [(plain.scores[UNSCALED], plain.records[UNSCALED])]
+        + [(point.scores[UNIFORM], point.records[UNIFORM]) for point in swept.points],
+        key=lambda pair: pair[0],
+    )[1]
+    own = swept.best.records
+    records = {PLAIN: plain.records[UNSCALED], BEST: even, EQUAL: own[UNIFORM], LINES: own[LINES]}
+    return {way: dict(record.recipe["parameters"]) for way, record in records.items()}
+
+
+# --- all of them ---------------------------------------------------------------------------------
+
+
+def get_merged(
+    merges: Sequence[str],
+    tasks: Sequence[str],
+    betas: Sequence[float],
+    seeds: int,
+    threads: int | None,
+) -> tuple[list[Inputs], list[Merged]]:
+    count = seeds * len(merges)
+    say(f"3/4  {count} merges of {len(tasks)} encoders; β of {', '.join(map(str, betas))}")
+    measured, made = [], []
+    with tqdm(total=count, desc="   merging", leave=False, disable=None) as bar:
+        for seed in range(seeds):
+            with inside(Path(f"seed-{seed}")):
+                measured.append(inputs(seed, tasks))
+                for merge in merges:
+                    made.append(merged(seed, merge, tasks, betas, threads))
+                    bar.update()
+    return measured, made
+
+
+def normalised(accuracies: Accuracies, own: Inputs) -> float:
+    """Return the mean over the merged tasks of accuracy over the fine-tuned encoder's."""
+    return statistics.fmean(accuracies[task] / value for task, value in own.tuned.items())
+
+
+def numbers(
+    measured: Sequence[Inputs], made: Sequence[Merged], merge: str, way: str
+) -> list[float]:
+    """Return the normalised accuracy of a merge's way on test texts, seed by seed."""
+    of_seed = {each.seed: each for each in made if each.merge == merge}
+    return [normalised(of_seed[own.seed].test[way], own) for own in measured]
+
+
+def show(measured: Sequence[Inputs], made: Sequence[Merged], unseen: str) -> None:
+    say("4/4  what came out: test texts, accuracy over the fine-tuned encoders', percent")
+    print("   mean over the merged tasks ± standard error over seeds", flush=True)
+    console, seeds = open_console(), len(measured)
+    base = over_seeds([normalised(each.base, each) for each in measured])
+    raw = over_seeds([statistics.fmean(each.tuned.values()) for each in measured])
+    print(
+        f"   pre-trained: {base.text}; fine-tuned, each on its own task: 100, accuracy {raw.text}"
+    )
+    ways = (PLAIN, BEST, EQUAL, LINES)
+    table = new_table("", *ways)
+    merges = list(dict.fromkeys(each.merge for each in made))
+    for merge in merges:
+        cells = [over_seeds(numbers(measured, made, merge, way)).text for way in ways]
+        table.add_row(merge, *cells)
+    print_table(console, table)
+    print("\n   LiNeS minus another way, points: mean (95% interval over seeds)", flush=True)
+    rivals = (PLAIN, BEST, EQUAL)
+    table = new_table("LiNeS minus", *rivals)
+    told: dict[str, dict[str, Any]] = {way: {} for way in rivals}
+    for merge in merges:
+        own = numbers(measured, made, merge, LINES)
+        for way in rivals:
+            pairs = zip(own, numbers(measured, made, merge, way), strict=True)
+            told[way][merge] = over_seeds([one - other for one, other in pairs])
+        table.add_row(merge, *(told[way][merge].interval for way in rivals))
+    print_table(console, table)
+    print(f"\n   {unseen}, which no merged encoder was trained on, over the pre-trained one's:")
+    table = new_table("", *ways)
+    for merge in merges:
+        rows = [each for each in made if each.merge == merge]
+        kept = {
+            way: [
+                each.test[way][unseen] / own.base[unseen]
+                for each, own in zip(rows, measured, strict=True)
+            ]
+            for way in ways
+        }
+        table.add_row(merge, *(over_seeds(kept[way]).text for way in ways))
+    print_table(console, table)
+    if seeds > 1:
+        words = {1: "higher in", -1: "lower in", 0: "not told apart in"}
+        for way in rivals:
+            sentence = f"LiNeS beside {way}, by these intervals: {told_apart(told[way], words)}."
+            print("\n" + textwrap.fill(sentence, 88, initial_indent="   ", subsequent_indent="   "))
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def draw_betas(made: Sequence[Merged], betas: Sequence[float], path: Path) -> None:
+    """Draw validation accuracies over β, a panel for each merge, as the paper's figure 14."""
+    panels: dict[str, dict[str, tuple[list[float], list[float] | None]]] = {}
+    for merge in dict.fromkeys(each.merge for each in made):
+        rows = [each.validation for each in made if each.merge == merge]
+        panels[merge] = {}
+        for way in (LINES, UNIFORM, UNSCALED):
+            over = [over_seeds(values) for values in zip(*(row[way] for row in rows), strict=True)]
+            errors = [number.error for number in over] if len(rows) > 1 else None
+            panels[merge][way] = ([number.mean for number in over], errors)
+    with figures.page(path) as figure:
+        figures.sweep_panels(figure, "β: gained from first to last block", betas, panels, None, {})
+
+
+def draw_both(
+    tasks: Sequence[str], betas: Sequence[float], path: Path, threads: int | None
+) -> None:
+    """Draw validation accuracies over α and β of task arithmetic, as figure 15; of one seed."""
+    recipe = recipe_of(tasks, MERGES["task arithmetic"])
+    axes = [f"alpha={','.join(map(str, ALPHAS))}", f"beta={','.join(map(str, betas))}"]
+    with inside(Path("seed-0")):
+        out = fresh(Path("many-tasks", "both"), origin_of(recipe, tasks, betas))
+        swept = search(recipe, axes, out / "search", threads, objective=objective(tasks))
+    grids = {
+        way: np.reshape([point.scores[way] for point in swept.points], (len(ALPHAS), len(betas)))
+        for way in (LINES, UNIFORM)
+    }
+    chosen = swept.best.settings
+    ringed = (chosen["parameters.beta"], chosen["parameters.alpha"])
+    with figures.page(path) as figure:
+        axes_of = ("β", list(betas), "α", list(ALPHAS))
+        figures.sweep_heat(figure, *axes_of, grids, ringed, "mean normalised accuracy")
+
+
+def main() -> None:
+    started = time.monotonic()
+    options = finetune.arguments(__doc__).parse_args()
+    size = finetune.begin(options)
+    tiny = size is finetune.TINY
+    tasks = TINY_TARGETS if tiny else TARGETS
+    betas = TINY_BETAS if tiny else BETAS
+    mergekit_lines.register()
+    finetune.get_tuned(size, options.seeds, tasks)
+    merges = TINY_MERGES if tiny else tuple(MERGES)
+    measured, made = get_merged(merges, tasks, betas, options.seeds, options.num_threads)
+    everything = {
+        "inputs": [each._asdict() for each in measured],
+        "merges": [each._asdict() for each in made],
+    }
+    Path("many-tasks.json").write_text(json.dumps(everything, indent=1), encoding="utf-8")
+    show(measured, made, TINY_UNSEEN if tiny else UNSEEN)
+    lines, both = Path("many-tasks-betas.png"), Path("many-tasks-both.png")
+    draw_betas(made, betas, lines)
+    draw_both(tasks, betas, both, options.num_threads)
+    print(f"\n   figures: {lines.resolve()}, {both.resolve()}")
+    print(f"   every number: {Path('many-tasks.json').resolve()}")
+    print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
+
+
+if __name__ == "__main__":
+    run(main, "to go on from the last whole step")
