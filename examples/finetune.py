@@ -46,16 +46,18 @@ class Size(NamedTuple):
     steps: int
     batch: int
     learning_rate: float
+    small: bool = False  # a random model, and made-up texts
 
 
+NAME = "encoder"
 FULL = Size(tuple(data.TASKS), 40, 80, 480, 40, 16, 3e-4)
-TINY = Size(tuple(_small.TASKS), 12, 24, 48, 20, 8, 3e-3)
+TINY = Size(("animals", "plants", "tools"), 12, 24, 48, 20, 8, 3e-3, small=True)
 SEEDS = 3
 
 
 def words(size: Size) -> dict[str, list[str]]:
     """Return what a text of each class is said to be, by task."""
-    tasks = _small.TASKS if size is TINY else data.TASKS
+    tasks = _small.TASKS if size.small else {**data.TASKS, **data.SHIFTED}
     return {task: list(tasks[task].prompts.values()) for task in size.tasks}
 
 
@@ -67,20 +69,25 @@ def arguments(text: str) -> argparse.ArgumentParser:
     return parser
 
 
-def begin(options: argparse.Namespace) -> Size:
-    """Go into the folder of what was asked for, and return how much of everything there is."""
-    default = WORK / ("tiny-encoder" if options.tiny else "encoder")
-    _base.enter(options.folder or default)
+def begin(options: argparse.Namespace, name: str, sizes: tuple[Size, Size]) -> Size:
+    """Go into the folder of a story, and return how much of everything there is.
+
+    Args:
+        options: what was asked for.
+        name: of the folder in ``examples/work``.
+        sizes: how much in full, and in the tiny form.
+    """
+    _base.enter(options.folder or WORK / (f"tiny-{name}" if options.tiny else name))
     if options.num_threads:
         torch.set_num_threads(options.num_threads)
-    return TINY if options.tiny else FULL
+    return sizes[options.tiny]
 
 
 # --- 1. the pre-trained encoder ------------------------------------------------------------------
 
 
 def base_made_from(size: Size) -> str:
-    return fingerprint(*(_small.TASKS, _small.WIDTH) if size is TINY else (_e5.E5, _e5.INSIDE))
+    return fingerprint(*(_small.TASKS, _small.WIDTH) if size.small else (_e5.E5, _e5.INSIDE))
 
 
 def get_base(size: Size) -> None:
@@ -88,7 +95,7 @@ def get_base(size: Size) -> None:
     if finished(Path("base"), made_from):
         return
     with making(Path("base"), {"made_from": made_from}) as part:
-        if size is TINY:
+        if size.small:
             _small.make(part)
         else:
             print(f"   {_e5.E5} (91 MB)", flush=True)
@@ -109,7 +116,7 @@ def splits_of(size: Size, seed: int) -> dict[str, dict[str, list[tuple[str, int]
     sizes = {"validation": size.validation, "test": size.test, "train": size.training}
     splits = {
         task: _small.split(task, sizes, seed)
-        if size is TINY
+        if size.small
         else data.split(task, WORK / "downloads", sizes, seed)
         for task in size.tasks
     }
@@ -201,9 +208,9 @@ def _steps(
 
 def get_tuned(size: Size, seeds: int, tasks: Sequence[str]) -> None:
     """Make everything that a story begins with, seed by seed."""
-    say(f"1/4  the pre-trained encoder{'' if size is TINY else f': {ENCODER}'}")
+    say(f"1/4  the pre-trained encoder{'' if size.small else f': {ENCODER}'}")
     get_base(size)
-    say(f"2/4  {len(tasks)} tasks, fine-tuned on each for {seeds} seeds, {size.steps} steps")
+    say(f"2/4  fine-tuned on {', '.join(tasks)}: {seeds} seeds, {size.steps} steps")
     for seed in range(seeds):
         made_from = get_texts(size, seed)
         for task in tasks:
@@ -217,7 +224,7 @@ def get_tuned(size: Size, seeds: int, tasks: Sequence[str]) -> None:
 
 def main() -> None:
     options = arguments(__doc__).parse_args()
-    size = begin(options)
+    size = begin(options, NAME, (FULL, TINY))
     get_tuned(size, options.seeds, size.tasks)
     print(f"\n   all of it: {Path.cwd()}")
 

@@ -31,7 +31,7 @@ from _stories import (
     tested,
     told_apart,
 )
-from finetune import Size
+from finetune import FULL, TINY, Size
 from tqdm import tqdm
 
 import mergekit_lines
@@ -75,7 +75,7 @@ class Edited(NamedTuple):
 
 
 def gammas_of(size: Size) -> tuple[float, ...]:
-    return TINY_GAMMAS if size is finetune.TINY else GAMMAS
+    return TINY_GAMMAS if size is TINY else GAMMAS
 
 
 def recipe_of(target: str) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def draw_models(encoders: Sequence[Edited], path: Path) -> None:
 def main() -> None:
     started = time.monotonic()
     options = finetune.arguments(__doc__).parse_args()
-    size = finetune.begin(options)
+    size = finetune.begin(options, finetune.NAME, (FULL, TINY))
     targets = TINY_TARGETS if options.tiny else TARGETS
     mergekit_lines.register()
     finetune.get_tuned(size, options.seeds, targets)

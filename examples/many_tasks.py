@@ -33,6 +33,7 @@ from _stories import (
     tested,
     told_apart,
 )
+from finetune import FULL, TINY
 from forgetting import BEST, EQUAL, TARGETS, TINY_TARGETS
 from tqdm import tqdm
 
@@ -260,8 +261,8 @@ def draw_both(
 def main() -> None:
     started = time.monotonic()
     options = finetune.arguments(__doc__).parse_args()
-    size = finetune.begin(options)
-    tiny = size is finetune.TINY
+    size = finetune.begin(options, finetune.NAME, (FULL, TINY))
+    tiny = size is TINY
     tasks = TINY_TARGETS if tiny else TARGETS
     betas = TINY_BETAS if tiny else BETAS
     mergekit_lines.register()
