@@ -28,6 +28,12 @@ from mergekit_lines.errors import LinesError, Problem, visible_json
     metavar="FILE.html",
     help="Write what --deep shows as one HTML page (needs the extra [plot]).",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tell what merge --workers N needs.",
+)
 @merge_flags(PLANNED, "As for the merge.")
 def inspect(
     recipe: Path,
@@ -36,6 +42,7 @@ def inspect(
     plot: Path | None,
     deep: bool,
     page: Path | None,
+    workers: int | None,
     **flags: Any,
 ) -> None:
     """Show what a recipe will do, without reading weights.
@@ -76,7 +83,7 @@ def inspect(
 
     with silent():
         options = MergeOptions(quiet=True, **with_values(flags))
-        inspections = inspect_file(recipe, options, out, deep=deep)
+        inspections = inspect_file(recipe, options, out, deep=deep, workers=workers)
     if as_json:
         click.echo(_json(inspections, recipe))
     else:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergekit_lines.errors import LinesError, reason
-from mergekit_lines.host.process import available_cores
+from mergekit_lines.host.process import available_cores, shared_threads
 
 STORE = 256 << 20  # bytes for what is handed between processes: plans and numbers, no weights
 SHORT = 40  # of a folder's path; a socket's may have 107 bytes, and Ray adds some 60
@@ -76,7 +76,7 @@ def connected(
         LinesError: Ray is not installed, does not start or is not to be reached, or has no room.
     """
     ray = _ray(local=address is None)
-    threads = threads or _threads(workers if address is None else None)
+    threads = threads or (shared_threads(workers) if workers and address is None else 1)
     demands = {"num_cpus": float(threads), "num_gpus": float(gpus)}
     if address is None:
         session = _start(ray, workers or _devices(gpus), demands)
@@ -104,11 +104,6 @@ def _ray(*, local: bool) -> Any:
             f"--workers, --ray-address: need Ray, which is not installed ({reason(error)}). Run "
             f"`pip install 'mergekit-lines[ray]'`, on a cluster on every machine."
         ) from error
-
-
-def _threads(workers: int | None) -> int:
-    """Return the threads of each of the workers that share this machine."""
-    return max(1, available_cores() // workers) if workers else 1
 
 
 def _devices(gpus: bool) -> int:

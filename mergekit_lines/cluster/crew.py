@@ -31,9 +31,11 @@ from mergekit_lines.cluster.shared import (
     Written,
     packed,
 )
+from mergekit_lines.engine.jobs import States
 from mergekit_lines.engine.tasks import EngineTask, LinesTask, WriteTask
 from mergekit_lines.errors import LinesError, ResumableError, reason
 from mergekit_lines.kernels.compiled.loading import library
+from mergekit_lines.plan.sizes import idle_workers
 from mergekit_lines.report.file import versions
 
 LOSSES = 20  # of the workers on one shard; what kills that many kills the next one too
@@ -119,6 +121,7 @@ class RayCrew:
         self._ray, self._quiet = connection.ray, quiet
         self._references: list[Any] = []
         self._shard_of: dict[str, ShardLayout] = {}
+        self._states: dict[str, States] = {}  # by shard
         self._partial: Partial
         self.threads = connection.workers * connection.threads
         self.bytes_read = self.bytes_written = 0
@@ -134,21 +137,11 @@ class RayCrew:
         update = {"num_threads": self._connection.threads}
         merge = Merge.of(models, options.model_copy(update=update), entries)
         self._references = [self._ray.put(packed(merge))]
-        self._tell(shards)
+        if note := idle_workers(shards, self._connection.workers):
+            self._say(note)
         if (options.device or "cpu") == "cpu" and self._connection.is_local:
             library(entries, self._say)  # compiled once, and not by all of them at once
         self.on_every_machine(worker.look, self._references)
-
-    def _tell(self, shards: Sequence[ShardLayout]) -> None:
-        count, workers = len(shards), self._connection.workers
-        if count >= workers:
-            return
-        size = sum(shard.size for shard in shards) // (4 * workers)
-        self._say(
-            f"the output has {count} shard{'s' * (count > 1)}, each of which one worker merges: "
-            f"{workers - count} of {workers} workers have nothing to do. Give --out-shard-size "
-            f"{max(1, size // 1_000_000)}M for several shards each"
-        )
 
     def on_every_machine(self, check: Callable[..., Failure | None], *arguments: Any) -> None:
         """Let every machine that can hold a worker check something.
@@ -205,7 +198,8 @@ class RayCrew:
             )
 
         for sent, result in self._done(self._sent(tasks, kind, ahead=ahead), send, text):
-            early[sent.number] = result
+            early[sent.number] = result.collector
+            self._states[sent.work.shard.file] = result.states
             while expected in early:  # in the order of the shards, whoever was first
                 collector.join(early.pop(expected))
                 expected += 1
@@ -242,10 +236,13 @@ class RayCrew:
         for task in tasks:
             by_shard.setdefault(self._shard_of[task.output_weight.name].file, []).append(task)
         works = [
-            Work(self._shard_of[own[0].output_weight.name], own, kind, ahead)
-            for own in by_shard.values()
+            Work(self._shard_of[own[0].output_weight.name], own, kind, ahead, self._kept(file))
+            for file, own in by_shard.items()
         ]
         return [Sent(number, work, packed(work)) for number, work in enumerate(works)]
+
+    def _kept(self, file: str) -> States:
+        return self._states.get(file) or States()
 
     def _done(
         self, sent: Sequence[Sent], send: Callable[[Sent, str], Any], text: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mergekit.options import MergeOptions
 from mergekit_lines.checkpoint.adapters.adapter import Adapter
 from mergekit_lines.checkpoint.opened import OpenedModels
 from mergekit_lines.checkpoint.writer import ShardLayout
+from mergekit_lines.engine.jobs import States
 from mergekit_lines.engine.tasks import EngineTask, LinesTask, WriteTask
 from mergekit_lines.errors import FullDiskError, LinesError, Problem, ResumableError
 
@@ -83,12 +84,22 @@ class Work:
         tasks: the tensors' in it, in the order of the plan.
         kind: what the engine does with each of them.
         ahead: whether the next tensor is read while one is worked on.
+        states: what an earlier pass had to know of the tensors.
     """
 
     shard: ShardLayout
     tasks: Sequence[LinesTask]
     kind: type[EngineTask] = WriteTask
     ahead: bool = True
+    states: States = field(default_factory=States)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a pass over one shard's tensors came to, and what it had to know of them."""
+
+    collector: Any
+    states: States
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a worker's work: a collector, or a shard; and the bytes that it read for it."""
+    """What came of a worker's work, and the bytes that it read for it."""
 
     value: Any
     bytes_read: int

@@ -19,6 +19,7 @@ from mergekit_lines.checkpoint.state import shard_digest
 from mergekit_lines.checkpoint.writer import ShardLayout, ShardWriter, whole_name
 from mergekit_lines.cluster.shared import (
     TOKEN,
+    Collected,
     Failure,
     Merge,
     Place,
@@ -68,13 +69,13 @@ def look(place: Place, references: list[Any]) -> Failure | None:
 def collect(place: Place, references: list[Any], work: bytes, collector: bytes) -> Result | Failure:
     """Go over the tensors of one shard, and return what the collector has then."""
 
-    def result(opened: _Opened) -> Any:
+    def result(opened: _Opened) -> Collected:
         task: Work = _work(work)
         joined = unpacked(collector)
         with _engine(opened, place.folder, task.shard, {}) as engine:
             options = opened.merge.options
             walk(task.tasks, engine, None, task.kind, joined, options, "", ahead=task.ahead)
-        return joined
+        return Collected(joined, engine.states)
 
     return _guarded(place, references, result)
 
@@ -87,6 +88,7 @@ def merge(place: Place, references: list[Any], work: bytes, attempt: str) -> Res
         shard = replace(task.shard, file=attempt + task.shard.file)
         digests: dict[str, str] = {}
         with _engine(opened, place.folder, shard, digests) as engine:
+            engine.states = task.states
             execute(writing(task.tasks, engine, None), opened.merge.options, "")
         opened.models.check_unchanged()
         name = whole_name(shard.file)

@@ -106,7 +106,7 @@ class Engine:
         self.device, self._quiet = torch.device(options.device or "cpu"), options.quiet
         on_cpu = self.device.type == "cpu"
         self.workers = Workers(options.num_threads if on_cpu else DEVICE_THREADS)
-        self._states, self._following = States(), dict[str, LinesTask]()
+        self.states, self._following = States(), dict[str, LinesTask]()
 
     def wants(self, name: str) -> bool:
         """Tell whether the output has this tensor and an interrupted run left it undone."""
@@ -189,7 +189,7 @@ class Engine:
     ) -> None:
         """Merge a tensor in pieces, or let the wrapped method itself do it."""
         if streamed:
-            state = self._states.take(streamed[0])
+            state = self.states.take(streamed[0])
             merge_tensor(*streamed, slot.dtype, sink, vector, state)
             return
         held = {model: whole(source).to(self.device) for model, source in sources.items()}
@@ -218,7 +218,7 @@ class Engine:
         with self._visiting(task, tensors) as (sources, streamed):
             if streamed:
                 name = task.output_weight.name
-                collector.terms[name] = tensor_norms(*streamed, collector.power, self._states)
+                collector.terms[name] = tensor_norms(*streamed, collector.power, self.states)
             else:
                 held = {model: whole(source).to(self.device) for model, source in sources.items()}
                 task.merge_whole(held, collector=collector)

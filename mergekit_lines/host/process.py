@@ -26,6 +26,11 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def shared_threads(workers: int) -> int:
+    """Return the threads of each of the workers that share this machine's cores."""
+    return max(1, available_cores() // workers)
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Run torch's CPU kernels on one thread: sums then have one order, so one result."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mergekit.options import MergeOptions
 
@@ -17,7 +18,12 @@ from mergekit_lines.recipe.reading import Document, read_documents
 
 
 def inspect_file(
-    path: Path, options: MergeOptions, out: Path | None = None, *, deep: bool = False
+    path: Path,
+    options: MergeOptions,
+    out: Path | None = None,
+    *,
+    deep: bool = False,
+    workers: int | None = None,
 ) -> list[Inspection]:
     """Inspect every document of a recipe file.
 
@@ -26,6 +32,7 @@ def inspect_file(
         options: mergekit's flags.
         out: where the document without a name goes.
         deep: read the weights too.
+        workers: among how many processes the merge would be shared.
 
     Raises:
         LinesError: the file cannot be read, or none of its recipes is one of ours.
@@ -46,7 +53,8 @@ def inspect_file(
             f"mergekit-multi merges by mergekit's own code, wanted one of {', '.join(METHODS)} "
             f"among them. To look at one of these write it to a file of its own."
         )
-    return [_inspect(document, options, out, ours, deep=deep) for document in documents]
+    more = {"deep": deep, "workers": workers}
+    return [_inspect(document, options, out, ours, **more) for document in documents]
 
 
 def _inspect(
@@ -54,8 +62,7 @@ def _inspect(
     options: MergeOptions,
     out: Path | None,
     ours: Collection[str],
-    *,
-    deep: bool,
+    **more: Any,
 ) -> Inspection:
     inspection = Inspection(document.name, document.config.merge_method)
     if document.config.merge_method not in ours:
@@ -64,9 +71,7 @@ def _inspect(
         )
     place = out if document.name is None else None
     if not document.needs:
-        return inspect_recipe(
-            document.config, document.text, options, place, document.name, deep=deep
-        )
+        return inspect_recipe(document.config, document.text, options, place, document.name, **more)
     outputs = ", ".join(document.needs)
     return replace(
         inspection,

@@ -19,6 +19,7 @@ from mergekit_lines.checkpoint.room import check_room, check_space
 from mergekit_lines.checkpoint.writer import lay_out
 from mergekit_lines.errors import LinesError, Problem, reason
 from mergekit_lines.host.names import ALONE
+from mergekit_lines.host.process import shared_threads
 from mergekit_lines.host.state import ONE_AT_A_TIME, fresh_caches
 from mergekit_lines.inspection.blocks import (
     depths_and_coefficients,
@@ -37,7 +38,7 @@ from mergekit_lines.plan.memory import estimate, process_bytes
 from mergekit_lines.plan.opening import open_models
 from mergekit_lines.plan.planned import MergeRun
 from mergekit_lines.plan.prepare import Prepared, prepare
-from mergekit_lines.plan.sizes import Sizes
+from mergekit_lines.plan.sizes import Sizes, idle_workers
 from mergekit_lines.plan.tokenizer import (
     check_tokenizers,
     differing_vocabularies,
@@ -59,6 +60,7 @@ def inspect_recipe(
     name: str | None = None,
     *,
     deep: bool = False,
+    workers: int | None = None,
 ) -> Inspection:
     """Tell what a merge of this recipe would do; only configs, indexes and headers are read.
 
@@ -69,12 +71,15 @@ def inspect_recipe(
         out: where the merge would write, checked if it is given.
         name: of the document, in a file of several.
         deep: read the weights too, once, where nothing speaks against the merge.
+        workers: among how many processes of one machine the merge would be shared.
     """
     process = process_bytes()
     inspection = Inspection(name, config.merge_method)
     remarks = _Remarks(check_recipe(config, out.absolute() if out else None, options, text))
     if models := check_models(config, options):
         return replace(inspection, problems=(*dict.fromkeys(remarks.problems + models),))
+    if workers and not options.num_threads:
+        options = options.model_copy(update={"num_threads": shared_threads(workers)})
     effective = effective_options(config, options, remarks.notes.append)
     run = MergeRun.of(config, options)
     sound = _with_known_dtypes(config)
@@ -101,6 +106,8 @@ def inspect_recipe(
             inspection = _with_totals(
                 inspection, prepared, sizes, calibrated, effective, process, remarks.notes
             )
+            if workers:
+                inspection = _shared(inspection, sizes, workers, effective, remarks.notes)
             room = _room(prepared, sizes, effective, out)
             if out is None:
                 remarks.notes += map(str, room)
@@ -273,3 +280,17 @@ def _with_totals(
         memory=memory,
     )
     return replace(inspection, inputs=models, totals=totals)
+
+
+def _shared(
+    inspection: Inspection, sizes: Sizes, workers: int, options: MergeOptions, notes: list[str]
+) -> Inspection:
+    """Tell how many processes the merge is shared among, and whether all have something to do."""
+    shards = lay_out([sized.slot for sized in sizes.tensors], options.out_shard_size)
+    if note := idle_workers(shards, workers):
+        notes.append(note)
+    totals = inspection.totals
+    if totals is None or totals.memory is None:
+        return inspection
+    memory = replace(totals.memory, workers=workers)
+    return replace(inspection, totals=replace(totals, memory=memory))

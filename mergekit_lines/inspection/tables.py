@@ -137,8 +137,13 @@ def _memory(memory: Memory) -> str:
     if memory.loaded > memory.tensor:
         parts = f"{short(memory.loaded)} for merging an adapter into its base"
     if memory.total is None or memory.process is None:
-        return f"{parts}, and what Python and its packages take"
-    return f"about {short(memory.total)}: {short(memory.process)} for Python and packages, {parts}"
+        text = f"{parts}, and what Python and its packages take"
+    else:
+        process = f"{short(memory.process)} for Python and packages"
+        text = f"about {short(memory.total)}: {process}, {parts}"
+    if memory.workers == 1:
+        return text
+    return f"in each of {memory.workers} workers {text}; the command itself and Ray come on top"
 
 
 def _size(number: int) -> str:

@@ -134,6 +134,8 @@ class Memory:
         loaded: what peft makes anew in merging an adapter into its base, before the merge.
         total: the peak; None where ``process`` is.
         device: where the arithmetic is done.
+        workers: processes that hold as much each, beside the command, which merges nothing then;
+            1 is the command itself.
     """
 
     process: int | None
@@ -141,6 +143,7 @@ class Memory:
     loaded: int
     total: int | None
     device: str
+    workers: int = 1
 
 
 class Allocations:

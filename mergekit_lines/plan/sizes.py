@@ -18,7 +18,7 @@ from transformers.initialization import no_init_weights
 
 from mergekit_lines.checkpoint.headers import Headers, TensorHeader
 from mergekit_lines.checkpoint.sources import DTYPES
-from mergekit_lines.checkpoint.writer import NAMES, Slot
+from mergekit_lines.checkpoint.writer import NAMES, ShardLayout, Slot
 from mergekit_lines.engine.pieces import cut
 from mergekit_lines.engine.ranks import sampled_entries
 from mergekit_lines.kernels.floors import looked_at
@@ -227,3 +227,16 @@ def _out_dtype(item: PlannedTensor, inputs: Mapping[ModelReference, torch.dtype]
     for kind in kinds[1:]:
         promoted = torch.promote_types(promoted, kind)
     return promoted
+
+
+def idle_workers(shards: Sequence[ShardLayout], workers: int) -> str | None:
+    """Return what to do where the output has fewer shards than there are workers, or None."""
+    count = len(shards)
+    if count >= workers:
+        return None
+    size = sum(shard.size for shard in shards) // (4 * workers)
+    return (
+        f"the output has {count} shard{'s' * (count > 1)}, each of which one worker merges: "
+        f"{workers - count} of {workers} workers have nothing to do. Give --out-shard-size "
+        f"{max(1, size // 1_000_000)}M for several shards each"
+    )

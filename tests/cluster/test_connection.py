@@ -8,10 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from click.testing import CliRunner, Result
 
+from mergekit_lines.checkpoint.writer import Slot, lay_out
+from mergekit_lines.cli import main
 from mergekit_lines.cluster.connection import connected
 from mergekit_lines.errors import LinesError
-from tests.e2e.runner import environment
+from mergekit_lines.plan.sizes import idle_workers
+from tests.e2e.runner import environment, recipe_text
+from tests.models import weights_digest
 
 LOCAL = """
 import glob, json, os, signal, sys, tempfile
@@ -65,3 +71,50 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
     """Only auto and HOST:PORT are taken, before anything is asked of the network."""
     with pytest.raises(LinesError, match=r"wanted auto, or HOST:PORT"), connected(None, address):
         pass
+
+
+def test_everything_else_works_without_ray(
+    llama_base: Path, llama_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray not installed: a merge goes as ever, ``--multi-gpu`` too, and ``--workers`` is told."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    recipe = write_recipe(llama_base, llama_a, tmp_path)
+
+    def merge(out: str, *flags: str) -> Result:
+        return CliRunner().invoke(main, ["merge", str(recipe), str(tmp_path / out), *flags])
+
+    plain, gpus, shared = merge("plain"), merge("gpus", "--multi-gpu"), merge("x", "--workers", "2")
+    assert (plain.exit_code, gpus.exit_code, shared.exit_code) == (0, 0, 1), gpus.output
+    assert "--multi-gpu is ignored" in gpus.output
+    assert "Run `pip install 'mergekit-lines[ray]'`" in shared.output
+    assert weights_digest(tmp_path / "gpus") == weights_digest(tmp_path / "plain")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpus", "plain", "recipe.yml"]
+
+
+def test_one_gpu_by_its_number_is_refused(llama_base: Path, llama_a: Path, tmp_path: Path) -> None:
+    """``--device cuda:1`` names a GPU of one machine, which no worker of a cluster can be given."""
+    recipe = write_recipe(llama_base, llama_a, tmp_path)
+    flags = ["--workers", "2", "--device", "cuda:1"]
+    done = CliRunner().invoke(main, ["merge", str(recipe), str(tmp_path / "out"), *flags])
+    assert "--device cuda:1: found one GPU of a machine, wanted cuda" in done.output
+
+
+def write_recipe(base: Path, tuned: Path, folder: Path) -> Path:
+    """Write a recipe of mergekit's own TIES, and return its file."""
+    recipe = folder / "recipe.yml"
+    words = {"merge_method": "ties", "base_model": str(base), "models": [{"model": str(tuned)}]}
+    parameters = {"weight": 1.0, "density": 0.5}
+    recipe.write_text(recipe_text({**words, "parameters": parameters}), encoding="utf-8")
+    return recipe
+
+
+@pytest.mark.parametrize(("shards", "workers"), [(1, 2), (3, 8)])
+def test_fewer_shards_than_workers_are_told(shards: int, workers: int) -> None:
+    """The size that is advised gives every worker several shards."""
+    slots = [Slot(f"t{number}", (1000, 1000), torch.float32) for number in range(96)]
+    size = sum(slot.bytes for slot in slots)
+    text = idle_workers(lay_out(slots, size // shards), workers)
+    assert text is not None and f"{workers - shards} of {workers} workers" in text
+    advised = int(text.rpartition("--out-shard-size ")[2].split("M")[0]) * 1_000_000
+    assert len(lay_out(slots, advised)) >= 2 * workers
+    assert idle_workers(lay_out(slots, advised), workers) is None
