@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from mergekit_lines.checkpoint.sources import HeldTensor, ShardTensor, Source
+from mergekit_lines.engine.held import HeldPieces, reads_twice, searches
 from mergekit_lines.engine.jobs import Job, prepared
 from mergekit_lines.engine.workers import Workers
 from mergekit_lines.kernels.agreement import Agreement
@@ -75,12 +76,25 @@ class TensorPieces:
         self.models = len(models)
         self.aligned = cast or _promoted([base, *models])
         self.dtype = work_dtype(self.aligned)
-        self._base, self._tuned = base, models
+        self._base, self._tuned, self._merge = base, models, merge
         # Adapters read their base's entries one after another: what a shard keeps serves them all.
         shards = {(s.shard, s.offset) for s in (base, *models) if isinstance(s, ShardTensor)}
         self._apart = len(shards) == 1 + len(models)
         self._cast, self._device, self._workers = cast, device, workers
         self.bounds = cut(self.shape, merge, device)
+        self._held = self._room_for_two_reads(merge)
+
+    def _room_for_two_reads(self, merge: Kernel) -> HeldPieces | None:
+        """Return what keeps pieces that compiled kernels read before they merge them."""
+        if self.library is None or not reads_twice(merge):
+            return None
+        largest = max(stop - start for start, stop in self.bounds)
+        widths = [source.dtype.itemsize for source in (self._base, *self._tuned)]
+        return HeldPieces(largest, len(self.bounds), widths, self._workers.arena)
+
+    def read_once(self) -> None:
+        """Keep no pieces: what has to be known of the tensor is known."""
+        self._held = None
 
     def load(self, index: int, model: int | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return piece ``index`` of the base and of all models, or of one: 1-D, in ``dtype``.
@@ -105,25 +119,37 @@ class TensorPieces:
         self, index: int, model: int | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return what :meth:`load` does as it is stored: bf16, fp16 or fp32, to be read alone."""
-        chosen = self._tuned if model is None else [self._tuned[model]]
-        base, *models = (
-            self._as_stored(f"{place} as stored", source, *self.bounds[index])
-            for place, source in enumerate([self._base, *chosen])
-        )
-        return base, models
+        if model is None:
+            base, *models = (
+                self._as_stored(place, source, index)
+                for place, source in enumerate([self._base, *self._tuned])
+            )
+            return base, models
+        chosen = self._as_stored(model + 1, self._tuned[model], index)
+        return self._as_stored(0, self._base, index), [chosen]
 
-    def _as_stored(self, name: str, source: Source, start: int, stop: int) -> torch.Tensor:
+    def _as_stored(self, place: int, source: Source, index: int) -> torch.Tensor:
+        name, (start, stop) = f"{place} as stored", self.bounds[index]
         cast = self._cast is not None and self._cast not in (source.dtype, self.dtype)
         if cast or source.dtype not in CODES:
             piece = self._read(name, source, start, stop)
             return piece.to(self._cast) if cast and self._cast is not None else piece
         if isinstance(source, HeldTensor):
             return source.tensor().view(-1)[start:stop]
-        piece = self._workers.buffer(name, stop - start, source.dtype)
-        if isinstance(source, ShardTensor) and self._apart:
-            source.read_as_stored(start, piece)
-        else:
-            source.read_into(start, stop, piece)
+
+        def room() -> torch.Tensor:
+            return self._workers.buffer(name, stop - start, source.dtype)
+
+        def read(piece: torch.Tensor) -> None:
+            if isinstance(source, ShardTensor) and self._apart:
+                source.read_as_stored(start, piece)
+            else:
+                source.read_into(start, stop, piece)
+
+        if self._held is not None:
+            return self._held.piece(place, index, room, stop - start, source.dtype, read)
+        piece = room()
+        read(piece)
         return piece
 
     def buffer(self, name: str, index: int, dtype: torch.dtype) -> torch.Tensor:
@@ -159,23 +185,24 @@ class TensorPieces:
 
     def map(self, function: Callable[[int], T]) -> list[T]:
         """Return ``function(i)`` for every piece, in their order."""
-        _, threads = held_at_once(self.bounds, self.dtype.itemsize, self.models, self._device)
+        places = self.models + searches(self._merge, math.prod(self.shape))
+        _, threads = held_at_once(self.bounds, self.dtype.itemsize, places, self._device)
         return self._workers.map(function, len(self.bounds), threads)
 
 
 def held_at_once(
-    bounds: Sequence[tuple[int, int]], width: int, models: int, device: torch.device
+    bounds: Sequence[tuple[int, int]], width: int, places: int, device: torch.device
 ) -> tuple[int, int]:
     """Return the bytes that a thread holds of a tensor, and how many threads may hold as much.
 
     Args:
         bounds: of the tensor's pieces.
         width: bytes of an entry, in the dtype of the arithmetic.
-        models: the fine-tuned ones.
+        places: as many of them as there are fine-tuned models and searches for ranks.
         device: where the arithmetic is done; only its kind counts, and it need not be there.
     """
     largest = max(stop - start for start, stop in bounds)
-    held = largest * width * (models + TEMPORARIES)
+    held = largest * width * (places + TEMPORARIES)
     memory = MEMORY if device.type == "cpu" else DEVICE_MEMORY
     return held, max(1, memory // held)
 
@@ -218,6 +245,8 @@ def merge_tensor(
     """
     if state is None:
         state = prepared(job, pieces)
+    else:
+        pieces.read_once()
     compiled = _compiled(job, pieces, out_dtype)
 
     def write(index: int) -> None:

@@ -96,13 +96,11 @@ def positions(model: Any) -> int | None:
 
 def _positions_of_padding(model: Any, count: int) -> int:
     """Return how many of ``count`` rows of a table of positions stand up to padding's own."""
-    from torch import nn
-
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and "position" in name.rpartition(".")[2]:
-            padding = module.padding_idx
-            if padding is not None and module.num_embeddings == count:
-                return padding + 1
+        # I-BERT's table is of a class of its own; what all have is padding's place and a weight.
+        padding, rows = getattr(module, "padding_idx", None), getattr(module, "weight", ())
+        if "position" in name.rpartition(".")[2] and padding is not None and len(rows) == count:
+            return int(padding) + 1
     return 0
 
 

@@ -24,6 +24,7 @@ from mergekit.merge_methods.base import TensorMetadata
 from torch.autograd import profiler_legacy
 
 from mergekit_lines.engine.engine import DEVICE_THREADS
+from mergekit_lines.engine.held import held_bytes, reads_twice, searches
 from mergekit_lines.engine.pieces import cut, held_at_once
 from mergekit_lines.engine.tasks import LinesTask
 from mergekit_lines.host.process import available_cores
@@ -116,10 +117,14 @@ def _pieces(tensor: Sized, merge: Kernel, device: torch.device, threads: int | N
     """Return what the threads hold while a tensor goes through memory in pieces."""
     width = max(work_dtype(dtype).itemsize for dtype in tensor.inputs.values())
     bounds = cut(tensor.shape, merge, device)
-    held, at_once = held_at_once(bounds, width, len(tensor.inputs) - 1, device)
+    places = len(tensor.inputs) - 1 + searches(merge, tensor.entries)
+    held, at_once = held_at_once(bounds, width, places, device)
     threads = (threads or available_cores()) if device.type == "cpu" else DEVICE_THREADS
     count = min(threads, len(bounds), at_once)
-    return count * held + merge.beside(tensor.shape, width)
+    kept = 0
+    if device.type == "cpu" and reads_twice(merge):
+        kept = held_bytes(tensor.entries, [dtype.itemsize for dtype in tensor.inputs.values()])
+    return count * held + kept + merge.beside(tensor.shape, width)
 
 
 @dataclass(frozen=True)

@@ -328,9 +328,10 @@ def test_a_text_with_labels_of_two_classes_is_refused(place: Path) -> None:
         Images(names, "a processor", read_examples(Path("a.jsonl"), None))
 
 
-def test_positions_of_padding_are_no_texts(place: Path) -> None:
+@pytest.mark.parametrize("kind", ["Roberta", "IBert"])
+def test_positions_of_padding_are_no_texts(place: Path, kind: str) -> None:
     """RoBERTa counts from behind padding's position on: the longest text it takes is 16 − 1 − 1."""
-    config = transformers.RobertaConfig(
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=128,
         hidden_size=8,
         intermediate_size=8,
@@ -340,7 +341,7 @@ def test_positions_of_padding_are_no_texts(place: Path) -> None:
         pad_token_id=1,
         num_labels=2,
     )
-    model = transformers.RobertaForSequenceClassification(config).eval()
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
     model(torch.full((1, 14), 5))
     with pytest.raises((IndexError, RuntimeError)):  # by the release of transformers
         model(torch.full((1, 15), 5))

@@ -39,8 +39,9 @@ def check(library: Library) -> None:
     Raises:
         TextError: they do not.
     """
-    generator = torch.Generator().manual_seed(1)
-    base, *deltas = torch.randn(3, _ENTRIES, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(1)
+    shape = (3, _ENTRIES)
+    base, *deltas = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
     plain = [(0.1 * base + delta) for delta in deltas]
     # Equal magnitudes, zeros of both signs and subnormals, of the base and of what is added to it.
     deltas[1][::3] = -deltas[0][::3]

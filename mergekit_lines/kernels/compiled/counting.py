@@ -45,7 +45,11 @@ def counted(
         stride: from one magnitude of the sample to the next, of which the piece's first is one.
     """
     count = len(base)
-    samples = {model: torch.empty(-(-count // stride)) for model in models}
+    # The kernel writes fp32, whatever default a program has set.
+    samples = {
+        model: torch.empty(-(-count // stride), dtype=torch.float32, device="cpu")
+        for model in models
+    }
     places = {model: place for place, model in enumerate(models)}
     integers = [
         count,

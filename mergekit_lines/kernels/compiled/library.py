@@ -107,5 +107,5 @@ def scratch(name: str, entries: int) -> torch.Tensor:
     buffer = held.get(name)
     if buffer is None or len(buffer) < entries:
         with torch.inference_mode(mode=False):
-            buffer = held[name] = torch.empty(entries, dtype=torch.float32)
+            buffer = held[name] = torch.empty(entries, dtype=torch.float32, device="cpu")
     return buffer[:entries]

@@ -47,7 +47,7 @@ def library(entries: int, say: Callable[[str], None] = tell) -> Library | None:
         say: tells that they are compiled, which takes some seconds.
 
     Raises:
-        LinesError: the environment asks for kernels that there are none of.
+        LinesError: the environment asks for kernels by a name that is none.
     """
     setting = os.environ.get(SETTING)
     if setting not in (None, "torch", "compiled"):

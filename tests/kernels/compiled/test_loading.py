@@ -139,6 +139,30 @@ def test_a_processor_without_the_instructions(fresh, monkeypatch, capfd, lacking
     assert "they want an x86-64 processor with F16C and FMA" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_the_programs_default_dtype_is_not_that_of_samples(library, dtype):
+    """A program that sets another default dtype gets the same kernels and fp32 magnitudes."""
+    code = f"""
+import torch
+torch.set_default_dtype(torch.{dtype})
+from mergekit_lines.kernels.compiled.loading import library
+from mergekit_lines.kernels.compiled.counting import sampled
+base = torch.arange(1 << 16, dtype=torch.float32)
+model = base * 3 + 1
+for _ in range(50):
+    sample = sampled(library(1), base, {{0: model}}, 5)[0]
+    right = 2 * torch.arange(0, 1 << 16, 5, dtype=torch.float64) + 1
+    assert torch.equal(sample.double(), right), sample
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, loading.SETTING: "compiled"},
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="nothing tells of memory here")
 def test_memory_that_may_not_be_executed(library):
     """The first call would end the process where a hardened system refuses such memory."""
