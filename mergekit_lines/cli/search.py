@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mergekit_lines.cli.options.searching import asked, draw, end, search_options
+from mergekit_lines.cli.options.searching import asked, draw, end, live_models, shared_options
 from mergekit_lines.errors import tell
 
 
@@ -70,7 +70,7 @@ def _range(
     help="A database for the trials, where several machines take part.  [default: in OUT]",
 )
 @click.option("--resume", is_flag=True, help="Only go on: refuse to begin a search anew.")
-@search_options
+@shared_options
 def search(recipe: Path, keys: tuple[str, ...], out: Path, **options: Any) -> None:
     """Tune any number of keys of a recipe by proposals.
 
@@ -89,7 +89,7 @@ def search(recipe: Path, keys: tuple[str, ...], out: Path, **options: Any) -> No
 
     words = ["evaluate", "test", "objectives", "targets", "controls", "target_weight", "trials"]
     words += ["sampler", "sampler_seed", "storage", "resume", "uniform_range"]
-    result = run(recipe, keys, out=out, **asked(options, *words))
+    result = run(recipe, keys, out=out, **asked(options, *words), **live_models(options))
     show.show_search(result)
     draw(show.draw_search, result, out / FIGURE)
     for path in show.write_choice(result, out):

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mergekit_lines.cli.options.searching import asked, draw, end, search_options
+from mergekit_lines.cli.options.searching import asked, draw, end, live_models, shared_options
 
 # What a merge of one point takes of the options; the others are of measuring a front.
 MERGING = ("device", "num_threads", "trust_remote_code", "copy_tokenizer", "quiet")
@@ -35,7 +35,7 @@ def _share(_ctx: click.Context, _param: click.Parameter, text: str | None) -> fl
     metavar="c=NUMBER",
     help="Measure nothing: merge this point into OUT, with the weights c and 1 - c.",
 )
-@search_options
+@shared_options
 def soup(
     recipe: Path,
     out: Path,
@@ -65,7 +65,9 @@ def soup(
     from mergekit_lines.search import telling
     from mergekit_lines.search.store import FIGURE
 
-    front = search.soup(recipe, rewards, out, points=points, **asked(options))
+    front = search.soup(
+        recipe, rewards, out, points=points, **asked(options), **live_models(options)
+    )
     telling.show_soup(front)
     draw(telling.draw_soup, front, out / FIGURE)
     end(front.failures, out)

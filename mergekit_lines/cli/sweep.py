@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mergekit_lines.cli.options.searching import asked, draw, end, search_options
+from mergekit_lines.cli.options.searching import asked, draw, end, live_models, shared_options
 from mergekit_lines.errors import tell
 
 
@@ -33,7 +33,7 @@ from mergekit_lines.errors import tell
 @click.option("--target", "targets", multiple=True, help="Of retention: a target metric.")
 @click.option("--control", "controls", multiple=True, help="Of retention: a control metric.")
 @click.option("--target-weight", type=float, default=2.0, show_default=True, help="Of retention.")
-@search_options
+@shared_options
 def sweep(recipe: Path, axes: tuple[str, ...], out: Path, **options: Any) -> None:
     """Tune one or two keys of a recipe by evaluation.
 
@@ -62,7 +62,7 @@ def sweep(recipe: Path, axes: tuple[str, ...], out: Path, **options: Any) -> Non
     from mergekit_lines.search.sweep import sweep as search
 
     words = ("evaluate", "test", "objective", "targets", "controls", "target_weight")
-    swept = search(recipe, axes, out=out, **asked(options, *words))
+    swept = search(recipe, axes, out=out, **asked(options, *words), **live_models(options))
     telling.show_sweep(swept)
     draw(telling.draw_sweep, swept, out / FIGURE)
     if swept.tested:

@@ -81,7 +81,7 @@ class Bench:
         check_apart(evaluators["validation"], evaluators.get("test", ()))
         # A harness that is missing, for example, is told before a model is opened.
         judges = {
-            f"the evaluators of {split}": [evaluator.identity() for evaluator in chosen]
+            split: [evaluator.identity() for evaluator in chosen]
             for split, chosen in evaluators.items()
         }
         self._evaluators = evaluators
@@ -96,12 +96,13 @@ class Bench:
             stack.callback(shutil.rmtree, work, ignore_errors=True)
             specs = {split: [one.spec for one in chosen] for split, chosen in evaluators.items()}
             with_work = {"offload_folder": work, **model}
-            opening = Opening(first, specs, settings or Settings(), with_work)
+            opening = Opening(first, specs, settings or Settings(), with_work, judges)
             self._pool: Pool = stack.enter_context(
                 workers(opening) if workers else OneMeter(opening, evaluators)
             )
             self.facts: Facts = self._pool.facts()
-            self.store = Store(folder, {"the recipe": document, **judges, **self.facts.identity})
+            by_name = {f"the evaluators of {split}": each for split, each in judges.items()}
+            self.store = Store(folder, {"the recipe": document, **by_name, **self.facts.identity})
             bar = tqdm(
                 total=total, desc="Measuring", unit="point", disable=bool(model.get("quiet"))
             )

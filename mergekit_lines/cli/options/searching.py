@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from mergekit_lines.cli.options.workers import worker_options
 from mergekit_lines.errors import LinesError, tell
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -99,6 +100,18 @@ def search_options(command: F) -> F:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def shared_options(command: F) -> F:
+    """Add the options of searches whose points several live models can measure."""
+    return worker_options(search_options(command))
+
+
+def live_models(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what makes a search's live models: in other processes where the options say so."""
+    from mergekit_lines.cluster.trials import ray_meters
+
+    return {"workers": ray_meters(options["workers"], options["ray_address"])}
 
 
 def asked(options: dict[str, Any], *words: str) -> dict[str, Any]:

@@ -76,12 +76,14 @@ class Opening:
         specs: of the evaluators, by split.
         settings: for evaluators whose specs do not say otherwise.
         model: what :class:`~mergekit_lines.LiveModel` takes besides.
+        judges: what the evaluators' numbers hang on, by split.
     """
 
     recipe: Mapping[str, Any]
     specs: Mapping[str, Sequence[str]]
     settings: Settings
     model: Mapping[str, Any]
+    judges: Mapping[str, Any]
 
     def evaluators(self) -> dict[str, list[Evaluator]]:
         """Return the evaluators, made anew.
