@@ -54,7 +54,7 @@ def counted(
     integers = [
         count,
         len(models),
-        scratch("count", 3 * at.BLOCK).data_ptr(),
+        scratch("count", 5 * at.BLOCK).data_ptr(),
         base.data_ptr(),
         CODES[base.dtype],
         0,
@@ -64,7 +64,9 @@ def counted(
     ]
     for model, tensor in models.items():
         integers += [tensor.data_ptr(), CODES[tensor.dtype], samples[model].data_ptr()]
-    rooms = scratch("gathered", len(searches) * count).view(len(searches), count)
+    # The last run of eight is stored whole, whatever is in it.
+    room_of_each = count + 8
+    rooms = scratch("gathered", len(searches) * room_of_each).view(len(searches), room_of_each)
     first = len(integers)
     for search, room in zip(searches, rooms, strict=True):
         bracket = search.bracket

@@ -11,6 +11,7 @@ from mergekit_lines.kernels.compiled.words import (
     INFINITY,
     MAGNITUDE,
     ZERO,
+    bytes_at,
     compiled,
     draw,
     fill,
@@ -23,8 +24,6 @@ from mergekit_lines.kernels.compiled.words import (
     words_at,
 )
 
-_MARKS = 32  # entries that are looked through at once for some to gather
-
 
 @compiled
 def count(integers: int, _floats: int) -> int:
@@ -36,8 +35,7 @@ def count(integers: int, _floats: int) -> int:
     """
     ints = longs_at(integers)
     scratch, size = ints[at.SCRATCH], 4 * at.BLOCK
-    base, marks = floats_at(scratch), words_at(scratch + 2 * size)
-    delta, words = floats_at(scratch + size), words_at(scratch + size)
+    base, delta, words = floats_at(scratch), floats_at(scratch + size), words_at(scratch + size)
     models = ints[at.MODELS]
     searches = at.SEARCHES + 1 + 3 * models
     stride = ints[at.STRIDE]
@@ -60,42 +58,57 @@ def count(integers: int, _floats: int) -> int:
             for search in range(ints[at.SEARCHES]):
                 place = searches + search * at.SEARCH
                 if ints[place + at.OWNER] == model:
-                    _search(ints, place, words, marks, block)
+                    _search(ints, place, words, scratch + 2 * size, block)
     return 0
 
 
 @compiled
-def _search(ints: Any, place: int, words: Any, marks: Any, count: int) -> None:
-    """Count a block's magnitudes above one range and equal to pivots, and gather the others in it.
-
-    What is gathered is sought in runs, most of which hold none: marks are made without a branch.
-    """
+def _search(ints: Any, place: int, words: Any, marks_at: int, count: int) -> None:
+    """Count a block's magnitudes above one range, and gather those in it that equal no pivot."""
     low, high = np.int32(ints[place + at.LOW]), np.int32(ints[place + at.HIGH])
-    larger = ZERO
+    marks, larger = words_at(marks_at), ZERO
     for i in range(count):
         larger = np.int32(larger + np.int32(words[i] > high))
         marks[i] = np.int32((words[i] >= low) & (words[i] <= high))
     ints[place + at.ABOVE] += larger
+    pivots, size = place + at.PIVOT + 1, 4 * at.BLOCK
     for pivot in range(ints[place + at.PIVOT]):
-        own, equal = np.int32(ints[place + at.PIVOT + 1 + pivot]), ZERO
+        value, equal = np.int32(ints[pivots + pivot]), ZERO
+        # From one room to another: stored in place it would be a masked store, which is slow.
+        marks, left = (
+            words_at(marks_at + pivot % 2 * size),
+            words_at(marks_at + (1 - pivot % 2) * size),
+        )
         for i in range(count):
-            same = np.int32(words[i] == own)
+            same = np.int32(words[i] == value)
             equal = np.int32(equal + same)
-            marks[i] = np.int32(marks[i] & (same ^ 1))
-        ints[place + at.PIVOT + 1 + at.PIVOTS + pivot] += equal
-    for i in range(count, (count + _MARKS - 1) // _MARKS * _MARKS):
-        marks[i] = ZERO
-    gathered, inside = words_at(ints[place + at.GATHERED]), ints[place + at.INSIDE]
-    for run in range((count + _MARKS - 1) // _MARKS):
-        start, some = run * _MARKS, ZERO
-        for i in range(_MARKS):
-            some |= marks[start + i]
-        if some:
-            # Without a branch, which would be guessed wrong: what is not marked is overwritten.
-            for i in range(start, smaller(start + _MARKS, count)):
-                gathered[inside] = words[i]
-                inside += np.int64(marks[i])
-    ints[place + at.INSIDE] = inside
+            left[i] = np.int32(marks[i] & np.int32(same - np.int32(1)))
+        ints[pivots + at.PIVOTS + pivot] += equal
+    marks_at += ints[place + at.PIVOT] % 2 * size
+    ints[place + at.INSIDE] = _gather(ints, place, words, marks_at, count)
+
+
+@compiled
+def _gather(ints: Any, place: int, words: Any, marks_at: int, count: int) -> int:
+    """Store a block's marked magnitudes behind those before; return where they end.
+
+    Most runs of eight have no mark and are passed over. In the others there is no branch, which
+    would be guessed wrong: what has no mark is overwritten.
+    """
+    flags_at = ints[at.SCRATCH] + 4 * (4 * at.BLOCK)
+    marks, flags, runs = words_at(marks_at), bytes_at(flags_at), longs_at(flags_at)
+    inside = ints[place + at.INSIDE]
+    gathered, number_of_runs = words_at(ints[place + at.GATHERED]), (count + 7) // 8
+    runs[number_of_runs - 1] = 0
+    for i in range(count):
+        flags[i] = np.uint8(marks[i])
+    for run in range(number_of_runs):
+        flagged = runs[run]
+        if flagged:
+            for i in range(8):
+                gathered[inside] = words[8 * run + i]
+                inside += (flagged >> (8 * i)) & 1
+    return inside
 
 
 @compiled

@@ -44,6 +44,7 @@ def _at(kind: Any) -> Any:
     return at
 
 
+bytes_at = _at(types.uint8)
 halfwords_at = _at(types.uint16)
 words_at = _at(types.int32)
 floats_at = _at(types.float32)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random as dice
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -17,10 +19,13 @@ from mergekit_lines.engine.pieces import TensorPieces
 from mergekit_lines.engine.workers import Workers
 from mergekit_lines.kernels import floors
 from mergekit_lines.kernels.agreement import Agreement
+from mergekit_lines.kernels.bracket import Bracket
+from mergekit_lines.kernels.compiled.counting import counted
 from mergekit_lines.kernels.compiled.library import Library
 from mergekit_lines.kernels.compiled.merging import merged
 from mergekit_lines.kernels.compiled.summing import summed_power
 from mergekit_lines.kernels.compiled.voting import votes
+from mergekit_lines.kernels.cuts import Search
 from mergekit_lines.kernels.floors import Ranking
 from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.scale import add_scaled, power_sum, sum_norm
@@ -121,6 +126,30 @@ def test_merges_of_one_to_five_models(library, roll, models, count):
     assert_same(
         library, a_merge(roll, models), base, tuned, piece, coefficient, roll.choice(DTYPES)
     )
+
+
+@same
+@given(st.randoms(use_true_random=False), st.sampled_from(SIZES), st.integers(0, 8))
+def test_what_is_counted_and_what_is_gathered(library, roll, count, pivots):
+    """Of ranges empty to whole, with equal values counted: NumPy's counts, values in order."""
+    sizes = [numbers(roll, count).float().abs() for _ in range(2)]
+    searches = []
+    for number in (0, 1, 1):
+        low, high = sorted(roll.choice(sizes[number].tolist()) for _ in range(2))
+        low, high = roll.choice([(low, high), (0.0, math.inf), (low, low)])
+        inside = sizes[number][(sizes[number] >= low) & (sizes[number] <= high)].tolist()
+        apart = sorted({roll.choice(inside) for _ in range(pivots)}, reverse=True)
+        search = Search(number, 1, count)
+        search.bracket = Bracket(low, high, tuple(apart))
+        searches.append(search)
+    results, _ = counted(library, torch.zeros(count), dict(enumerate(sizes)), searches, 7)
+    for search, (above, equal, gathered) in zip(searches, results, strict=True):
+        own, bracket = sizes[search.model].numpy(), search.bracket
+        inside = own[(own >= bracket.low) & (own <= bracket.high)]
+        assert above == np.count_nonzero(own > bracket.high)
+        assert equal == [np.count_nonzero(inside == pivot) for pivot in bracket.pivots]
+        kept = inside[~np.isin(inside, np.array(bracket.pivots, np.float32))]
+        assert gathered.numpy().tobytes() == kept.tobytes()
 
 
 @same

@@ -91,10 +91,12 @@ def test_code_that_others_may_write_is_not_run(fresh, monkeypatch, capfd, place)
             loading._keep(b"code")
 
 
-def test_compiling_is_not_told_to_who_wants_quiet(fresh, monkeypatch, capfd):
+def test_compiling_is_not_told_to_who_wants_quiet(fresh, monkeypatch, capfd, tmp_path):
     """`--quiet` holds the line back; otherwise it is there."""
-    code = fresh.read_bytes()[loading.DIGEST :]
-    monkeypatch.setattr(loading, "_COMMAND", f"import sys; open(sys.argv[1], 'wb').write({code!r})")
+    code = tmp_path / "code"
+    code.write_bytes(fresh.read_bytes()[loading.DIGEST :])
+    command = f"import shutil, sys; shutil.copyfile({str(code)!r}, sys.argv[1])"
+    monkeypatch.setattr(loading, "_COMMAND", command)
     assert isinstance(loading.library(1, teller(quiet=True)), Library)
     assert capfd.readouterr().err == ""
     loading.cache_file().unlink()
