@@ -147,11 +147,19 @@ def get_texts(size: Size, seed: int) -> str:
 # --- 3. fine-tuning ------------------------------------------------------------------------------
 
 
-def tune(size: Size, seed: int, task: str, texts_made_from: str) -> dict:
-    """Fine-tune the encoder on a task; return what was seen."""
+def tune(size: Size, seed: int, task: str, texts_made_from: str, name: str | None = None) -> dict:
+    """Fine-tune the encoder on a task; return what was seen.
+
+    Args:
+        size: how long, and at which rate.
+        seed: of the order of its batches; its texts lie in this seed's folder.
+        task: by which it is called, unless it has a name of its own.
+        texts_made_from: the fingerprint of the texts.
+        name: of this one among several of the task.
+    """
     settings = (size.steps, size.batch, size.learning_rate, SCALE, WARM_UP)
     made_from = fingerprint(texts_made_from, task, settings)
-    folder = Path(f"seed-{seed}", task)
+    folder = Path(f"seed-{seed}", name or task)
     if note := finished(folder, made_from):
         return note | {"reused": True}
     texts = folder.parent / FOLDER
@@ -159,7 +167,7 @@ def tune(size: Size, seed: int, task: str, texts_made_from: str) -> dict:
     labels = load_file(texts / LABELS)[task]
     model, tokenizer = load(Path("base"))
     started = time.process_time()
-    with tqdm(total=size.steps, desc=f"   {task}", leave=False, disable=None) as bar:
+    with tqdm(total=size.steps, desc=f"   {name or task}", leave=False, disable=None) as bar:
         losses = [_show(loss, bar) for loss in _steps(model, tokenizer, rows, labels, size, seed)]
     note = {
         "made_from": made_from,
