@@ -69,6 +69,12 @@ def _range(
     metavar="URL",
     help="A database for the trials, where several machines take part.  [default: in OUT]",
 )
+@click.option(
+    "--prune",
+    is_flag=True,
+    help="Give trials up that a part of the data puts below most others: each quarter of a "
+    "perplexity's, each task of lm_eval, each evaluator.",
+)
 @click.option("--resume", is_flag=True, help="Only go on: refuse to begin a search anew.")
 @shared_options
 def search(recipe: Path, keys: tuple[str, ...], out: Path, **options: Any) -> None:
@@ -88,7 +94,7 @@ def search(recipe: Path, keys: tuple[str, ...], out: Path, **options: Any) -> No
     from mergekit_lines.search.store import FIGURE
 
     words = ["evaluate", "test", "objectives", "targets", "controls", "target_weight", "trials"]
-    words += ["sampler", "sampler_seed", "storage", "resume", "uniform_range"]
+    words += ["sampler", "sampler_seed", "storage", "resume", "prune", "uniform_range"]
     result = run(recipe, keys, out=out, **asked(options, *words), **live_models(options))
     show.show_search(result)
     draw(show.draw_search, result, out / FIGURE)

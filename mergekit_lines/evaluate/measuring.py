@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ from mergekit_lines.errors import LinesError, some, tell
 from mergekit_lines.evaluate.functions import failures, reason_at
 from mergekit_lines.evaluate.imprint import Imprint
 from mergekit_lines.evaluate.metric import Completions, Metric
+from mergekit_lines.evaluate.partial import Listener, heard_by
 from mergekit_lines.evaluate.spec import rename
 
 
@@ -64,6 +65,7 @@ def measure_all(
     tokenizer: Any,
     say: Callable[[str], None] = tell,
     processor: Callable[[], Any] | None = None,
+    listener: Listener | None = None,
 ) -> dict[str, Metric]:
     """Measure one model with every evaluator; those that generate alike share the texts.
 
@@ -75,8 +77,10 @@ def measure_all(
         tokenizer: the model's, or None.
         say: tells the user a sentence, here what was put back.
         processor: loads the model's processor, for evaluators that want it.
+        listener: is told the metrics so far, after each evaluator and, of some, in between.
 
     Raises:
+        GivenUpError: the listener ends it.
         LinesError: a measurement fails, a number is not finite, two metrics have one name, or an
             evaluator wrote over weights.
     """
@@ -85,13 +89,20 @@ def measure_all(
     owners: dict[str, Evaluator] = {}
     imprint = Imprint(model)
     for evaluator in evaluators:
-        with _left_as_it_was(evaluator.spec, imprint, say):
+        hear = None if listener is None else _with_those_before(metrics, listener)
+        with _left_as_it_was(evaluator.spec, imprint, say), heard_by(hear):
             measured = evaluator.measure(model, tokenizer, completions, processor)
         for name, metric in measured.items():
             if name in metrics:
                 raise LinesError(name_taken(owners[name], evaluator, name))
             metrics[name], owners[name] = metric, evaluator
+        if listener is not None and evaluator is not evaluators[-1]:
+            listener(metrics)
     return metrics
+
+
+def _with_those_before(metrics: Mapping[str, Metric], listener: Listener) -> Listener:
+    return lambda own: listener({**metrics, **own})
 
 
 @contextmanager

@@ -17,10 +17,12 @@ from mergekit_lines.evaluate.models import (
     still,
     window_length,
 )
+from mergekit_lines.evaluate.partial import so_far
 from mergekit_lines.evaluate.spec import FromSpec, Settings, Spec, count, read_options
 from mergekit_lines.evaluate.texts import read_texts, text_digest
 
 BATCH_SIZE = 8
+QUARTERS = 4  # of the windows, after each of which it is told what they came to
 
 
 class Perplexity(FromSpec):
@@ -85,28 +87,33 @@ class Perplexity(FromSpec):
         check_ids(self.spec, model, rows)
         windows = cut_windows(rows, length)
         windows.sort(key=lambda window: -len(window[1]))  # little padding; the longest first
-        sums = [0.0] * len(rows)
+        sums, seen = [0.0] * len(rows), [0] * len(rows)
+        quarter = -(-len(windows) // QUARTERS)
         with still(model, 0):
             for start in range(0, len(windows), self._batch_size):
                 batch = windows[start : start + self._batch_size]
                 losses = self._losses(model, [row for _, row in batch])
-                for (number, _), loss in zip(batch, losses, strict=True):
+                for (number, row), loss in zip(batch, losses, strict=True):
                     sums[number] += loss
+                    seen[number] += len(row) - 1
+                done = start + len(batch)
+                if done // quarter > start // quarter and done < len(windows):
+                    so_far({self.name: self._metric(math.fsum(sums) / sum(seen), None)})
         counts = [len(row) - 1 for row in rows]
-        mean = math.fsum(sums) / sum(counts)
-        value = math.exp(mean) if not mean > 700 else math.inf  # e^710 is no float64
         examples = [total / tokens for total, tokens in zip(sums, counts, strict=True)]
-        return {
-            self.name: metric(
-                self.spec,
-                self.name,
-                value,
-                origin=self._file.path.name,
-                higher_is_better=False,
-                examples=examples,
-                exponential=True,
-            )
-        }
+        return {self.name: self._metric(math.fsum(sums) / sum(counts), examples)}
+
+    def _metric(self, mean: float, examples: Sequence[float] | None) -> Metric:
+        value = math.exp(mean) if not mean > 700 else math.inf  # e^710 is no float64
+        return metric(
+            self.spec,
+            self.name,
+            value,
+            origin=self._file.path.name,
+            higher_is_better=False,
+            examples=examples,
+            exponential=True,
+        )
 
     def _losses(self, model: Any, rows: Sequence[Sequence[int]]) -> list[float]:
         """Return each window's summed negative log-likelihood, in nats."""

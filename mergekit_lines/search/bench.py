@@ -207,7 +207,8 @@ class Bench:
             self.store.add(record)
             self._note(record)
         else:
-            self._keep_apart(measurement.digests)
+            if not record.given_up:
+                self._keep_apart(measurement.digests)
             self.store.add(record)
             self._any = True
         self._bar.update()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Metric
 from mergekit_lines.search.bench import Bench, failures_of
+from mergekit_lines.search.measuring.early import Early
 from mergekit_lines.search.measuring.means import Recipe
 from mergekit_lines.search.measuring.meters import Job
 from mergekit_lines.search.objective import Objective
@@ -74,11 +75,15 @@ class Judge:
                 if best is None or (metric.value > best.value) == metric.higher_is_better:
                     self._tuned[word] = metric
 
+    def early(self, limits: Mapping[int, float]) -> Early:
+        """Return by what a measurement is given up, below these limits."""
+        return Early(self._objective, self._tuned or None, self._base, limits)
+
     def scores(self, records: Mapping[str, Record]) -> dict[str, float]:
         """Return the scores of those that have one: an objective may have no value somewhere."""
         scores = {}
         for name, record in records.items():
-            if record.problems:
+            if record.problems or record.given_up:
                 continue
             metrics, tuned = record.metrics, self._tuned or None
             try:

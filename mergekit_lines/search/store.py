@@ -42,6 +42,8 @@ class Record:
         metrics: by name; none where it failed.
         seconds: that setting the weights and measuring took.
         problems: why it failed, in sentences; none where it was measured.
+        partials: the objective of parts of the data, in the order in which they were measured.
+        given_up: it ended after these.
     """
 
     split: str
@@ -50,6 +52,8 @@ class Record:
     metrics: Mapping[str, Metric]
     seconds: float
     problems: tuple[str, ...] = ()
+    partials: tuple[float, ...] = ()
+    given_up: bool = False
 
     @property
     def key(self) -> str:
@@ -126,12 +130,14 @@ class Store:
                     f"Take the line out to measure that point again."
                 ) from error
             self._records[record.key] = record
-        self.count = sum(not record.problems for record in self._records.values())
+        self.count = sum(
+            not (record.problems or record.given_up) for record in self._records.values()
+        )
 
     def find(self, split: str, recipe: Mapping[str, Any]) -> Record | None:
         """Return what was measured of a recipe on a split; None too where that failed."""
         record = self._records.get(record_key(split, recipe))
-        return None if record is None or record.problems else record
+        return None if record is None or record.problems or record.given_up else record
 
     def add(self, record: Record) -> None:
         """Keep a record, on the disk before anything else is done."""
@@ -168,6 +174,8 @@ def _to_json(record: Record) -> dict[str, Any]:
         "metrics": {name: metric.to_json() for name, metric in record.metrics.items()},
         "seconds": round(record.seconds, 3),
         **({"problems": record.problems} if record.problems else {}),
+        **({"partials": record.partials} if record.partials else {}),
+        **({"given_up": True} if record.given_up else {}),
     }
 
 
@@ -175,7 +183,17 @@ def _from_json(data: Mapping[str, Any]) -> Record:
     metrics = {name: Metric.from_json(metric) for name, metric in data["metrics"].items()}
     mean = None if data["mean"] is None else float(data["mean"])
     problems = tuple(map(str, data.get("problems", ())))
-    return Record(data["split"], data["recipe"], mean, metrics, float(data["seconds"]), problems)
+    partials = tuple(map(float, data.get("partials", ())))
+    return Record(
+        split=data["split"],
+        recipe=data["recipe"],
+        mean=mean,
+        metrics=metrics,
+        seconds=float(data["seconds"]),
+        problems=problems,
+        partials=partials,
+        given_up=bool(data.get("given_up", False)),
+    )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -364,3 +365,39 @@ def test_a_choice_at_the_end_of_an_axis_is_told(shell: Shell, place: Path) -> No
         for word, there in end.items():
             assert (f"widen beta to see whether {word} is better" in told) == there
         assert command == "search" or any(end.values()) or best == 0.5
+
+
+def test_trials_below_the_median_are_given_up(shell: Shell, place: Path) -> None:
+    """The second evaluator is not asked where the first puts a trial below most whole ones.
+
+    The rule is done again by hand: of five whole trials or more the median, step by step.
+    """
+    (place / "slow.py").write_text(
+        "from pathlib import Path\n\ndef last(model, tokenizer, split):\n"
+        "    with Path('slow.txt').open('a') as file:\n        file.write('x')\n    return 1.0\n"
+    )
+    goal = ("--evaluate", "python:slow:last", "--objective", "size", "--prune")
+    command = [*SEARCH[:-2], *goal, "--trials", "16", "--sampler", "random", "--out", "out"]
+    told = shell(command, place).succeeded()
+    whole: list[float] = []
+    expected = []
+    for trial in trials(place):
+        value = trial.intermediate_values[0]
+        below = len(whole) >= 5 and value < statistics.median(whole)
+        expected.append("PRUNED" if below else "COMPLETE")
+        whole += [] if below else [value]
+    assert [trial.state.name for trial in trials(place)] == expected
+    assert (count := expected.count("PRUNED")) >= 2
+    assert f"{count} more trials were given up early" in told.stdout
+    beside = 3 + 2  # inputs, uniform and unscaled
+    assert (place / "slow.txt").stat().st_size == 16 - count + beside
+    calls = (place / "calls.txt").stat().st_size
+    shell(command, place).succeeded()
+    assert (place / "calls.txt").stat().st_size == calls
+
+
+def test_a_front_gives_no_trial_up(shell: Shell, place: Path) -> None:
+    """Of several objectives none is above another: refused."""
+    refused = shell([*SEARCH, "--objective", "top", "--prune", "--out", "out"], place)
+    assert refused.returncode == 1
+    assert "--prune: found several objectives, wanted one" in refused.last_line

@@ -17,6 +17,7 @@ from mergekit_lines.evaluate.functions import as_number, failures
 from mergekit_lines.evaluate.harness.tasks import Tasks
 from mergekit_lines.evaluate.metric import Completions, Metric, metric
 from mergekit_lines.evaluate.models import input_device, still, text_tokenizer
+from mergekit_lines.evaluate.partial import is_heard, so_far
 from mergekit_lines.evaluate.spec import (
     FromSpec,
     Settings,
@@ -129,26 +130,41 @@ class Harness(FromSpec):
         """
         text_tokenizer(self.spec, tokenizer)
         tasks = self._load()
-        # Not simple_evaluate: it loads the tasks anew, and lists all installed packages, for
-        # seconds each time; the seeds it sets are set here.
-        from lm_eval import evaluate
-
+        for task in tasks.tasks.values():
+            task.set_fewshot_seed(seed=self._seed)
+        single = is_heard() and len(tasks.tasks) > 1 and not tasks.loaded.get("groups")
+        results: dict[str, Any] = {}
         with still(model, self._seed), self._failures("lm-evaluation-harness failed"):
-            for task in tasks.tasks.values():
-                task.set_fewshot_seed(seed=self._seed)
-            results = evaluate(
-                lm=_language_model(model, tokenizer, self._batch_size),
-                task_dict=tasks.loaded,
-                limit=self._limit,
-                log_samples=True,
-                bootstrap_iters=0,
-            )
+            lm = _language_model(model, tokenizer, self._batch_size)
+            if not single:
+                results = self._evaluated(lm, tasks.loaded)
+            for number, (name, task) in enumerate(tasks.tasks.items() if single else (), 1):
+                part = self._evaluated(lm, {**tasks.loaded, "tasks": {name: task}})
+                for kind in ("results", "samples", "higher_is_better"):
+                    results.setdefault(kind, {}).update(part[kind])
+                if number < len(tasks.tasks):
+                    so_far(self._metrics(results, tasks, list(results["results"]), alone=False))
         samples = results["samples"].values()
         self._digests = frozenset(sample["doc_hash"] for each in samples for sample in each)
         kept = self._reported(results, tasks)
+        return self._metrics(results, tasks, kept, alone=len(kept) == 1)
+
+    def _evaluated(self, lm: Any, loaded: Mapping[str, Any]) -> dict[str, Any]:
+        # Not simple_evaluate: it loads the tasks anew, and lists all installed packages, for
+        # seconds each time; the seeds it sets are set by the caller.
+        from lm_eval import evaluate
+
+        results: dict[str, Any] = evaluate(
+            lm=lm, task_dict=loaded, limit=self._limit, log_samples=True, bootstrap_iters=0
+        )
+        return results
+
+    def _metrics(
+        self, results: Mapping[str, Any], tasks: Tasks, kept: Sequence[str], *, alone: bool
+    ) -> dict[str, Metric]:
         metrics = {}
         for task in kept:
-            name = self._named(task, alone=len(kept) == 1)
+            name = self._named(task, alone=alone)
             if name in metrics:
                 raise LinesError(
                     f"{self.spec}: two of its tasks would both be called {name}. Give them two "

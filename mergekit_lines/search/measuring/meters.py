@@ -14,9 +14,11 @@ from typing import Any, Protocol
 from mergekit_lines._version import __version__
 from mergekit_lines.errors import FullDiskError, LinesError
 from mergekit_lines.evaluate import Evaluator, Metric, Settings, measure_all, parse_evaluators
+from mergekit_lines.evaluate.partial import GivenUpError
 from mergekit_lines.lines.summary import Summary
 from mergekit_lines.live.model import LiveModel
 from mergekit_lines.report.file import versions
+from mergekit_lines.search.measuring.early import Early
 from mergekit_lines.search.measuring.means import mean_coefficient
 from mergekit_lines.search.store import Record, record_key
 
@@ -26,10 +28,14 @@ Evaluators = Mapping[str, Sequence[Evaluator]]  # by split
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement: a recipe, or ``{"model": NAME}`` for an input as it is, on one split."""
+    """One measurement: a recipe, or ``{"model": NAME}`` for an input as it is, on one split.
+
+    ``early`` says by what it is given up; without it nothing is.
+    """
 
     recipe: Mapping[str, Any]
     split: str = "validation"
+    early: Early | None = None
 
     @property
     def key(self) -> str:
@@ -170,6 +176,8 @@ class Meter:
         chosen, begun = self._evaluators[job.split], time.monotonic()
         mean, metrics, problems = None, dict[str, Metric](), tuple[str, ...]()
         notes: list[str] = []
+        partials: list[float] = []
+        early, given_up = job.early, False
         try:
             mean = self._set(job.recipe)
             metrics = measure_all(
@@ -178,17 +186,21 @@ class Meter:
                 self.live.tokenizer,
                 notes.append,
                 lambda: self.live.processor,
+                None if early is None else lambda so_far: early.look(partials, so_far),
             )
+        except GivenUpError:
+            given_up = True
         except FullDiskError:
             raise
         except LinesError as error:
             self.live.check_inputs()  # changed ones are no failure of a point
             problems = tuple(map(str, error.problems))
-        if not metrics and not problems:
+        if not metrics and not problems and not given_up:
             problems = (f"the evaluators of {job.split} gave no metric. Check them.",)
         seconds = time.monotonic() - begun
-        record = Record(job.split, dict(job.recipe), mean, metrics, seconds, problems)
-        digests = {} if problems else digests_of(chosen)
+        found = mean, metrics, seconds, problems, tuple(partials), given_up
+        record = Record(job.split, dict(job.recipe), *found)
+        digests = {} if problems or given_up else digests_of(chosen)
         return Measurement(record, digests, tuple(notes))
 
     def _set(self, recipe: Mapping[str, Any]) -> float | None:

@@ -51,6 +51,7 @@ class Search:
         importances: of each dimension, for each objective.
         input_test: the inputs on test data.
         pipeline_tag: the model's, as the Hub has it.
+        given_up: number of trials that ended early.
         failures: what could not be measured or scored, in sentences.
     """
 
@@ -65,6 +66,7 @@ class Search:
     importances: tuple[Mapping[str, float], ...]
     input_test: Mapping[str, Record] = field(default_factory=dict)
     pipeline_tag: str = "other"
+    given_up: int = 0
     failures: tuple[str, ...] = ()
 
     @property

@@ -49,6 +49,7 @@ class Plan:
         seed: likewise.
         storage: URL of the database; None for one in the folder of the results.
         resume: whether there has to be a trial already.
+        prune: whether measurements are given up early.
     """
 
     document: Recipe
@@ -60,6 +61,7 @@ class Plan:
     seed: int
     storage: str | None
     resume: bool
+    prune: bool
 
     def recipe(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the recipe of a trial with LiNeS."""
@@ -87,6 +89,7 @@ def search(
     sampler_seed: int = 0,
     storage: str | None = None,
     resume: bool = False,
+    prune: bool = False,
     uniform_range: tuple[float, float] | None = None,
     targets: Sequence[str] = (),
     controls: Sequence[str] = (),
@@ -116,6 +119,8 @@ def search(
         sampler_seed: of the proposals.
         storage: URL of a database that several machines share; by default one in ``out``.
         resume: whether trials have to be there already.
+        prune: give a trial up that is below the median of the whole ones at the same part of
+            the data: of a perplexity each quarter, of lm_eval each task, and each evaluator.
         uniform_range: lowest and highest uniform coefficient, to search these too.
         targets: as for a sweep.
         controls: likewise.
@@ -141,7 +146,12 @@ def search(
     sampler = sampler or ("nsga2" if len(goals) > 1 else "tpe")
     check_installed(sampler)
     check_sampler(sampler, space, len(goals))
-    plan = Plan(document, space, flat, goals, trials, sampler, sampler_seed, storage, resume)
+    if prune and len(goals) > 1:
+        raise LinesError(
+            "--prune: found several objectives, wanted one: of a front no trial is below the "
+            "others. Leave --prune out."
+        )
+    plan = Plan(document, space, flat, goals, trials, sampler, sampler_seed, storage, resume, prune)
     corners = space.corners()
     recipes = [plan.recipe(values) for values in corners]
     check_recipes(recipes, corners)
@@ -256,6 +266,7 @@ class _Searching:
             flat_chosen=tuple(flat_chosen),
             inputs=self._inputs,
             input_scores=self._input_scores,
+            given_up=study.given_up(),
             importances=tuple(study.importances(goal) for goal in range(len(plan.goals))),
             pipeline_tag=self._bench.facts.pipeline_tag,
         )
@@ -272,11 +283,13 @@ class _Searching:
 
     def _tasks(self, study: Study, recipe_of: Any) -> Iterator[Task[None]]:
         def measure(proposal: Any) -> Task[None]:
-            record = yield Job(recipe_of(proposal.values))
+            early = self._judges[0].early(study.limits()) if self._plan.prune else None
+            record = yield Job(recipe_of(proposal.values), early=early)
             before = len(self._bench.failures)
             scores = self._scores({"": record}).get("")
             problems = [*record.problems, *self._bench.failures[before:], ""]
-            study.tell(proposal, scores, problems[0])
+            partials = record.partials if len(self._judges) == 1 else ()
+            study.tell(proposal, scores, problems[0], partials, given_up=record.given_up)
 
         for proposal in study.coming(self._plan.trials):
             yield measure(proposal)

@@ -30,6 +30,9 @@ def show_search(result: Search) -> None:
     console = open_console()
     numbers = {one.trial.number for one in result.chosen}
     _print_trials(console, "trials, validation; higher is better", result, result.trials, numbers)
+    if result.given_up:
+        print_line(console, f"{result.given_up} more trials were given up early, by --prune")
+        print_line(console, "")
     if result.flat:
         best = {one.trial.number for one in result.flat_chosen}
         title = f"trials of {FLAT.partition(',')[0]} coefficients, validation"

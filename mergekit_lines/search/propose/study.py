@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergekit_lines.errors import LinesError
+from mergekit_lines.search.measuring.early import limits_of
 from mergekit_lines.search.propose.space import Choice, Dimension, Space
 from mergekit_lines.search.propose.storage import without_password, working_with
 
@@ -157,12 +158,28 @@ class Study:
                 return optuna.samplers.RandomSampler(seed=seed)
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
-    def tell(self, proposal: Proposal, scores: Sequence[float] | None, problem: str = "") -> None:
-        """Keep what a trial came to; None for one that could not be measured or scored."""
+    def limits(self) -> dict[int, float]:
+        """Return the scores below which a trial is given up, by number of the step."""
+        return limits_of([trial.intermediate_values for trial in self._trials("COMPLETE")])
+
+    def tell(
+        self,
+        proposal: Proposal,
+        scores: Sequence[float] | None,
+        problem: str = "",
+        partials: Sequence[float] = (),
+        *,
+        given_up: bool = False,
+    ) -> None:
+        """Keep what a trial came to; no scores for one that could not be measured or scored."""
         from optuna.trial import TrialState
 
         with working_with(self._url):
-            if scores is None:
+            for step, partial in enumerate(partials):
+                proposal.trial.report(partial, step)
+            if given_up:
+                self._study.tell(proposal.trial, state=TrialState.PRUNED)
+            elif scores is None:
                 proposal.trial.set_user_attr(PROBLEM_KEY, problem)
                 self._study.tell(proposal.trial, state=TrialState.FAIL)
             else:
@@ -174,6 +191,10 @@ class Study:
             Finished(trial.number, self._space.values(trial.params), tuple(trial.values))
             for trial in self._trials("COMPLETE")
         ]
+
+    def given_up(self) -> int:
+        """Return how many trials were given up."""
+        return len(self._trials("PRUNED"))
 
     def importances(self, goal: int) -> dict[str, float]:
         """Return the share of each dimension in how an objective varies; none of too few trials.
