@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -20,7 +21,7 @@ from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.host.process import available_cores, shared_threads
 
 STORE = 256 << 20  # bytes for what is handed between processes: plans and numbers, no weights
-SHORT = 40  # of a folder's path; a socket's may have 107 bytes, and Ray adds some 60
+SHORT = 20  # of a folder's path; a socket's may have 107 bytes, and 84 stand behind it
 # Before Ray is imported: it reports nothing, says nothing, and leaves CUDA_VISIBLE_DEVICES alone
 # where a task asks for no GPU.
 QUIET = {
@@ -31,6 +32,9 @@ QUIET = {
 # By this Ray stays on the loopback device, as it does on macOS and Windows: whoever reaches its
 # ports may run code.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Other users of this machine have to know it (from Ray 2.52 on). Ray would make one of its own in
+# the user's home, by which clusters that are started later would refuse who was not told of it.
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ def connected(
 
 def _ray(*, local: bool) -> Any:
     """Import Ray, quiet, and on the loopback device where it will be this machine's alone."""
-    for name, value in {**QUIET, **(LOOPBACK if local else {})}.items():
+    own = {**LOOPBACK, **({} if "RAY_AUTH_MODE" in os.environ else TOKEN)} if local else {}
+    for name, value in {**QUIET, **own}.items():
         os.environ.setdefault(name, value)
     try:
         return importlib.import_module("ray")
@@ -170,7 +175,7 @@ def _session(ray: Any, failure: str, **options: Any) -> Iterator[None]:
         ray.shutdown()
         raise LinesError(
             f"{failure} ({reason(error)}). See that Ray runs (`ray status`), in the same version "
-            f"of Ray and Python on every machine."
+            f"of Ray and Python and with the same RAY_AUTH_MODE on every machine."
         ) from error
     finally:
         if main and before is not None:

@@ -45,12 +45,14 @@ def test_a_ray_of_its_own_is_private_quiet_and_gone_in_the_end(tmp_path: Path) -
     """Its workers listen on loopback alone; it says nothing, and leaves no process and no file."""
     place = tmp_path / "t"
     place.mkdir()
-    variables = {**environment(), "TMPDIR": str(place)}
+    home = tmp_path / "home"
+    variables = {**environment(), "TMPDIR": str(place), "HOME": str(home)}
     done = subprocess.run(
         [sys.executable, "-c", LOCAL], env=variables, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(done.stdout)
+    assert not home.exists()  # where a token would make later clusters refuse whoever has none
     assert len(set(told["workers"])) == told["count"] == 2
     assert told["names"] == ["127.0.0.1"]
     assert (told["alive"], told["folders"], told["handler"]) == ([], [], True)
