@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from mergekit_lines.checkpoint.writer import Slot, lay_out
 from mergekit_lines.cli import main
+from mergekit_lines.cli.options.workers import shared_among
 from mergekit_lines.cluster.connection import connected
 from mergekit_lines.errors import LinesError
 from mergekit_lines.plan.sizes import idle_workers
@@ -108,6 +111,24 @@ def write_recipe(base: Path, tuned: Path, folder: Path) -> Path:
     parameters = {"weight": 1.0, "density": 0.5}
     recipe.write_text(recipe_text({**words, "parameters": parameters}), encoding="utf-8")
     return recipe
+
+
+@pytest.mark.parametrize(("gpus", "there", "workers"), [(2, True, 2), (1, True, 0), (2, False, 0)])
+def test_multi_gpu_is_a_worker_for_each_gpu(
+    gpus: int, there: bool, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two GPUs and Ray make two workers; one GPU, or no Ray, leave what the stock commands do."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: there or None)
+    names = ("cuda", "gpu_rich", "quiet")
+    flags = {"multi_gpu": True, "device": None, "num_threads": None, **dict.fromkeys(names, False)}
+    cluster, left = shared_among(None, None, flags)
+    if not workers:
+        assert (cluster, left) == (None, flags)
+        return
+    assert isinstance(cluster, functools.partial)
+    assert (cluster.keywords["workers"], cluster.keywords["gpus"]) == (workers, True)
+    assert (left["cuda"], left["multi_gpu"]) == (True, False)
 
 
 @pytest.mark.parametrize(("shards", "workers"), [(1, 2), (3, 8)])

@@ -71,13 +71,15 @@ def shared_among(
 
 
 def _gpus() -> int:
-    """Return the number of GPUs that Ray can hand out here; 0 without Ray, which is told."""
+    """Return the number of GPUs that Ray can hand out here, from two on; else 0."""
     import importlib.util
 
     import torch
 
     count = torch.cuda.device_count()
-    if count > 1 and importlib.util.find_spec("ray") is None:
+    if count < 2:
+        return 0
+    if importlib.util.find_spec("ray") is None:
         tell(
             "--multi-gpu: several GPUs merge where Ray is installed (`pip install "
             "'mergekit-lines[ray]'`)"
