@@ -30,6 +30,7 @@ COMMANDS = {
     "search": "Tune any number of keys of a recipe by proposals.",
     "soup": "Trace the rewarded-soup front between two policies.",
     "greedy": "Choose checkpoints for a soup greedily, with LiNeS after.",
+    "show": "Make a page to look at of a sweep, search or soup.",
     "learn": "Learn a coefficient for each block on texts or images.",
     "push": "Put a merged model on the Hub, with its card, in one commit.",
     "pull": "Take the recipe out of a model on the Hub.",

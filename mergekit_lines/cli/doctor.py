@@ -19,7 +19,7 @@ from packaging.version import Version
 
 from mergekit_lines._autoload import OFF
 from mergekit_lines._version import __version__
-from mergekit_lines.cli.probe import probe
+from mergekit_lines.cli.options.probe import probe
 from mergekit_lines.host.seams import MERGEKIT
 
 PACKAGES = (

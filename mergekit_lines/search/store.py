@@ -116,20 +116,12 @@ class Store:
             return
         with _reading(self._path):
             content = read_bytes(self._path, RESULTS_BYTES)
-        whole = content[: content.rfind(b"\n") + 1]
+        whole = _whole_lines(content)
         if len(whole) < len(content):  # the process was killed while it wrote
             with self._path.open("r+b") as file:
                 file.truncate(len(whole))
                 os.fsync(file.fileno())
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                record = _from_json(parse_json(line.decode()))
-            except (ValueError, KeyError, TypeError) as error:
-                raise LinesError(
-                    f"{self._path}, line {number}: is no result ({reason(error)}). "
-                    f"Take the line out to measure that point again."
-                ) from error
-            self._records[record.key] = record
+        self._records = {record.key: record for record in _records(self._path, whole)}
         self.count = sum(
             not (record.problems or record.given_up) for record in self._records.values()
         )
@@ -166,6 +158,50 @@ class Store:
             write_output(self.folder / EXAMPLES, json.dumps(digests, indent=1) + "\n")
 
 
+def read_results(folder: Path) -> tuple[dict[str, Any], list[Record]]:
+    """Return what the folder of a search holds, and leave it as it is: one may be running there.
+
+    A last line that has no end yet is left out.
+
+    Returns:
+        What the numbers hang on, and the last record of every measurement, the first made first.
+
+    Raises:
+        LinesError: it is not the folder of a search, or a line of its results is none.
+    """
+    missing = [name for name in (SEARCH, RESULTS) if not (folder / name).exists()]
+    if missing:
+        raise LinesError(
+            f"{folder}: found no {' and no '.join(missing)}, wanted a folder that sweep, search, "
+            f"soup or greedy wrote: its --out."
+        )
+    path = folder / RESULTS
+    try:
+        identity = read_json(folder / SEARCH)
+        content = read_bytes(path, RESULTS_BYTES)
+    except (OSError, ValueError) as error:
+        raise LinesError(f"{folder}: its results cannot be read ({reason(error)}).") from error
+    if not isinstance(identity, dict):
+        raise LinesError(f"{folder / SEARCH}: found no mapping, wanted what a search wrote there.")
+    records = {record.key: record for record in _records(path, _whole_lines(content))}
+    return identity, list(records.values())
+
+
+def _whole_lines(content: bytes) -> bytes:
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _records(path: Path, lines: bytes) -> Iterator[Record]:
+    for number, line in enumerate(lines.splitlines(), 1):
+        try:
+            yield _from_json(parse_json(line.decode()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LinesError(
+                f"{path}, line {number}: is no result ({reason(error)}). "
+                f"Take the line out to measure that point again."
+            ) from error
+
+
 def _to_json(record: Record) -> dict[str, Any]:
     return {
         "split": record.split,
@@ -183,6 +219,8 @@ def _from_json(data: Mapping[str, Any]) -> Record:
     metrics = {name: Metric.from_json(metric) for name, metric in data["metrics"].items()}
     mean = None if data["mean"] is None else float(data["mean"])
     problems = tuple(map(str, data.get("problems", ())))
+    if not isinstance(data["recipe"], dict):
+        raise TypeError("its recipe is no mapping")
     partials = tuple(map(float, data.get("partials", ())))
     return Record(
         split=data["split"],
@@ -261,7 +299,12 @@ def write_output(path: Path, text: str) -> None:
 
 def write_recipe(path: Path, recipe: Mapping[str, Any], head: str = "") -> None:
     """Write a recipe for ``mergekit-yaml``, behind lines of comment."""
-    write_output(path, head + yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+    write_output(path, head + recipe_text(recipe))
+
+
+def recipe_text(recipe: Mapping[str, Any]) -> str:
+    """Return a recipe as YAML, in the order of its own keys."""
+    return str(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
 
 
 def unwritten(path: Path, error: OSError) -> LinesError:

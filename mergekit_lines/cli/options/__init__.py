@@ -1,1 +1,1 @@
-"""Options that several commands have."""
+"""Options that several commands have, and what `doctor` starts in another process."""

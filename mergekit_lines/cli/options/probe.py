@@ -11,7 +11,7 @@ from typing import Any
 # A command's interpreter has its own folder on sys.path, and not the current one.
 PROGRAM = (
     "import sys; sys.path[:] = [place for place in sys.path if place]; "
-    "from mergekit_lines.cli.probe import look; look()"
+    "from mergekit_lines.cli.options.probe import look; look()"
 )
 
 
