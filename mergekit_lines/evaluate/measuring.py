@@ -80,7 +80,7 @@ def measure_all(
         listener: is told the metrics so far, after each evaluator and, of some, in between.
 
     Raises:
-        GivenUpError: the listener ends it.
+        PrunedError: the listener ends it.
         LinesError: a measurement fails, a number is not finite, two metrics have one name, or an
             evaluator wrote over weights.
     """

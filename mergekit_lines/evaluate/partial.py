@@ -13,7 +13,7 @@ Listener = Callable[[Mapping[str, Metric]], None]
 _LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
-class GivenUpError(LinesError):
+class PrunedError(LinesError):
     """A measurement that its listener has ended: what it had so far was too little."""
 
 
@@ -39,7 +39,7 @@ def so_far(metrics: Mapping[str, Metric]) -> None:
         metrics: by name, of a part of the data, the same part for every model.
 
     Raises:
-        GivenUpError: that is enough.
+        PrunedError: that is enough.
     """
     listener = _LISTENER.get()
     if listener is not None:

@@ -207,7 +207,7 @@ class Bench:
             self.store.add(record)
             self._note(record)
         else:
-            if not record.given_up:
+            if not record.pruned:
                 self._keep_apart(measurement.digests)
             self.store.add(record)
             self._any = True

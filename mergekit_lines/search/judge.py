@@ -83,7 +83,7 @@ class Judge:
         """Return the scores of those that have one: an objective may have no value somewhere."""
         scores = {}
         for name, record in records.items():
-            if record.problems or record.given_up:
+            if record.problems or record.pruned:
                 continue
             metrics, tuned = record.metrics, self._tuned or None
             try:

@@ -43,7 +43,7 @@ class Record:
         seconds: that setting the weights and measuring took.
         problems: why it failed, in sentences; none where it was measured.
         partials: the objective of parts of the data, in the order in which they were measured.
-        given_up: it ended after these.
+        pruned: it ended after these.
     """
 
     split: str
@@ -53,7 +53,7 @@ class Record:
     seconds: float
     problems: tuple[str, ...] = ()
     partials: tuple[float, ...] = ()
-    given_up: bool = False
+    pruned: bool = False
 
     @property
     def key(self) -> str:
@@ -123,13 +123,13 @@ class Store:
                 os.fsync(file.fileno())
         self._records = {record.key: record for record in _records(self._path, whole)}
         self.count = sum(
-            not (record.problems or record.given_up) for record in self._records.values()
+            not (record.problems or record.pruned) for record in self._records.values()
         )
 
     def find(self, split: str, recipe: Mapping[str, Any]) -> Record | None:
         """Return what was measured of a recipe on a split; None too where that failed."""
         record = self._records.get(record_key(split, recipe))
-        return None if record is None or record.problems or record.given_up else record
+        return None if record is None or record.problems or record.pruned else record
 
     def add(self, record: Record) -> None:
         """Keep a record, on the disk before anything else is done."""
@@ -211,7 +211,7 @@ def _to_json(record: Record) -> dict[str, Any]:
         "seconds": round(record.seconds, 3),
         **({"problems": record.problems} if record.problems else {}),
         **({"partials": record.partials} if record.partials else {}),
-        **({"given_up": True} if record.given_up else {}),
+        **({"pruned": True} if record.pruned else {}),
     }
 
 
@@ -230,7 +230,7 @@ def _from_json(data: Mapping[str, Any]) -> Record:
         seconds=float(data["seconds"]),
         problems=problems,
         partials=partials,
-        given_up=bool(data.get("given_up", False)),
+        pruned=bool(data.get("pruned", False)),
     )
 
 

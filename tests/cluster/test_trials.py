@@ -113,8 +113,8 @@ def test_two_workers_killed_five_times_find_what_one_process_finds(place: Path) 
     moments = random.Random(0)
     for count in (1, 7, 13, 20, 27):
         _kill_after(place, shared, count, moments.uniform(0, 0.2))
-    told, _ = finished(place, *shared)
-    assert told == alone
+    output, _ = finished(place, *shared)
+    assert output == alone
     assert trials(place, "shared") == trials(place, "alone")
     assert records(place, "shared") == records(place, "alone")
     # At each kill two measurements were under way at most.
@@ -128,8 +128,8 @@ def test_a_lost_worker_has_its_trial_measured_again(place: Path) -> None:
     calls = (place / "calls.txt").stat().st_size
     (place / "calls.txt").unlink()
     (place / "die_at.txt").write_text("4 8")
-    told, errors = finished(place, *words, "shared", "--workers", "2")
-    assert told == alone
+    output, errors = finished(place, *words, "shared", "--workers", "2")
+    assert output == alone
     assert records(place, "shared") == records(place, "alone")
     assert (place / "calls.txt").stat().st_size == calls + 2
     assert errors.count("a worker was lost (") >= 1
@@ -158,6 +158,6 @@ def test_the_front_of_a_soup_is_that_of_one_process(place: Path) -> None:
     words = ["soup", "recipe.yml", "--points", "3", *rewards, "--prompts", "prompts.txt",
              "--max-new-tokens", "4", "--out"]  # fmt: skip
     alone, _ = finished(place, *words, "alone")
-    told, _ = finished(place, *words, "shared", "--workers", "2")
-    assert told == alone
+    output, _ = finished(place, *words, "shared", "--workers", "2")
+    assert output == alone
     assert records(place, "shared") == records(place, "alone")

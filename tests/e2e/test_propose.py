@@ -108,7 +108,7 @@ def test_a_search_measures_what_the_merges_are(shell: Shell, place: Path) -> Non
     Beside it stand the uniform coefficient of equal mean and the unscaled merge.
     """
     command = [*SEARCH, "--trials", "8", "--test", *BY[1:], "--out", "out"]
-    told = shell(command, place).succeeded()
+    result = shell(command, place).succeeded()
     chosen = yaml.safe_load((place / "out" / "best.yml").read_text())
     words = chosen["parameters"]
     finished = trials(place)
@@ -120,8 +120,8 @@ def test_a_search_measures_what_the_merges_are(shell: Shell, place: Path) -> Non
         (record,) = [
             one for one in records(place) if one["split"] == split and one["recipe"] == chosen
         ]
-        found = {name: metric["value"] for name, metric in record["metrics"].items()}
-        assert found == pytest.approx(expected, rel=1e-6)
+        values = {name: metric["value"] for name, metric in record["metrics"].items()}
+        assert values == pytest.approx(expected, rel=1e-6)
         if split == "validation":
             goal = expected["size"] - 2 * expected["top"]
             assert best.value == pytest.approx(goal, rel=1e-6)
@@ -129,7 +129,7 @@ def test_a_search_measures_what_the_merges_are(shell: Shell, place: Path) -> Non
     mean = words["alpha"] + words["beta"] / 2
     assert {"alpha": 1.0, "beta": 0.0} in measured
     assert any(one == pytest.approx({"alpha": mean, "beta": 0}) for one in measured if one)
-    assert "depth brought" in told.stdout
+    assert "depth brought" in result.stdout
     assert (place / "out" / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert (place / "out" / "results.json").exists()
 
@@ -197,12 +197,12 @@ def test_two_objectives_give_the_front_of_what_was_measured(shell: Shell, place:
 def test_uniform_coefficients_are_searched_as_often(shell: Shell, place: Path) -> None:
     """The rival gets as many trials; where it wins, best-uniform.yml is a recipe of what it is."""
     command = [*SEARCH[:-1], "-size", "--set", "outside=0,0.5,1", "--trials", "6"]
-    told = shell([*command, "--uniform", "0:0.6", "--out", "out"], place).succeeded()
+    result = shell([*command, "--uniform", "0:0.6", "--out", "out"], place).succeeded()
     flat = trials(place, kind="uniform")
     assert len(flat) == len(trials(place)) == 6
     assert all(trial.params.keys() == {"alpha", "outside"} for trial in flat)
     best = max(flat, key=lambda trial: trial.value)
-    assert "of as many trials" in told.stdout
+    assert "of as many trials" in result.stdout
     lines = max(trial.value for trial in trials(place))
     rival = place / "out" / "best-uniform.yml"
     assert rival.exists() == (best.value > lines)
@@ -246,7 +246,7 @@ def test_a_shared_database_makes_one_search_of_two_folders(shell: Shell, place: 
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--set", "bta=0.1:1"], "parameters.bta: nobody declares this name. Did you mean 'beta'?"),
         (
@@ -263,7 +263,7 @@ def test_a_shared_database_makes_one_search_of_two_folders(shell: Shell, place: 
     ],
 )
 def test_a_slip_is_told_before_the_first_trial(
-    shell: Shell, place: Path, words: list[str], told: str
+    shell: Shell, place: Path, words: list[str], message: str
 ) -> None:
     """In one sentence, with exit status 1; no trial is made."""
     goal = () if "--objective" in words else ("--objective", "size")
@@ -271,7 +271,7 @@ def test_a_slip_is_told_before_the_first_trial(
     refused = shell(command, place)
     assert refused.returncode == 1
     assert "Traceback" not in refused.stderr
-    assert told in refused.stderr
+    assert message in refused.stderr
     path = place / "out" / "results.jsonl"
     assert not path.exists() or len(records(place)) <= 3  # the inputs
 
@@ -359,15 +359,15 @@ def test_a_choice_at_the_end_of_an_axis_is_told(shell: Shell, place: Path) -> No
             "--out",
             command,
         ]
-        told = shell(words, place).succeeded().stdout
+        output = shell(words, place).succeeded().stdout
         best = yaml.safe_load((place / command / "best.yml").read_text())["parameters"]["beta"]
         end = {"larger": best >= 1.96, "smaller": best <= 0.14}
         for word, there in end.items():
-            assert (f"widen beta to see whether {word} is better" in told) == there
+            assert (f"widen beta to see whether {word} is better" in output) == there
         assert command == "search" or any(end.values()) or best == 0.5
 
 
-def test_trials_below_the_median_are_given_up(shell: Shell, place: Path) -> None:
+def test_trials_below_the_median_are_pruned(shell: Shell, place: Path) -> None:
     """The second evaluator is not asked where the first puts a trial below most whole ones.
 
     The rule is done again by hand: of five whole trials or more the median, step by step.
@@ -378,7 +378,7 @@ def test_trials_below_the_median_are_given_up(shell: Shell, place: Path) -> None
     )
     goal = ("--evaluate", "python:slow:last", "--objective", "size", "--prune")
     command = [*SEARCH[:-2], *goal, "--trials", "16", "--sampler", "random", "--out", "out"]
-    told = shell(command, place).succeeded()
+    result = shell(command, place).succeeded()
     whole: list[float] = []
     expected = []
     for trial in trials(place):
@@ -388,7 +388,7 @@ def test_trials_below_the_median_are_given_up(shell: Shell, place: Path) -> None
         whole += [] if below else [value]
     assert [trial.state.name for trial in trials(place)] == expected
     assert (count := expected.count("PRUNED")) >= 2
-    assert f"{count} more trials were given up early" in told.stdout
+    assert f"{count} more trials were given up early" in result.stdout
     beside = 3 + 2  # inputs, uniform and unscaled
     assert (place / "slow.txt").stat().st_size == 16 - count + beside
     calls = (place / "calls.txt").stat().st_size

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mergekit_lines.evaluate import Metric, Settings, measure_all, parse_evaluators
-from mergekit_lines.evaluate.partial import GivenUpError
+from mergekit_lines.evaluate.partial import PrunedError
 from tests.search.lm_tasks import write_task
 
 
@@ -27,18 +27,18 @@ def tokenizer(llama_base: Path) -> Any:
 
 def listened(specs: list[str], model: Any, tokenizer: Any) -> tuple[list[Any], Any]:
     """What was told in between, and in the end."""
-    told: list[Mapping[str, Metric]] = []
+    parts: list[Mapping[str, Metric]] = []
     evaluators = parse_evaluators(specs, "validation", Settings(batch_size=1))
-    whole = measure_all(evaluators, model, tokenizer, listener=lambda m: told.append(dict(m)))
-    return told, whole
+    whole = measure_all(evaluators, model, tokenizer, listener=lambda m: parts.append(dict(m)))
+    return parts, whole
 
 
 def test_a_perplexity_is_told_by_quarters(tmp_path: Path, model: Any, tokenizer: Any) -> None:
     """Each is that of the longest texts so far; the whole is what it is without a listener."""
     texts = [" ".join(f"tok{10 + n + k}" for k in range(9 - n)) for n in range(8)]
     (tmp_path / "all.txt").write_text("\n\n".join(texts) + "\n")
-    told, whole = listened([f"perplexity:{tmp_path / 'all.txt'}"], model, tokenizer)
-    for count, metrics in zip((2, 4, 6), told, strict=True):
+    parts, whole = listened([f"perplexity:{tmp_path / 'all.txt'}"], model, tokenizer)
+    for count, metrics in zip((2, 4, 6), parts, strict=True):
         part = tmp_path / f"{count}.txt"
         part.write_text("\n\n".join(texts[:count]) + "\n")  # the longest come first
         _, alone = listened([f"perplexity:{part}"], model, tokenizer)
@@ -62,14 +62,14 @@ def test_tasks_of_the_harness_are_told_one_by_one(
         write_task(tmp_path, name, rows)
     (tmp_path / "text.txt").write_text("tok5 tok6\n")
     specs = [f"lm_eval:one,two?include_path={tmp_path}", f"perplexity:{tmp_path / 'text.txt'}"]
-    told, whole = listened(specs, model, tokenizer)
-    assert [list(metrics) for metrics in told] == [["one"], ["one", "two"]]
+    parts, whole = listened(specs, model, tokenizer)
+    assert [list(metrics) for metrics in parts] == [["one"], ["one", "two"]]
     quiet = measure_all(
         parse_evaluators(specs, "validation", Settings(batch_size=1)), model, tokenizer
     )
     assert whole.keys() == quiet.keys()
     assert all(math.isclose(whole[name].value, quiet[name].value) for name in whole)
-    assert told[1]["two"] == whole["two"]
+    assert parts[1]["two"] == whole["two"]
 
 
 def test_a_listener_ends_the_measurement(tmp_path: Path, model: Any, tokenizer: Any) -> None:
@@ -77,9 +77,9 @@ def test_a_listener_ends_the_measurement(tmp_path: Path, model: Any, tokenizer: 
     (tmp_path / "text.txt").write_text("tok5 tok6\n\ntok7\n")
 
     def enough(metrics: Mapping[str, Metric]) -> None:
-        raise GivenUpError("enough")
+        raise PrunedError("enough")
 
     specs = [f"perplexity:{tmp_path / 'text.txt'}"]
     evaluators = parse_evaluators(specs, "validation", Settings(batch_size=1))
-    with pytest.raises(GivenUpError, match="enough"):
+    with pytest.raises(PrunedError, match="enough"):
         measure_all(evaluators, model, tokenizer, listener=enough)

@@ -17,7 +17,7 @@ from mergekit_lines.recipe.settings import with_settings
 from mergekit_lines.search.propose.results import best_of
 from mergekit_lines.search.propose.space import Space, parse_space
 from mergekit_lines.search.propose.storage import database_in, open_storage, without_password
-from mergekit_lines.search.propose.study import Finished, Study, check_sampler
+from mergekit_lines.search.propose.study import Study, Trial, check_sampler
 
 optuna = pytest.importorskip("optuna")
 
@@ -141,8 +141,8 @@ def searched(sampler: str, seed: int) -> float:
     asked = in_memory(of, sampler, seed)
     for proposal in asked.coming(30):
         asked.tell(proposal, [planted(proposal.values)])
-    assert len(asked.finished()) == 30
-    return max(one.scores[0] for one in asked.finished())
+    assert len(asked.complete()) == 30
+    return max(one.scores[0] for one in asked.complete())
 
 
 def test_tpe_beats_random_search_of_as_many_trials() -> None:
@@ -172,8 +172,8 @@ def test_an_interrupted_search_proposes_what_a_whole_one_does(tmp_path: Path) ->
                 begun.append((stop, proposal.values))
                 break
             again.tell(proposal, [planted(proposal.values)])
-    assert [one.values for one in again.finished()] == [one.values for one in whole.finished()]
-    assert all(whole.finished()[number].values == values for number, values in begun)
+    assert [one.values for one in again.complete()] == [one.values for one in whole.complete()]
+    assert all(whole.complete()[number].values == values for number, values in begun)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "cmaes"])
@@ -188,7 +188,7 @@ def test_every_sampler_goes_on_where_it_was(sampler: str) -> None:
             if proposal.number == stop:
                 break
             asked.tell(proposal, [float(v) for v in list(proposal.values.values())[:goals]])
-    finished = asked.finished()
+    finished = asked.complete()
     assert [one.number for one in finished] == list(range(24))
     assert all(1e-3 <= one.values["beta"] <= 2 for one in finished)
 
@@ -212,7 +212,7 @@ def test_what_failed_is_tried_again_once_a_run(tmp_path: Path) -> None:
     assert values == failed
     last = study(tmp_path, of)
     assert [proposal.values for proposal in _told(last, 5)] == failed[1:]
-    assert len(last.finished()) == 5
+    assert len(last.complete()) == 5
     assert list(_told(study(tmp_path, of), 5)) == []
 
 
@@ -237,15 +237,15 @@ def test_two_folders_of_one_database_take_no_trial_of_each_other(tmp_path: Path)
     assert first.number not in numbers
     resumed = study(tmp_path, of, owner="one")
     assert [proposal.values for proposal in _told(resumed, 6)] == [first.values]
-    assert len(resumed.finished()) == 6
+    assert len(resumed.complete()) == 6
 
 
 def test_a_front_of_three_objectives() -> None:
     """Of equal ones the first counts, and what another beats in all is not in it."""
     scores = [(1, 1, 1), (1, 1, 1), (2, 0, 0), (0, 2, 0), (1, 0, 0), (2, 0, -1)]
-    trials = [Finished(n, {}, tuple(map(float, each))) for n, each in enumerate(scores)]
+    trials = [Trial(n, {}, tuple(map(float, each))) for n, each in enumerate(scores)]
     assert [one.number for one in best_of(trials)] == [3, 0, 2]
-    alone = [Finished(n, {}, (score,)) for n, score in enumerate([1.0, 3.0, 3.0, 2.0])]
+    alone = [Trial(n, {}, (score,)) for n, score in enumerate([1.0, 3.0, 3.0, 2.0])]
     assert [one.number for one in best_of(alone)] == [1]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate import Metric
-from mergekit_lines.evaluate.partial import GivenUpError
+from mergekit_lines.evaluate.partial import PrunedError
 from mergekit_lines.search.objective import Objective
 
 LEAST = 5  # whole trials that a median is taken of
@@ -36,7 +36,7 @@ class Early:
         An objective that lacks a metric still has none, and makes no step.
 
         Raises:
-            GivenUpError: it is below this step's limit.
+            PrunedError: it is below this step's limit.
         """
         try:
             score = self.goal.score(metrics, self.tuned, self.base)
@@ -45,7 +45,7 @@ class Early:
         scores.append(score)
         limit = self.limits.get(len(scores) - 1)
         if limit is not None and score < limit:
-            raise GivenUpError(f"{score:.6g} is below {limit:.6g} at step {len(scores)}")
+            raise PrunedError(f"{score:.6g} is below {limit:.6g} at step {len(scores)}")
 
 
 def limits_of(steps: Sequence[Mapping[int, float]]) -> dict[int, float]:

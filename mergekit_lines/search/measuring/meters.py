@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from mergekit_lines._version import __version__
 from mergekit_lines.errors import FullDiskError, LinesError
 from mergekit_lines.evaluate import Evaluator, Metric, Settings, measure_all, parse_evaluators
-from mergekit_lines.evaluate.partial import GivenUpError
+from mergekit_lines.evaluate.partial import PrunedError
 from mergekit_lines.lines.summary import Summary
 from mergekit_lines.live.model import LiveModel
 from mergekit_lines.report.file import versions
@@ -177,7 +177,7 @@ class Meter:
         mean, metrics, problems = None, dict[str, Metric](), tuple[str, ...]()
         notes: list[str] = []
         partials: list[float] = []
-        early, given_up = job.early, False
+        early, pruned = job.early, False
         try:
             mean = self._set(job.recipe)
             metrics = measure_all(
@@ -188,19 +188,19 @@ class Meter:
                 lambda: self.live.processor,
                 None if early is None else lambda so_far: early.look(partials, so_far),
             )
-        except GivenUpError:
-            given_up = True
+        except PrunedError:
+            pruned = True
         except FullDiskError:
             raise
         except LinesError as error:
             self.live.check_inputs()  # changed ones are no failure of a point
             problems = tuple(map(str, error.problems))
-        if not metrics and not problems and not given_up:
+        if not metrics and not problems and not pruned:
             problems = (f"the evaluators of {job.split} gave no metric. Check them.",)
         seconds = time.monotonic() - begun
-        found = mean, metrics, seconds, problems, tuple(partials), given_up
-        record = Record(job.split, dict(job.recipe), *found)
-        digests = {} if problems or given_up else digests_of(chosen)
+        outcome = mean, metrics, seconds, problems, tuple(partials), pruned
+        record = Record(job.split, dict(job.recipe), *outcome)
+        digests = {} if problems or pruned else digests_of(chosen)
         return Measurement(record, digests, tuple(notes))
 
     def _set(self, recipe: Mapping[str, Any]) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mergekit_lines.search.measuring.means import LINES, UNIFORM, Recipe
 from mergekit_lines.search.propose.space import Space
-from mergekit_lines.search.propose.study import Finished
+from mergekit_lines.search.propose.study import Trial
 from mergekit_lines.search.store import Record
 
 FLAT = "uniform, searched"  # what the search of uniform coefficients is called
@@ -26,7 +26,7 @@ class Chosen:
         test: likewise, measured on test data.
     """
 
-    trial: Finished
+    trial: Trial
     recipe: Recipe
     ends: Mapping[str, str]
     records: Mapping[str, Record]
@@ -51,22 +51,22 @@ class Search:
         importances: of each dimension, for each objective.
         input_test: the inputs on test data.
         pipeline_tag: the model's, as the Hub has it.
-        given_up: number of trials that ended early.
+        pruned: number of trials that ended early.
         failures: what could not be measured or scored, in sentences.
     """
 
     space: Space
     objectives: tuple[str, ...]
-    trials: tuple[Finished, ...]
+    trials: tuple[Trial, ...]
     chosen: tuple[Chosen, ...]
-    flat: tuple[Finished, ...]
+    flat: tuple[Trial, ...]
     flat_chosen: tuple[Chosen, ...]
     inputs: Mapping[str, Record]
     input_scores: Mapping[str, tuple[float, ...]]
     importances: tuple[Mapping[str, float], ...]
     input_test: Mapping[str, Record] = field(default_factory=dict)
     pipeline_tag: str = "other"
-    given_up: int = 0
+    pruned: int = 0
     failures: tuple[str, ...] = ()
 
     @property
@@ -75,7 +75,7 @@ class Search:
         return all(LINES in one.test and not one.test[LINES].problems for one in self.chosen)
 
 
-def best_of(trials: Sequence[Finished]) -> list[Finished]:
+def best_of(trials: Sequence[Trial]) -> list[Trial]:
     """Return the trials that no other beats: by one objective the first that is highest.
 
     A trial beats another that it is not below in any score and above in at least one. Of equal
@@ -84,7 +84,7 @@ def best_of(trials: Sequence[Finished]) -> list[Finished]:
     if trials and len(trials[0].scores) == 1:
         return [max(trials, key=lambda trial: trial.scores)]
 
-    def beats(one: Finished, other: Finished) -> bool:
+    def beats(one: Trial, other: Trial) -> bool:
         pairs = list(zip(one.scores, other.scores, strict=True))
         if any(mine < its for mine, its in pairs):
             return False

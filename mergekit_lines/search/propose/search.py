@@ -26,8 +26,8 @@ from mergekit_lines.search.propose.storage import (
     owner_of,
 )
 from mergekit_lines.search.propose.study import (
-    Finished,
     Study,
+    Trial,
     check_begun,
     check_sampler,
     study_name,
@@ -249,14 +249,14 @@ class _Searching:
             check_begun(study, self._url)
         trials = self._measured(study, plan.recipe)
         chosen = [self._beside(trial) for trial in best_of(trials)]
-        flat, flat_chosen = list[Finished](), list[Chosen]()
+        flat, flat_chosen = list[Trial](), list[Chosen]()
         if plan.flat is not None:
             flat = self._measured(self._study("uniform", plan.flat), plan.flat_recipe)
             for trial in best_of(flat):
-                made = plan.flat_recipe(trial.values)
-                records = {FLAT: self._bench.measure(made)}
+                recipe = plan.flat_recipe(trial.values)
+                records = {FLAT: self._bench.measure(recipe)}
                 ends = plan.flat.ends(trial.values)
-                flat_chosen.append(Chosen(trial, made, ends, records, {FLAT: trial.scores}))
+                flat_chosen.append(Chosen(trial, recipe, ends, records, {FLAT: trial.scores}))
         return Search(
             space=plan.space,
             objectives=tuple(goal.text for goal in plan.goals),
@@ -266,16 +266,16 @@ class _Searching:
             flat_chosen=tuple(flat_chosen),
             inputs=self._inputs,
             input_scores=self._input_scores,
-            given_up=study.given_up(),
+            pruned=study.pruned(),
             importances=tuple(study.importances(goal) for goal in range(len(plan.goals))),
             pipeline_tag=self._bench.facts.pipeline_tag,
         )
 
-    def _measured(self, study: Study, recipe_of: Any) -> list[Finished]:
+    def _measured(self, study: Study, recipe_of: Any) -> list[Trial]:
         """Measure what a study proposes, and return its trials."""
         for _ in self._bench.each(self._tasks(study, recipe_of)):
             pass
-        finished = study.finished()
+        finished = study.complete()
         if not finished:
             first = (self._bench.failures or ["there is no trial"])[0]
             raise LinesError(f"no trial could be measured. The first failure: {first}")
@@ -289,12 +289,12 @@ class _Searching:
             scores = self._scores({"": record}).get("")
             problems = [*record.problems, *self._bench.failures[before:], ""]
             partials = record.partials if len(self._judges) == 1 else ()
-            study.tell(proposal, scores, problems[0], partials, given_up=record.given_up)
+            study.tell(proposal, scores, problems[0], partials, pruned=record.pruned)
 
         for proposal in study.coming(self._plan.trials):
             yield measure(proposal)
 
-    def _beside(self, trial: Finished) -> Chosen:
+    def _beside(self, trial: Trial) -> Chosen:
         """Measure what stands beside a trial; its own record is there already."""
         recipe = self._plan.recipe(trial.values)
         ((_, records),) = self._bench.each([labelled("", three_ways(recipe))])

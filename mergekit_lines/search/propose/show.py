@@ -12,7 +12,7 @@ from mergekit_lines import figures
 from mergekit_lines.console import new_table, open_console, print_line, print_table
 from mergekit_lines.search.measuring.means import LINES, UNIFORM, UNSCALED
 from mergekit_lines.search.propose.results import FLAT, Chosen, Search, best_uniform
-from mergekit_lines.search.propose.study import Finished
+from mergekit_lines.search.propose.study import Trial
 from mergekit_lines.search.store import BEST, BEST_UNIFORM, CARD, RECIPES, write_recipe
 from mergekit_lines.search.telling import (
     four_digits,
@@ -30,8 +30,8 @@ def show_search(result: Search) -> None:
     console = open_console()
     numbers = {one.trial.number for one in result.chosen}
     _print_trials(console, "trials, validation; higher is better", result, result.trials, numbers)
-    if result.given_up:
-        print_line(console, f"{result.given_up} more trials were given up early, by --prune")
+    if result.pruned:
+        print_line(console, f"{result.pruned} more trials were given up early, by --prune")
         print_line(console, "")
     if result.flat:
         best = {one.trial.number for one in result.flat_chosen}
@@ -55,7 +55,7 @@ def _print_trials(
     console: Console,
     title: str,
     result: Search,
-    trials: Sequence[Finished],
+    trials: Sequence[Trial],
     chosen: set[int],
 ) -> None:
     keys = list(trials[0].values)
@@ -182,5 +182,5 @@ def draw_search(result: Search, path: Path) -> None:
         )
 
 
-def _line(trials: Sequence[Finished]) -> tuple[list[int], list[tuple[float, ...]]]:
+def _line(trials: Sequence[Trial]) -> tuple[list[int], list[tuple[float, ...]]]:
     return [trial.number for trial in trials], [trial.scores for trial in trials]

@@ -35,7 +35,7 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Finished:
+class Trial:
     """A trial that has its scores, one for each objective, higher is better."""
 
     number: int
@@ -169,7 +169,7 @@ class Study:
         problem: str = "",
         partials: Sequence[float] = (),
         *,
-        given_up: bool = False,
+        pruned: bool = False,
     ) -> None:
         """Keep what a trial came to; no scores for one that could not be measured or scored."""
         from optuna.trial import TrialState
@@ -177,7 +177,7 @@ class Study:
         with working_with(self._url):
             for step, partial in enumerate(partials):
                 proposal.trial.report(partial, step)
-            if given_up:
+            if pruned:
                 self._study.tell(proposal.trial, state=TrialState.PRUNED)
             elif scores is None:
                 proposal.trial.set_user_attr(PROBLEM_KEY, problem)
@@ -185,14 +185,14 @@ class Study:
             else:
                 self._study.tell(proposal.trial, list(scores))
 
-    def finished(self) -> list[Finished]:
+    def complete(self) -> list[Trial]:
         """Return the trials that have scores, in the order of their numbers."""
         return [
-            Finished(trial.number, self._space.values(trial.params), tuple(trial.values))
+            Trial(trial.number, self._space.values(trial.params), tuple(trial.values))
             for trial in self._trials("COMPLETE")
         ]
 
-    def given_up(self) -> int:
+    def pruned(self) -> int:
         """Return how many trials were given up."""
         return len(self._trials("PRUNED"))
 
