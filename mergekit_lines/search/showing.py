@@ -63,7 +63,7 @@ def page_of(folder: Path, objectives: Sequence[str] = ()) -> Page:
     """
     identity, records = read_results(folder)
     validation = [one for one in records if one.split == VALIDATION]
-    measured = [one for one in validation if not (one.problems or one.given_up)]
+    measured = [one for one in validation if not (one.problems or one.pruned)]
     if not measured:
         raise LinesError(f"{folder}: found no measured point in its results, nothing to show.")
     ways = _ways(folder, measured)
@@ -278,8 +278,8 @@ def _notes(ways: Sequence[str], records: Sequence[Record]) -> tuple[str, ...]:
     counts = {way: list(ways).count(way) for way in dict.fromkeys(ways)}
     told = "; ".join(f"{way}: {count}" for way, count in counts.items())
     notes = [f"Points by their scores on validation data. {told}."]
-    if given_up := sum(one.given_up for one in records):
-        notes.append(f"{given_up} more were given up after a part of the data.")
+    if pruned := sum(one.pruned for one in records):
+        notes.append(f"Pruned after a part of the data: {pruned}.")
     if failed := sum(bool(one.problems) for one in records):
-        notes.append(f"{failed} more could not be measured.")
+        notes.append(f"Could not be measured: {failed}.")
     return tuple(notes)
