@@ -146,7 +146,6 @@ def stop(runs: Sequence[tuple[int, float]]) -> int | None:
 def changes(plan: Plan, most: int, cluster: Cluster, rates: Rates) -> Iterator[tuple[str, float]]:
     """Yield what could be changed of a cluster or a merge, and the seconds of it then."""
     shards = plan.shards(most)
-    fixed = [replace(shard, norms=0) for shard in shards]
     faster = Rates(2 * rates.norms, 2 * rates.merge)
     wider = replace(cluster, network=2 * cluster.network)
     yield "as above", simulate(shards, cluster, rates).seconds
@@ -155,7 +154,6 @@ def changes(plan: Plan, most: int, cluster: Cluster, rates: Rates) -> Iterator[t
     storage = replace(cluster, storage=2 * cluster.storage)
     yield "twice the storage", simulate(shards, storage, rates).seconds
     yield "shards of half the size", simulate(plan.shards(most // 2), cluster, rates).seconds
-    yield "a fixed α: no norms", simulate(fixed, cluster, rates).seconds
 
 
 def report(
