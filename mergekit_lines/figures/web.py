@@ -21,9 +21,11 @@ MOST_POINTS = 20_000
 MOST_CHARACTERS = 32 << 20  # of all recipes together
 LETTERS = 120  # of a name or a value that are shown
 IN_HOVER = 10  # settings, and scores, that a hover shows; the click shows all
-# Nothing is fetched, and no address can be gone to; plotly sets styles and draws images itself.
+# Nothing is fetched or sent, though older releases of plotly ask for a style of their maps; it
+# sets styles and draws images itself.
 _POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; form-action 'none'; base-uri 'none'"
 )
 _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down"}
 

@@ -81,7 +81,8 @@ function draw() {
   figure.layout.xaxis = {...figure.layout.xaxis, title: title(x), autorange: true};
   figure.layout.yaxis = {...figure.layout.yaxis, title: title(y), autorange: true};
   return Plotly.react(plot, traces, figure.layout,
-    {responsive: true, displaylogo: false, showLink: false, showEditInChartStudio: false});
+    {responsive: true, displaylogo: false, modeBarButtons: [
+      ["toImage"], ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]]});
 }
 
 function show(dot) {

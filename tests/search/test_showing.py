@@ -121,13 +121,13 @@ def test_a_last_line_without_its_end_is_left(tmp_path: Path) -> None:
 def test_scores_that_are_no_numbers_are_gaps(tmp_path: Path) -> None:
     """NaN and what failed leave the others on the page, and the failures are counted."""
     failed = {**line(recipe(beta=0.3)), "problems": ["out of memory"]}
-    pruned = {**line(recipe(beta=0.4)), "partials": [0.1], "given_up": True}
+    pruned = {**line(recipe(beta=0.4)), "partials": [0.1], "pruned": True}
     lines = [line(recipe(beta=0.1), acc=0.5), line(recipe(beta=0.2), acc=math.nan), failed]
     write_lines(tmp_path, *lines, pruned)
     assert show(tmp_path, tmp_path / "page.html") == 2
     assert page_of(tmp_path).notes[1:] == (
-        "1 more were given up after a part of the data.",
-        "1 more could not be measured.",
+        "Pruned after a part of the data: 1.",
+        "Could not be measured: 1.",
     )
     assert "NaN" not in data_of(tmp_path / "page.html")
 
@@ -202,16 +202,21 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Any]:
     context = browser.new_context(viewport={"width": 1200, "height": 1000})
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     tab = context.new_page()
-    troubles, addresses = list[str](), list[str]()
+    troubles, answered, refused = list[str](), list[str](), list[str]()
     tab.on("pageerror", lambda error: troubles.append(str(error)))
     tab.on("console", lambda said: troubles.append(said.text))
     tab.on("dialog", lambda dialog: troubles.append(dialog.message))
-    tab.on("request", lambda request: addresses.append(request.url))
+    tab.on("response", lambda response: answered.append(response.url))
+    tab.on("requestfailed", lambda request: refused.append(request.failure))
     tab.goto((tmp_path / "show.html").as_uri())
     tab.wait_for_selector("html[data-ready=yes]", timeout=120_000)
     yield tab
-    assert troubles == []
-    assert addresses == [(tmp_path / "show.html").as_uri()]
+    # Older releases of plotly ask for a style of their maps, which the page's policy refuses.
+    assert [
+        text for text in troubles if "violates the following Content Security" not in text
+    ] == []
+    assert set(refused) <= {"csp"}
+    assert answered == [(tmp_path / "show.html").as_uri()]
     context.close()
 
 
