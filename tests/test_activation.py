@@ -131,6 +131,11 @@ def visit(first: str) -> dict[str, Any]:
             importlib.import_module(first)
         except ImportError as error:
             return {"error": repr(error), "missing": error.name}
+        except AttributeError as error:
+            # mergekit.evo asks lm-eval for a module that it has beside vLLM alone.
+            if getattr(error.obj, "__name__", "") != "lm_eval.models":
+                raise
+            return {"error": repr(error), "missing": "vllm"}
         import mergekit.merge
         import mergekit.merge_methods
         import mergekit.plan  # noqa: F401
@@ -154,7 +159,8 @@ def hide_torch(names: list[str]) -> None:
     from types import ModuleType
 
     for name in names:
-        with contextlib.suppress(ImportError):
+        # Which of them fail for lack of an extra is told by :func:`visit`.
+        with contextlib.suppress(ImportError, AttributeError):
             importlib.import_module(name)
     hidden = {}
     for name in list(sys.modules):
