@@ -21,6 +21,7 @@ from mergekit_lines.errors import LinesError, reason
 from mergekit_lines.host.process import available_cores, shared_threads
 
 STORE = 256 << 20  # bytes for what is handed between processes: plans and numbers, no weights
+STARTS = 3  # of a Ray of its own: Ray waits 30 s for it, and on a busy machine it takes longer
 SHORT = 20  # of a folder's path; a socket's may have 107 bytes, and 84 stand behind it
 # Before Ray is imported: it reports nothing, says nothing, and leaves CUDA_VISIBLE_DEVICES alone
 # where a task asks for no GPU.
@@ -164,15 +165,11 @@ def _session(ray: Any, failure: str, **options: Any) -> Iterator[None]:
     """Connect this process, and put its signals back, of which Ray takes SIGTERM."""
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
+    local = "num_cpus" in options
+    options |= {"include_dashboard": False if local else None, "log_to_driver": False}
     try:
-        ray.init(
-            include_dashboard=False if options.get("num_cpus") else None,
-            log_to_driver=False,
-            logging_level="CRITICAL",
-            **options,
-        )
+        _connect(ray, STARTS if local else 1, logging_level="CRITICAL", **options)
     except Exception as error:  # Ray raises that too, where this machine is none of its own
-        ray.shutdown()
         raise LinesError(
             f"{failure} ({reason(error)}). See that Ray runs (`ray status`), in the same version "
             f"of Ray and Python and with the same RAY_AUTH_MODE on every machine."
@@ -184,6 +181,19 @@ def _session(ray: Any, failure: str, **options: Any) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(ray: Any, attempts: int, **options: Any) -> None:
+    """Let Ray start or join, more than once where the first attempt fails."""
+    for attempt in range(attempts):
+        try:
+            ray.init(**options)
+        except Exception:
+            ray.shutdown()
+            if attempt == attempts - 1:
+                raise
+        else:
+            return
 
 
 def _room(resources: Mapping[str, float], demands: Mapping[str, float]) -> int:

@@ -7,6 +7,9 @@ not see what lies in the folder PRIVATE.
 import ctypes
 import os
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 from ray.cluster_utils import Cluster
 
@@ -27,12 +30,18 @@ def hide(folder: str) -> None:
     checked(libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, None))
 
 
-cluster = Cluster(
-    initialize_head=True,
-    head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20},
-)
+def started(start: Callable[[], Any]) -> Any:
+    """Return what starts a node: Ray waits 30 s for one, and on a busy machine it takes longer."""
+    for _ in range(2):
+        with suppress(Exception):
+            return start()
+    return start()
+
+
+head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20}
+cluster = started(lambda: Cluster(initialize_head=True, head_node_args=head))
 hide(sys.argv[1])
-cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+started(lambda: cluster.add_node(num_cpus=1, object_store_memory=100 << 20))
 sys.stdout.write(f"{cluster.address}\n")
 sys.stdout.flush()
 sys.stdin.read()

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from click.testing import CliRunner, Result
 from mergekit_lines.checkpoint.writer import Slot, lay_out
 from mergekit_lines.cli import main
 from mergekit_lines.cli.options.workers import shared_among
-from mergekit_lines.cluster.connection import connected
+from mergekit_lines.cluster.connection import _session, connected
 from mergekit_lines.errors import LinesError
 from mergekit_lines.plan.sizes import idle_workers
 from tests.e2e.runner import environment, recipe_text
@@ -24,7 +25,7 @@ from tests.models import weights_digest
 
 LOCAL = """
 import glob, json, os, signal, sys, tempfile
-from mergekit_lines.cluster.connection import connected
+from mergekit_lines.cluster.connection import _session, connected
 
 with connected(2, None) as connection:
     def work():
@@ -141,3 +142,32 @@ def test_fewer_shards_than_workers_are_told(shards: int, workers: int) -> None:
     advised = int(text.rpartition("--out-shard-size ")[2].split("M")[0]) * 1_000_000
     assert len(lay_out(slots, advised)) >= 2 * workers
     assert idle_workers(lay_out(slots, advised), workers) is None
+
+
+class Slow:
+    """Stands for Ray on a machine that is too busy for its first attempts."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures, self.calls = failures, list[str]()
+
+    def init(self, **_options: Any) -> None:
+        self.calls.append("init")
+        if self.calls.count("init") <= self.failures:
+            raise RuntimeError("The current node timed out during startup")
+
+    def shutdown(self) -> None:
+        self.calls.append("shutdown")
+
+
+def test_a_ray_that_does_not_come_up_in_time_is_started_again() -> None:
+    """One of the command's own has three attempts, one that is joined has one; then it is told."""
+    ray = Slow(2)
+    with _session(ray, "no Ray", address="local", num_cpus=1):
+        assert ray.calls == ["init", "shutdown"] * 2 + ["init"]
+    for ray, options in ((Slow(3), {"num_cpus": 1}), (Slow(1), {})):
+        with (
+            pytest.raises(LinesError, match=r"^no Ray .*timed out during startup"),
+            _session(ray, "no Ray", address="here", **options),
+        ):
+            pytest.fail("it is connected")
+        assert ray.calls == ["init", "shutdown"] * ray.failures
