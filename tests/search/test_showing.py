@@ -284,3 +284,17 @@ def test_a_hostile_name_is_text_in_a_browser(opened: Any) -> None:
     opened.wait_for_selector("#details:not([hidden])")
     assert HOSTILE in opened.inner_text("#table")
     assert opened.locator("img[src=x]").count() == 0
+
+
+def test_a_script_that_slipped_in_does_not_run(browser: Any, tmp_path: Path) -> None:
+    """The page's policy runs its own two scripts and no other."""
+    sweep_folder(tmp_path)
+    show(tmp_path, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    planted = "</h1><script>document.title = 'planted'</script>"
+    (tmp_path / "page.html").write_text(text.replace("</h1>", planted, 1), encoding="utf-8")
+    tab = browser.new_page()
+    tab.goto((tmp_path / "page.html").as_uri())
+    tab.wait_for_selector("html[data-ready=yes]", timeout=120_000)
+    assert tab.title() != "planted"
+    tab.close()
