@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -134,10 +134,12 @@ class RayMeters:
         gpus = _wants_gpu(self._opening.model)
         threads = self._opening.model.get("num_threads")
         with self._stack as stack:
+            silence = stack.enter_context(ExitStack())  # which lasts until Ray has gone
             self._connection = stack.enter_context(
                 connected(self._workers, self._address, threads=threads, gpus=gpus)
             )
             self._ray = self._connection.ray
+            silence.enter_context(_without_remarks(self._ray))
             begun = [self._begun() for _ in range(self._connection.workers)]
             facts = [self._answer(opened) for _, opened in begun]
             self._facts = _alike(facts)
@@ -243,6 +245,24 @@ class RayMeters:
             f"of their machines enough?"
         )
         return Measurement(Record(job.split, dict(job.recipe), None, {}, 0.0, (problem,)))
+
+
+@contextmanager
+def _without_remarks(ray: Any) -> Iterator[None]:
+    """Keep back what Ray writes about a lost worker: on stdout, where a search's tables stand.
+
+    It has no setting for that; where it calls its function by another name, it says it.
+    """
+    module, name = ray._private.worker, "print_to_stdstream"
+    original = getattr(module, name, None)
+    if original is None:
+        yield
+        return
+    setattr(module, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
 
 
 def _wants_gpu(model: Mapping[str, Any]) -> bool:
