@@ -115,15 +115,17 @@ def test_compiling_imports_nothing_from_the_working_directory(fresh, monkeypatch
     assert loading.cache_file().stat().st_mode & 0o077 == 0
 
 
-def test_a_user_without_a_home(fresh, monkeypatch, capfd):
+def test_a_user_without_a_home(fresh, monkeypatch, capfd, tmp_path):
     """What is compiled serves this run alone where there is no place to keep it."""
 
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    code = fresh.read_bytes()[loading.DIGEST :]
+    code = tmp_path / "code"
+    code.write_bytes(fresh.read_bytes()[loading.DIGEST :])
+    command = f"import shutil, sys; shutil.copyfile({str(code)!r}, sys.argv[1])"
     monkeypatch.setattr(loading, "cache_folder", homeless)
-    monkeypatch.setattr(loading, "_COMMAND", f"import sys; open(sys.argv[1], 'wb').write({code!r})")
+    monkeypatch.setattr(loading, "_COMMAND", command)
     assert isinstance(loading.library(1), Library)
     assert "for this run alone: RuntimeError: Could not determine" in capfd.readouterr().err
 
