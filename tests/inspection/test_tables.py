@@ -38,7 +38,7 @@ INPUT = {
     *("model", "checkpoint", "download", "merge", "calibration", "cuts", "adapter", "copy", "read"),
 }
 TOTALS = {"tensors", "parameters", "output", "read", "download", "disk", "memory"}
-MEMORY = {"process", "tensor", "loaded", "total", "device"}
+MEMORY = {"process", "tensor", "loaded", "total", "device", "workers"}
 
 
 def test_json_keeps_its_form(sound: Models, tmp_path: Path) -> None:
