@@ -14,7 +14,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mergekit_lines._version import __version__
 from mergekit_lines.checkpoint.opened import OpenedModels
 from mergekit_lines.checkpoint.partial import Partial
 from mergekit_lines.checkpoint.state import shard_digest
@@ -36,7 +35,6 @@ from mergekit_lines.engine.tasks import EngineTask, LinesTask, WriteTask
 from mergekit_lines.errors import LinesError, ResumableError, reason
 from mergekit_lines.kernels.compiled.loading import library
 from mergekit_lines.plan.sizes import idle_workers
-from mergekit_lines.report.file import versions
 
 LOSSES = 20  # of the workers on one shard; what kills that many kills the next one too
 UNIT = "tensors"
@@ -86,7 +84,7 @@ def crew(
         folder / f"workers-{token[:8]}",
         token,
         Path.cwd(),
-        {"mergekit-lines": __version__, **versions()},
+        worker.environment(),
     )
     place.folder.mkdir()
     try:
@@ -175,7 +173,7 @@ class RayCrew:
                     raise failed
                 problems += [one.under(f"machine {name}") for one in failed.problems]
         if problems:
-            raise LinesError(problems)
+            raise ResumableError(problems)
 
     def gather(
         self,
@@ -321,9 +319,9 @@ def _attempt(sent: Sent, losses: Counter[int]) -> str:
     return f"{sent.number:06d}.{losses[sent.number]}-"
 
 
-def _failed(place: str, error: Any) -> LinesError:
+def _failed(place: str, error: Any) -> ResumableError:
     cause = getattr(error, "cause", None) or error
-    return LinesError(
+    return ResumableError(
         f"{place}a worker failed ({reason(cause)}). Has every machine the same environment, with "
         f"mergekit-lines in it? OUT was not made."
     )

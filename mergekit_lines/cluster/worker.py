@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ from mergekit_lines.cluster.shared import (
 )
 from mergekit_lines.engine.engine import Engine, ending
 from mergekit_lines.engine.walks import execute, walk, writing
-from mergekit_lines.errors import LinesError, some
+from mergekit_lines.errors import LinesError, ResumableError, some
 from mergekit_lines.kernels.compiled.loading import library
 from mergekit_lines.methods.registry import resolve
 from mergekit_lines.report.file import versions
@@ -121,18 +122,27 @@ def _check(place: Place) -> None:
     except (OSError, ValueError):
         token = ""
     if token != place.token:
-        raise LinesError(
+        raise ResumableError(
             f"does not see {place.folder.parent.parent} as this machine does, wanted one storage "
             f"that all of them share under one path. Choose an OUT there."
         )
-    own = {"mergekit-lines": mergekit_lines.__version__, **versions()}
+    own = environment()
     unlike = [f"{name} {own.get(name)}" for name in place.versions if not _same(own, place, name)]
     if unlike:
         wanted = [f"{name} {place.versions[name]}" for name in place.versions]
-        raise LinesError(
+        raise ResumableError(
             f"has {some(unlike, 3)}, wanted what this machine has ({some(wanted, 9)}): the same "
             f"merge may give other bytes there. Install one environment for all."
         )
+
+
+def environment() -> dict[str, str]:
+    """Return what the bytes of a merge hang on beside its inputs, of this machine.
+
+    The order in which torch sums hangs on what the processor can do.
+    """
+    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {"mergekit-lines": mergekit_lines.__version__, **versions(), "processor": processor}
 
 
 def _same(own: Mapping[str, str], place: Place, name: str) -> bool:
@@ -172,13 +182,13 @@ def _open(place: Place, content: bytes) -> _Opened:
             models.add(one.model, loader, one.adapter, one.copied_from)
         own = facts(models)
     except (LinesError, OSError) as error:
-        raise LinesError(
+        raise ResumableError(
             f"cannot open the models that this machine has opened ({error}). Keep them on storage "
             f"that all machines share, or copy them to the same path with their times (rsync -a)."
         ) from error
     unlike = [Path(file).name for file, one in merge.facts.items() if own.get(file) != one]
     if unlike or own.keys() != merge.facts.keys():
-        raise LinesError(
+        raise ResumableError(
             f"has other models under the paths of the recipe ({some(unlike, 3)} differ in size, "
             f"header or time of change). Keep them on storage that all machines share, or copy "
             f"them with their times (rsync -a)."
