@@ -332,6 +332,7 @@ def test_without_optuna_a_search_says_what_to_install(
     """In one sentence, before a model is opened; a sweep works as ever."""
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(str(place))
+    monkeypatch.delitem(sys.modules, "probes", raising=False)  # another test's, of that name
     refused = CliRunner().invoke(main, [*SEARCH[1:], "--out", "out"])
     assert refused.exit_code == 1
     assert "pip install 'mergekit-lines[search]'" in refused.output

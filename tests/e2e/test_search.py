@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -306,6 +307,7 @@ def test_sweep_of_gamma_keeps_the_uniform_neighbour_plain(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "probes.py").write_text(PROBES)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "probes", raising=False)  # another test's, of that name
     recipe = {
         "merge_method": "lines_postprocess",
         "base_model": llama_base,
