@@ -185,8 +185,10 @@ class TensorPieces:
 
     def map(self, function: Callable[[int], T]) -> list[T]:
         """Return ``function(i)`` for every piece, in their order."""
-        places = self.models + searches(self._merge, math.prod(self.shape))
-        _, threads = held_at_once(self.bounds, self.dtype.itemsize, places, self._device)
+        sought = searches(self._merge, math.prod(self.shape)) if self.library else 0
+        _, threads = held_at_once(
+            self.bounds, self.dtype.itemsize, self.models + sought, self._device
+        )
         return self._workers.map(function, len(self.bounds), threads)
 
 

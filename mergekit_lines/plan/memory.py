@@ -28,6 +28,7 @@ from mergekit_lines.engine.held import held_bytes, reads_twice, searches
 from mergekit_lines.engine.pieces import cut, held_at_once
 from mergekit_lines.engine.tasks import LinesTask
 from mergekit_lines.host.process import available_cores
+from mergekit_lines.kernels.compiled.loading import worth_while
 from mergekit_lines.kernels.floors import BINS
 from mergekit_lines.kernels.pieces import Kernel
 from mergekit_lines.kernels.scale import work_dtype
@@ -88,12 +89,13 @@ def working_bytes(
     """
     allocations = Allocations()
     whole = pieces = 0
+    compiled = worth_while(sum(tensor.entries for tensor in sizes.tensors))
     for tensor in sizes.tensors:
         with tensor.item.task.failures({}):
             merge = tensor.item.task.kernel(tensor.inputs)
         if merge is not None and tensor.entries:
             whole = max(whole, peak(tensor.temporaries))
-            pieces = max(pieces, _pieces(tensor, merge, device, threads))
+            pieces = max(pieces, _pieces(tensor, merge, device, threads, compiled=compiled))
             continue
         logs = [allocations.of(tensor)]
         if tensor.item.weight.name in calibrated:
@@ -113,16 +115,18 @@ def _device(name: str) -> torch.device:
         return torch.device("cpu")
 
 
-def _pieces(tensor: Sized, merge: Kernel, device: torch.device, threads: int | None) -> int:
+def _pieces(
+    tensor: Sized, merge: Kernel, device: torch.device, threads: int | None, *, compiled: bool
+) -> int:
     """Return what the threads hold while a tensor goes through memory in pieces."""
     width = max(work_dtype(dtype).itemsize for dtype in tensor.inputs.values())
     bounds = cut(tensor.shape, merge, device)
-    places = len(tensor.inputs) - 1 + searches(merge, tensor.entries)
+    places = len(tensor.inputs) - 1 + (searches(merge, tensor.entries) if compiled else 0)
     held, at_once = held_at_once(bounds, width, places, device)
     threads = (threads or available_cores()) if device.type == "cpu" else DEVICE_THREADS
     count = min(threads, len(bounds), at_once)
     kept = 0
-    if device.type == "cpu" and reads_twice(merge):
+    if compiled and device.type == "cpu" and reads_twice(merge):
         kept = held_bytes(tensor.entries, [dtype.itemsize for dtype in tensor.inputs.values()])
     return count * held + kept + merge.beside(tensor.shape, width)
 

@@ -52,12 +52,18 @@ def library(entries: int, say: Callable[[str], None] = tell) -> Library | None:
     setting = os.environ.get(SETTING)
     if setting not in (None, "torch", "compiled"):
         raise LinesError(f"{SETTING}: found {setting!r}, wanted torch or compiled. Unset it.")
-    if setting == "torch" or (entries < LEAST and setting != "compiled"):
+    if not worth_while(entries):
         return None
     with _LOADING:
         if not _LOADED:
             _LOADED.append(_load(say))
         return _LOADED[0]
+
+
+def worth_while(entries: int) -> bool:
+    """Tell whether a merge of so many entries uses compiled kernels, where they can be had."""
+    setting = os.environ.get(SETTING)
+    return setting == "compiled" or (setting != "torch" and entries >= LEAST)
 
 
 def _load(say: Callable[[str], None]) -> Library | None:
