@@ -41,7 +41,8 @@ from mergekit_lines.figures.drawing import fit_height, legend_below, number_tick
 from mergekit_lines.figures.parts import looks_of
 from mergekit_lines.report.file import versions
 from mergekit_lines.search.bench import LINES, UNIFORM
-from mergekit_lines.search.sweep import Point, Sweep
+from mergekit_lines.search.store import Record
+from mergekit_lines.search.sweep import Sweep
 
 GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TINY_GAMMAS = (0.0, 0.5, 1.0)
@@ -128,25 +129,25 @@ def choice(swept: Sweep, lines: Sequence[str], mirror: Sequence[str]) -> dict[st
         return max(listed, key=lambda each: points[each].scores[LINES])
 
     own = best(lines)
-    mean, even = mean_of(points[own]), swept.best_uniform
+    mean, even = mean_of(points[own].lines), mean_of(swept.best_uniform[0])
     return {
         LINES: own,
         EQUAL: ends(mean, mean),
-        BEST: ends(mean_of(even), mean_of(even)),
+        BEST: ends(even, even),
         REVERSED: best(mirror),
     }
 
 
-def mean_of(point: Point) -> float:
-    """Return the mean coefficient of the blocks at a point."""
-    return round(point.records[LINES].mean, 6)
+def mean_of(record: Record) -> float:
+    """Return the mean coefficient of the blocks."""
+    return round(record.mean, 6)
 
 
 def measured(swept: Sweep) -> dict[str, Accuracies]:
     """Return validation accuracies by the coefficients' ends: LiNeS, reversed, uniform; inputs."""
     values = {}
     for point in swept.points:
-        mean = mean_of(point)
+        mean = mean_of(point.lines)
         for key, way in (
             (str(point.settings["parameters.schedule"]), LINES),
             (ends(mean, mean), UNIFORM),

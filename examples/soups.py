@@ -142,7 +142,7 @@ def named(soup: str, way: str) -> str:
 
 def choice(swept: Sweep) -> dict[str, tuple[float, dict[str, Any]]]:
     """Return mean coefficient and parameters of each way; of equals the first."""
-    even = swept.best_uniform.records[UNIFORM]
+    even, _ = swept.best_uniform
     own = swept.best.records
     records = {
         PLAIN: swept.best.records[UNSCALED],

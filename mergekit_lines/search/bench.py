@@ -19,7 +19,7 @@ from mergekit_lines.search.measuring.means import (
     UNIFORM,
     UNSCALED,
     Recipe,
-    uniform,
+    of_equal_mean,
     unscaled,
 )
 from mergekit_lines.search.measuring.meters import (
@@ -254,8 +254,7 @@ def three_ways(recipe: Recipe) -> Task[dict[str, Record]]:
     records = {LINES: (yield Job(recipe))}
     mean = records[LINES].mean
     if mean is not None:
-        # Schedules of one mean share one measurement: their sums differ in roundings.
-        records[UNIFORM] = yield Job(uniform(recipe, float(f"{mean:.12g}")))
+        records[UNIFORM] = yield Job(of_equal_mean(recipe, mean))
     return {**records, UNSCALED: (yield Job(unscaled(recipe)))}
 
 

@@ -12,7 +12,14 @@ from mergekit_lines.errors import LinesError, some
 from mergekit_lines.evaluate import Metric
 from mergekit_lines.figures.web import Axis, Dot, Page, check_plotly, html_of
 from mergekit_lines.search.judge import Judge
-from mergekit_lines.search.measuring.means import LINES, UNIFORM, UNSCALED, uniform, unscaled
+from mergekit_lines.search.measuring.means import (
+    LINES,
+    UNIFORM,
+    UNSCALED,
+    of_equal_mean,
+    uniform,
+    unscaled,
+)
 from mergekit_lines.search.objective import MEAN, parse_objective
 from mergekit_lines.search.store import (
     BEST,
@@ -117,7 +124,9 @@ def _ways(folder: Path, measured: Sequence[Record]) -> list[str]:
             ways.append(INPUT)
             continue
         try:
-            plain, flat = unscaled(one.recipe), uniform(one.recipe, one.mean)
+            plain, flat = unscaled(one.recipe), of_equal_mean(one.recipe, one.mean)
+            alpha: Any = (one.recipe.get("parameters") or {}).get("alpha")
+            is_flat = one.recipe == uniform(one.recipe, alpha)
         except (TypeError, ValueError, AttributeError):
             raise LinesError(
                 f"{folder}: found a result whose recipe is none: {some(list(one.recipe))}. Take "
@@ -125,7 +134,7 @@ def _ways(folder: Path, measured: Sequence[Record]) -> list[str]:
             ) from None
         if key in beside:
             ways.append(beside[key])
-        elif searched and LINES in ways and one.recipe == flat:
+        elif searched and LINES in ways and is_flat:
             ways.append(SEARCHED)
         else:
             ways.append(LINES)

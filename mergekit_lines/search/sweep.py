@@ -73,10 +73,15 @@ class Sweep:
         return LINES in self.test and not self.test[LINES].problems
 
     @property
-    def best_uniform(self) -> Point | None:
-        """The point whose uniform coefficient scores highest, if any has a score."""
-        scored = [point for point in self.points if UNIFORM in point.scores]
-        return max(scored, key=lambda point: point.scores[UNIFORM], default=None)
+    def best_uniform(self) -> tuple[Record, float] | None:
+        """The uniform coefficient that scores highest, 1 among them, with its score, if any has."""
+        scored = [
+            (point.records[way], point.scores[way])
+            for way in (UNIFORM, UNSCALED)
+            for point in self.points
+            if way in point.scores
+        ]
+        return max(scored, key=lambda rival: rival[1], default=None)
 
 
 def sweep(
@@ -184,7 +189,7 @@ def _tested(bench: Bench, recipe: Recipe, swept: Sweep) -> dict[str, Record]:
     recipes[LINES] = recipe
     others = {UNIFORM: swept.best.records.get(UNIFORM)}
     if swept.best_uniform is not None:
-        others["uniform, best"] = swept.best_uniform.records[UNIFORM]
+        others["uniform, best"] = swept.best_uniform[0]
     others[UNSCALED] = swept.best.records[UNSCALED]
     recipes |= {name: record.recipe for name, record in others.items() if record is not None}
     records = bench.all([Job(each, "test") for each in recipes.values()])
@@ -194,15 +199,15 @@ def _tested(bench: Bench, recipe: Recipe, swept: Sweep) -> dict[str, Record]:
 def _write_rival(path: Path, result: Sweep) -> None:
     """Write the best uniform coefficient's recipe where it scores higher than LiNeS; else none."""
     rival = result.best_uniform
-    if rival is None or rival.scores[UNIFORM] <= result.best.scores[LINES]:
+    if rival is None or rival[1] <= result.best.scores[LINES]:
         path.unlink(missing_ok=True)
         return
-    score = rival.scores[UNIFORM]
+    record, score = rival
     head = (
         f"# The best uniform coefficient of a sweep of {len(result.points)} points\n"
         f"# (objective {result.objective}: {score:.6g} on validation data, more than LiNeS's).\n"
     )
-    write_recipe(path, rival.records[UNIFORM].recipe, head)
+    write_recipe(path, record.recipe, head)
 
 
 def _head(result: Sweep) -> str:

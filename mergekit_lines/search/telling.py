@@ -82,7 +82,7 @@ def show_sweep(swept: Sweep) -> None:
             console, f"uniform coefficient of that mean, {flat}: {four_digits(same)}; {brought}"
         )
     if rival is not None:
-        flat, score = four_digits(rival.lines.mean), rival.scores[UNIFORM]
+        flat, score = four_digits(rival[0].mean), rival[1]
         verdict = "no better than" if best <= score else "better than"
         against = f"the best uniform coefficient of the grid, {flat}: {four_digits(score)}"
         print_line(console, f"LiNeS is {verdict} {against}")

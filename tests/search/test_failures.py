@@ -159,7 +159,8 @@ def test_weights_that_cannot_be_set_fail_their_point(place: Path) -> None:
     assert set(bad.scores) == {UNSCALED} and set(bad.records) == {LINES, UNSCALED}
     (failure,) = swept.failures
     assert "'alpha': 1000000.0, 'beta': 0.5}: tensor" in failure
-    assert swept.best is good and swept.best_uniform is good
+    assert swept.best is good
+    assert swept.best_uniform == (good.records[UNIFORM], good.scores[UNIFORM])
     show_sweep(swept)
     draw_sweep(swept, Path("figure.png"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,27 @@ def test_uniform_trials_of_a_search(tmp_path: Path) -> None:
     assert [dot.way for dot in page_of(tmp_path).dots] == ["LiNeS", "LiNeS"]
     (tmp_path / "trials.db").touch()
     assert [dot.way for dot in page_of(tmp_path).dots] == ["LiNeS", SEARCHED]
+
+
+def test_roundings_of_a_mean_do_not_make_a_baseline_lines(tmp_path: Path) -> None:
+    """Uniform coefficients are what they are, whatever the sum over 30 blocks rounds to."""
+    lines, ways = [], []
+    for number in range(60):
+        alpha, beta = 0.1 + 0.007 * number, 0.3 + 0.013 * number
+        mean = statistics.fmean(alpha + beta * block / 29 for block in range(30))
+        flat = float(f"{mean:.12g}")  # as searches measure it
+        lines.append(line(recipe(alpha=alpha, beta=beta), mean, acc=0.5))
+        of_flat = statistics.fmean([flat] * 30)
+        lines.append(line(recipe(alpha=flat, beta=0.0), of_flat, acc=0.4))
+        ways += ["LiNeS", "uniform, equal mean"]
+    for number in range(60):
+        alpha = 0.0137 * (number + 1)
+        own = statistics.fmean([alpha] * 30)
+        lines.append(line(recipe(alpha=alpha, beta=0.0), own, acc=0.3))
+        ways.append(SEARCHED)
+    write_lines(tmp_path, *lines)
+    (tmp_path / "trials.db").touch()
+    assert [dot.way for dot in page_of(tmp_path).dots] == ways
 
 
 def test_mean_is_scored_beside_the_models(tmp_path: Path) -> None:

@@ -28,6 +28,14 @@ def uniform(recipe: Recipe, mean: float) -> dict[str, Any]:
     return _one_coefficient(recipe, mean, set())
 
 
+def of_equal_mean(recipe: Recipe, mean: float) -> dict[str, Any]:
+    """Return the uniform recipe that stands beside one of this mean coefficient.
+
+    Schedules of one mean share one measurement: their sums differ in roundings.
+    """
+    return uniform(recipe, float(f"{mean:.12g}"))
+
+
 def words_by_depth(recipe: Recipe) -> set[str]:
     """Return the words of a recipe's parameters that say a coefficient by depth."""
     postprocess = recipe.get("merge_method") == "lines_postprocess"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mergekit_lines.search.measuring.means import LINES, UNIFORM, Recipe
+from mergekit_lines.search.measuring.means import LINES, UNIFORM, UNSCALED, Recipe
 from mergekit_lines.search.propose.space import Space
 from mergekit_lines.search.propose.study import Trial
 from mergekit_lines.search.store import Record
@@ -95,11 +95,11 @@ def best_of(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def best_uniform(result: Search) -> tuple[Recipe, tuple[float, ...]] | None:
-    """Return the uniform coefficient that scores highest by the one objective, if any does."""
+    """Return the uniform coefficient that scores highest by the one objective, 1 among them."""
     rivals = [
         (one.records[way].recipe, one.scores[way])
         for one in (*result.chosen, *result.flat_chosen)
-        for way in (UNIFORM, FLAT)
+        for way in (UNIFORM, FLAT, UNSCALED)
         if way in one.scores
     ]
     return max(rivals, key=lambda rival: rival[1], default=None)

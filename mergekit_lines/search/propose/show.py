@@ -118,13 +118,15 @@ def write_choice(result: Search, out: Path) -> list[Path]:
     """
     for name in (BEST, BEST_UNIFORM, CARD):
         out.joinpath(name).unlink(missing_ok=True)
-    for old in out.joinpath(RECIPES).glob("trial-*.yml"):
-        old.unlink()
+    for pattern in ("trial-*.yml", "uniform-*.yml"):
+        for old in out.joinpath(RECIPES).glob(pattern):
+            old.unlink()
     if len(result.objectives) > 1:
         out.joinpath(RECIPES).mkdir(exist_ok=True)
         paths = []
-        for one in result.chosen:
-            paths.append(out / RECIPES / f"trial-{one.trial.number}.yml")
+        for one in (*result.chosen, *result.flat_chosen):
+            kind = "uniform" if FLAT in one.records else "trial"
+            paths.append(out / RECIPES / f"{kind}-{one.trial.number}.yml")
             write_recipe(paths[-1], one.recipe, _head(result, one))
         return paths
     (one,) = result.chosen
@@ -152,8 +154,9 @@ def _head(result: Search, one: Chosen) -> str:
         f"{text}: {score:.6g}"
         for text, score in zip(result.objectives, one.trial.scores, strict=True)
     )
+    kind = " of uniform coefficients" if FLAT in one.records else ""
     return (
-        f"# Trial {one.trial.number} of a search of {len(result.trials)}: {values}\n"
+        f"# Trial {one.trial.number} of a search of {len(result.trials)}{kind}: {values}\n"
         f"# ({scores} on validation data).\n"
     )
 
