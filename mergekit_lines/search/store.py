@@ -44,6 +44,7 @@ class Record:
         problems: why it failed, in sentences; none where it was measured.
         partials: the objective of parts of the data, in the order in which they were measured.
         pruned: it ended after these.
+        goal: the objective that they are of; none where there are none.
     """
 
     split: str
@@ -54,6 +55,7 @@ class Record:
     problems: tuple[str, ...] = ()
     partials: tuple[float, ...] = ()
     pruned: bool = False
+    goal: str = ""
 
     @property
     def key(self) -> str:
@@ -212,6 +214,7 @@ def _to_json(record: Record) -> dict[str, Any]:
         **({"problems": record.problems} if record.problems else {}),
         **({"partials": record.partials} if record.partials else {}),
         **({"pruned": True} if record.pruned else {}),
+        **({"goal": record.goal} if record.goal else {}),
     }
 
 
@@ -231,6 +234,7 @@ def _from_json(data: Mapping[str, Any]) -> Record:
         problems=problems,
         partials=partials,
         pruned=bool(data.get("pruned", False)),
+        goal=str(data.get("goal", "")),
     )
 
 

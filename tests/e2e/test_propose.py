@@ -397,6 +397,24 @@ def test_trials_below_the_median_are_pruned(shell: Shell, place: Path) -> None:
     assert (place / "calls.txt").stat().st_size == calls
 
 
+def test_parts_measured_for_another_objective_prune_nothing(shell: Shell, place: Path) -> None:
+    """The same folder with another objective: what is kept of the first one's parts is not used."""
+    command = [*SEARCH[:-2], "--prune", "--sampler", "random", "--out", "out"]
+    shell([*command, "--objective", "100 + size", "--trials", "8"], place).succeeded()
+    shell([*command, "--objective", "size", "--trials", "12"], place).succeeded()
+    url = f"sqlite:///{place / 'out' / 'trials.db'}"
+    steps: dict[bool, list[float]] = {}
+    for name in optuna.get_all_study_names(url):
+        own = optuna.load_study(study_name=name, storage=url).get_trials(deepcopy=False)
+        values = [value for trial in own for value in trial.intermediate_values.values()]
+        steps[len(own) == 8] = values
+    assert len(steps[True]) == 8
+    assert min(steps[True]) > 50 > max(steps[False])
+    measured = {json.dumps(one["recipe"]): one["metrics"] for one in records(place)}
+    sizes = [metrics["size"]["value"] for metrics in measured.values() if "size" in metrics]
+    assert set(steps[False]) <= set(sizes)
+
+
 def test_a_front_gives_no_trial_up(shell: Shell, place: Path) -> None:
     """Of several objectives none is above another: refused."""
     refused = shell([*SEARCH, "--objective", "top", "--prune", "--out", "out"], place)

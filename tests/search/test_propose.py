@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import subprocess
 import sys
@@ -109,6 +110,13 @@ def test_keys_that_say_the_same_are_refused() -> None:
         space("blocks=0:1", "beta=0:2")
     with pytest.raises(LinesError, match="found none, wanted at least one of KEY=LOW:HIGH"):
         space()
+    with pytest.raises(LinesError, match=r"found weights and models\.2\.parameters\.weight"):
+        parse_space(["weights=0:1", "models.2.parameters.weight=0:1"], RECIPE)
+    # Under `lines` gamma is a word of the wrap's own, of breadcrumbs for example.
+    assert len(parse_space(["blocks=0:1.5", "gamma=0:0.1"], RECIPE).dimensions) == 5
+    postprocess = {**RECIPE, "merge_method": "lines_postprocess"}
+    with pytest.raises(LinesError, match=r"found blocks and parameters\.gamma"):
+        parse_space(["blocks=0:1.5", "gamma=0:0.1"], postprocess)
 
 
 def test_the_end_of_an_axis_is_seen() -> None:
@@ -174,6 +182,51 @@ def test_an_interrupted_search_proposes_what_a_whole_one_does(tmp_path: Path) ->
             again.tell(proposal, [planted(proposal.values)])
     assert [one.values for one in again.complete()] == [one.values for one in whole.complete()]
     assert all(whole.complete()[number].values == values for number, values in begun)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("owner", [None, "one"])
+@pytest.mark.parametrize("cut", range(6))
+def test_a_proposal_cut_between_its_values_goes_on_with_the_same(
+    tmp_path: Path, sampler: str, owner: str | None, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill after so many writes of the 13th trial: it is taken up, with the values of a whole."""
+    of = space("alpha=0:1", "beta=0:2", "wrap=ties,dare_ties")
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    whole = study(tmp_path / "whole", of, sampler, owner=owner)
+    for proposal in whole.coming(14):
+        whole.tell(proposal, [proposal.values["alpha"]])
+    first = study(tmp_path / "cut", of, sampler, owner=owner)
+    for proposal in first.coming(12):
+        first.tell(proposal, [proposal.values["alpha"]])
+    # Every change of a trial is one of these calls, each of which is there whole or not at all.
+    writes = ("create_new_trial", "set_trial_state_values", "set_trial_user_attr",
+              "set_trial_param")  # fmt: skip
+    left = [cut]
+
+    def counted(name: str) -> None:
+        own = getattr(optuna.storages._CachedStorage, name)
+
+        def write(*values: Any, **more: Any) -> Any:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return own(*values, **more)
+
+        monkeypatch.setattr(optuna.storages._CachedStorage, name, write)
+
+    for name in writes:
+        counted(name)
+    with contextlib.suppress(KeyboardInterrupt):
+        next(first.coming(14))
+        assert cut > 3  # what is not cut has been whole
+    monkeypatch.undo()
+    again = study(tmp_path / "cut", of, sampler, owner=owner)
+    for proposal in again.coming(14):
+        again.tell(proposal, [proposal.values["alpha"]])
+    assert [one.number for one in again.complete()] == list(range(14))
+    assert [one.values for one in again.complete()] == [one.values for one in whole.complete()]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "cmaes"])
@@ -308,7 +361,17 @@ def test_a_locked_database_is_one_sentence(tmp_path: Path) -> None:
     assert next(asked.coming(1)).number == 0
 
 
-@pytest.mark.parametrize("url", ["nowhere", "mysql://me:secret@127.0.0.1:1/x", "x://me:secret@y"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nowhere",
+        "mysql://me:secret@127.0.0.1:1/x",
+        "x://me:secret@y",
+        "postgres//me:p@secret@y/x",
+        "me:secret",
+        "mysql://y/x?user=me&password=secret",
+    ],
+)
 def test_a_storage_that_cannot_be_had_is_told_without_its_password(url: str) -> None:
     """No URL, no driver and no such database are each one sentence."""
     with pytest.raises(LinesError, match="--storage") as caught:

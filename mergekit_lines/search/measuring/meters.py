@@ -198,7 +198,8 @@ class Meter:
         if not metrics and not problems and not pruned:
             problems = (f"the evaluators of {job.split} gave no metric. Check them.",)
         seconds = time.monotonic() - begun
-        outcome = mean, metrics, seconds, problems, tuple(partials), pruned
+        goal = str(early.goal) if early is not None and partials else ""
+        outcome = mean, metrics, seconds, problems, tuple(partials), pruned, goal
         record = Record(job.split, dict(job.recipe), *outcome)
         digests = {} if problems or pruned else digests_of(chosen)
         return Measurement(record, digests, tuple(notes))

@@ -288,7 +288,9 @@ class _Searching:
             before = len(self._bench.failures)
             scores = self._scores({"": record}).get("")
             problems = [*record.problems, *self._bench.failures[before:], ""]
-            partials = record.partials if len(self._judges) == 1 else ()
+            # A record may be of a run that asked for something else: its parts say nothing here.
+            own = len(self._plan.goals) == 1 and record.goal == str(self._plan.goals[0])
+            partials = record.partials if own else ()
             study.tell(proposal, scores, problems[0], partials, pruned=record.pruned)
 
         for proposal in study.coming(self._plan.trials):

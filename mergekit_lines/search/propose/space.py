@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -10,7 +11,7 @@ from typing import Any, TypeAlias
 from mergekit_lines.errors import LinesError, nearest
 from mergekit_lines.recipe.settings import full_key, tuned_entries
 from mergekit_lines.search.axes import Axis, end_of_values, parse_axis
-from mergekit_lines.search.measuring.means import BY_DEPTH, Recipe, words_by_depth
+from mergekit_lines.search.measuring.means import Recipe, words_by_depth
 
 BLOCKS, WEIGHTS = "blocks", "weights"  # keys of several numbers
 VALUES, MOST_VALUES = 4, 64  # of blocks: by default, and at most
@@ -159,11 +160,17 @@ def parse_space(texts: Sequence[str], recipe: Recipe) -> Space:
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
         raise LinesError(f"--set: found {', '.join(twice)} twice, wanted each key once.")
-    by_depth = [key for key in keys if key.removeprefix("parameters.") in (*BY_DEPTH, "gamma")]
+    words = words_by_depth(recipe)
+    by_depth = [key for key in keys if key.removeprefix("parameters.") in words]
     if BLOCKS in keys and by_depth:
         raise LinesError(
             f"--set: found blocks and {', '.join(by_depth)}, wanted one of them: the coefficients "
             f"of all blocks leave nothing for it to say."
+        )
+    own = [key for key in keys if re.fullmatch(r"models\.\d+\.parameters\.weight", key)]
+    if WEIGHTS in keys and own:
+        raise LinesError(
+            f"--set: found weights and {', '.join(own)}, wanted one of them: both set one value."
         )
     return space
 

@@ -97,9 +97,10 @@ def without_password(url: str) -> str:
     from sqlalchemy.exc import ArgumentError
 
     try:
-        return make_url(url).render_as_string(hide_password=True)
+        return make_url(url).set(query={}).render_as_string(hide_password=True)
     except (ArgumentError, ValueError):
-        return url.partition("@")[2] or url
+        # Of what is no URL nothing is shown that could hold a password.
+        return url.rpartition("@")[2].partition("?")[0] if "@" in url else url.partition(":")[0]
 
 
 def open_storage(url: str) -> Any:

@@ -46,8 +46,8 @@ class Trial:
 class Study:
     """The trials of one space, in one storage.
 
-    The sampler is seeded by the number of each trial, so that an interrupted search goes on as
-    one that was not interrupted.
+    The sampler is seeded by the number of each trial, and all of a proposal is stored at once, so
+    that an interrupted search goes on as one that was not interrupted.
 
     Args:
         name: of the study in its storage.
@@ -84,6 +84,7 @@ class Study:
                 study_name=name,
                 directions=["maximize"] * goals,
                 load_if_exists=True,
+                sampler=optuna.samplers.RandomSampler(),  # see _proposed for what proposes
                 pruner=optuna.pruners.NopPruner(),
             )
 
@@ -114,7 +115,7 @@ class Study:
             unfinished = [trial for trial in self._trials("RUNNING") if self._is_own(trial)]
             for trial in self._trials("FAIL"):
                 if self._is_own(trial):
-                    again = {AGAIN_KEY: trial.number}
+                    again = {AGAIN_KEY: trial.number, **self._owned()}
                     self._study.enqueue_trial(trial.params, user_attrs=again)
         for trial in unfinished:
             yield self._again(trial)
@@ -128,26 +129,59 @@ class Study:
         import optuna
 
         with working_with(self._url):
-            self._study.sampler = self._seeded(trial.number)
             return self._proposal(optuna.Trial(self._study, trial._trial_id))
 
     def _new(self) -> Proposal:
         with working_with(self._url):
-            self._study.sampler = self._seeded(len(self._study.get_trials(deepcopy=False)))
+            if not self._trials("WAITING"):
+                self._study.add_trial(self._proposed())
             trial = self._study.ask()
             if self._owner is not None:
                 trial.set_user_attr(OWNER_KEY, self._owner)
             return self._proposal(trial)
+
+    def _proposed(self) -> Any:
+        """Return a trial with all its values, as the sampler proposes it by those that are there.
+
+        It is made in memory: values that are stored one by one, as Optuna does by itself, hang on
+        where an interrupted run had stopped between them.
+        """
+        import optuna
+        from optuna.trial import TrialState
+
+        trials = self._study.get_trials(deepcopy=True)
+        memory = optuna.storages.InMemoryStorage()
+        number = memory.create_new_study(self._study.directions, "copy")
+        for trial in trials:
+            if trial.state == TrialState.WAITING:  # another machine's, that asks would take
+                trial.state = TrialState.RUNNING
+            memory.create_new_trial(number, template_trial=trial)
+        study = optuna.load_study(
+            study_name="copy", storage=memory, sampler=self._seeded(len(trials))
+        )
+        trial = study.ask()
+        values = {one.name: _suggest(trial, one) for one in self._space.dimensions}
+        # What the sampler notes of a trial is of use to the later ones.
+        notes = memory.get_trial_system_attrs(trial._trial_id)
+        return optuna.trial.create_trial(
+            state=TrialState.WAITING,
+            user_attrs=self._owned(),
+            system_attrs={**notes, "fixed_params": values},
+        )
+
+    def _owned(self) -> dict[str, str]:
+        # Whatever is in the database has an owner, who takes it up again.
+        return {} if self._owner is None else {OWNER_KEY: self._owner}
 
     def _proposal(self, trial: Any) -> Proposal:
         proposed = {one.name: _suggest(trial, one) for one in self._space.dimensions}
         return Proposal(trial.number, self._space.values(proposed), trial)
 
     def _seeded(self, number: int) -> Any:
-        """Return the sampler for one trial."""
+        """Return the sampler for one trial; two machines shall not propose the same."""
         import optuna
 
-        text = f"{self._seed} {number}"
+        text = f"{self._seed} {number}" + (f" {self._owner}" if self._owner else "")
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % (2**31)
         match self._sampler:
             case "cmaes":
