@@ -12,16 +12,17 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from mergekit_lines.errors import LinesError, reason
+from mergekit_lines.errors import LinesError, ResumableError, reason
 from mergekit_lines.host.process import available_cores, shared_threads
 
 STORE = 256 << 20  # bytes for what is handed between processes: plans and numbers, no weights
 STARTS = 3  # of a Ray of its own: Ray waits 30 s for it, and on a busy machine it takes longer
+PATIENCE = 60.0  # seconds, after which it is asked whether there is still a machine that can work
 SHORT = 20  # of a folder's path; a socket's may have 107 bytes, and 84 stand behind it
 # Before Ray is imported: it reports nothing, says nothing, and leaves CUDA_VISIBLE_DEVICES alone
 # where a task asks for no GPU.
@@ -55,6 +56,22 @@ class Connection:
     threads: int
     demands: Mapping[str, float]
     is_local: bool
+
+    def first_of(self, references: Sequence[Any]) -> Any:
+        """Return one of them that is done, as soon as there is one.
+
+        Raises:
+            ResumableError: no machine that is left has room for a worker.
+        """
+        while True:
+            done, _ = self.ray.wait(list(references), num_returns=1, timeout=PATIENCE)
+            if done:
+                return done[0]
+            if not self.nodes():
+                raise ResumableError(
+                    "no machine of the cluster that is still there has room for a worker. Start "
+                    "Ray on some again, and run the same command to go on."
+                )
 
     def nodes(self) -> dict[str, str]:
         """Return the machines that can hold a worker: Ray's name of each, and what people see."""

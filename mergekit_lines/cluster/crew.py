@@ -30,7 +30,7 @@ from mergekit_lines.cluster.shared import (
     Written,
     packed,
 )
-from mergekit_lines.engine.jobs import States
+from mergekit_lines.engine.jobs import KEPT, States
 from mergekit_lines.engine.tasks import EngineTask, LinesTask, WriteTask
 from mergekit_lines.errors import LinesError, ResumableError, reason
 from mergekit_lines.kernels.compiled.loading import library
@@ -197,7 +197,8 @@ class RayCrew:
 
         for sent, result in self._done(self._sent(tasks, kind, ahead=ahead), send, text):
             early[sent.number] = result.collector
-            self._states[sent.work.shard.file] = result.states
+            if sum(one.numbers for one in self._states.values()) + result.states.numbers <= KEPT:
+                self._states[sent.work.shard.file] = result.states
             while expected in early:  # in the order of the shards, whoever was first
                 collector.join(early.pop(expected))
                 expected += 1
@@ -254,7 +255,7 @@ class RayCrew:
                 while waiting and len(running) < self._connection.workers:
                     one = waiting.popleft()
                     running[send(one, _attempt(one, losses))] = one
-                (reference, *_), _ = self._ray.wait(list(running), num_returns=1)
+                reference = self._connection.first_of(list(running))
                 one = running.pop(reference)
                 result = self._result(reference, one, losses)
                 if result is None:

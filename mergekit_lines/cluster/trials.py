@@ -121,6 +121,7 @@ class RayMeters:
         self._running: dict[Any, tuple[Job, Any]] = {}
         self._losses: Counter[str] = Counter()
         self._idle: list[Any] = []
+        self._opened_soon: dict[Any, Any] = {}  # workers that take the place of lost ones
         self._stack = ExitStack()
         self._connection: Connection
         self._facts: Facts
@@ -148,7 +149,8 @@ class RayMeters:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for worker in [*self._idle, *(worker for _, worker in self._running.values())]:
+        busy = [worker for _, worker in self._running.values()]
+        for worker in (*self._idle, *self._opened_soon.values(), *busy):
             self._ray.kill(worker)
         self._stack.close()
 
@@ -168,13 +170,19 @@ class RayMeters:
             LinesError: a worker cannot measure any more, or not be opened again.
         """
         while True:
-            (reference, *_), _ = self._ray.wait(list(self._running), num_returns=1)
+            # Others go on measuring while a lost one's place has to be found on another machine.
+            reference = self._connection.first_of([*self._running, *self._opened_soon])
+            if reference in self._opened_soon:
+                self._idle.append(self._opened_again(reference))
+                self._send()
+                continue
             job, worker = self._running.pop(reference)
             try:
                 measurement = self._answer(reference)
             except self._ray.exceptions.RayError as error:
                 lost = self._lost(job, type(error).__name__)
-                self._idle.append(self._opened_again())
+                worker, opened = self._begun()
+                self._opened_soon[opened] = worker
                 self._send()
                 if lost is not None:
                     return job, lost
@@ -197,13 +205,13 @@ class RayMeters:
         worker = kind.options(**options).remote(begin)
         return worker, worker.open.remote()
 
-    def _opened_again(self) -> Any:
-        """Start a worker for one that was lost.
+    def _opened_again(self, opened: Any) -> Any:
+        """Return a worker that stands for one that was lost.
 
         Raises:
             ResumableError: this one is lost, too.
         """
-        worker, opened = self._begun()
+        worker = self._opened_soon.pop(opened)
         try:
             self._answer(opened)
         except self._ray.exceptions.RayError as error:

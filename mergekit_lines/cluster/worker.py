@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
@@ -142,7 +143,17 @@ def environment() -> dict[str, str]:
     The order in which torch sums hangs on what the processor can do.
     """
     processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return {"mergekit-lines": mergekit_lines.__version__, **versions(), "processor": processor}
+    own = f"{mergekit_lines.__version__} ({_sources()})"
+    return {"mergekit-lines": own, **versions(), "processor": processor}
+
+
+def _sources() -> str:
+    """Return what two states of this package differ in, which may have one version."""
+    digest = hashlib.sha256()
+    root = Path(mergekit_lines.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _same(own: Mapping[str, str], place: Place, name: str) -> bool:

@@ -54,10 +54,13 @@ class States:
     """What the pass over norms had to know of each tensor, for the merge that follows it.
 
     Draws are not kept, and nothing where numbers of very many pieces would have to be.
+
+    Attributes:
+        numbers: how many are kept.
     """
 
+    numbers: int = 0
     _states: dict[str, tuple[Kernel, int, State]] = field(default_factory=dict)
-    _numbers: int = 0
 
     def keep(self, job: Job, state: Any) -> None:
         """Keep what :func:`prepared` returned."""
@@ -65,8 +68,8 @@ class States:
             return
         self.take(job)
         numbers = sum(2 * len(cut.stay) for cuts in state.cuts for cut in cuts or ())
-        if self._numbers + numbers <= KEPT:
-            self._numbers += numbers
+        if self.numbers + numbers <= KEPT:
+            self.numbers += numbers
             self._states[job.name] = (job.merge, job.seed, replace(state, stays={}))
 
     def take(self, job: Job) -> State | None:
@@ -74,5 +77,5 @@ class States:
         merge, seed, state = self._states.pop(job.name, (None, 0, None))
         if state is None:
             return None
-        self._numbers -= sum(2 * len(cut.stay) for cuts in state.cuts for cut in cuts or ())
+        self.numbers -= sum(2 * len(cut.stay) for cuts in state.cuts for cut in cuts or ())
         return state if (merge, seed) == (job.merge, job.seed) else None

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from click.testing import CliRunner, Result
 from mergekit_lines.checkpoint.writer import Slot, lay_out
 from mergekit_lines.cli import main
 from mergekit_lines.cli.options.workers import shared_among
-from mergekit_lines.cluster.connection import _session, connected
-from mergekit_lines.errors import LinesError
+from mergekit_lines.cluster.connection import Connection, _session, connected
+from mergekit_lines.errors import LinesError, ResumableError
 from mergekit_lines.plan.sizes import idle_workers
-from tests.e2e.runner import environment, recipe_text
+from tests.e2e.runner import STUCK, environment, recipe_text
 from tests.models import weights_digest
 
 LOCAL = """
@@ -40,9 +41,16 @@ print(json.dumps({
     "workers": workers, "names": names, "count": count,
     "handler": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
     "folders": glob.glob(tempfile.gettempdir() + "/lines-ray-*"),
-    "alive": [pid for pid in workers if os.path.exists(f"/proc/{pid}")],
 }))
 """
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a process does anything still: a dead one stays on the table until init takes it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_a_ray_of_its_own_is_private_quiet_and_gone_in_the_end(tmp_path: Path) -> None:
@@ -59,7 +67,13 @@ def test_a_ray_of_its_own_is_private_quiet_and_gone_in_the_end(tmp_path: Path) -
     assert not home.exists()  # where a token would make later clusters refuse whoever has none
     assert len(set(told["workers"])) == told["count"] == 2
     assert told["names"] == ["127.0.0.1"]
-    assert (told["alive"], told["folders"], told["handler"]) == ([], [], True)
+    assert (told["folders"], told["handler"]) == ([], True)
+    end = (
+        time.monotonic() + STUCK
+    )  # they were told to end, and on a busy machine that takes a while
+    while any(map(_is_running, told["workers"])):
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_without_ray_the_flags_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,3 +185,44 @@ def test_a_ray_that_does_not_come_up_in_time_is_started_again() -> None:
         ):
             pytest.fail("it is connected")
         assert ray.calls == ["init", "shutdown"] * ray.failures
+
+
+class Gone:
+    """Stands for a Ray whose machines have gone one after the other."""
+
+    def __init__(self, alive: list[bool]) -> None:
+        self.alive = alive
+
+    def wait(self, references: list[str], **_options: Any) -> tuple[list[str], list[str]]:
+        return [], references
+
+    def nodes(self) -> list[dict[str, Any]]:
+        alive = self.alive.pop(0)
+        room = {"CPU": 1.0}
+        return [{"NodeID": "1", "NodeManagerAddress": "a", "Alive": alive, "Resources": room}]
+
+
+def test_a_cluster_without_machines_is_not_waited_for() -> None:
+    """As long as one is there that has room its work is waited for; then it is told."""
+    ray = Gone([True, True, False])
+    connection = Connection(ray, 1, 1, {"num_cpus": 1.0, "num_gpus": 0.0}, is_local=False)
+    with pytest.raises(ResumableError, match="no machine of the cluster that is still there"):
+        connection.first_of(["work"])
+    assert ray.alive == []
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_the_device_is_known_before_workers_share_it(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` is a GPU for each worker where there is one; the CPU beside --multi-gpu wins."""
+    flags = {"multi_gpu": device == "cpu", "device": device, "cuda": False, "gpu_rich": False}
+    flags |= {"num_threads": 1, "quiet": True}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    if device == "cpu":
+        assert shared_among(None, None, flags) == (None, flags)
+        return
+    cluster, given = shared_among(2, None, flags)
+    assert isinstance(cluster, functools.partial)
+    assert (given["device"], cluster.keywords["gpus"]) == ("cuda", True)

@@ -47,11 +47,16 @@ def shared_among(
         LinesError: the device is one GPU of this machine.
     """
     if workers is None and address is None:
-        workers = _gpus() if flags["multi_gpu"] else None
+        workers = _gpus() if flags["multi_gpu"] and flags["device"] != "cpu" else None
         if not workers:  # --multi-gpu is then told as ignored, as by the stock commands
             return None, flags
         flags = {**flags, "cuda": True}
     device = flags["device"] or ("cuda" if flags["cuda"] or flags["gpu_rich"] else "cpu")
+    if device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        flags = {**flags, "device": device}
     if ":" in device:
         raise LinesError(
             f"--device {device}: found one GPU of a machine, wanted cuda: each worker has a GPU of "
