@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from mergekit_lines.checkpoint.headers import weight_files
 from mergekit_lines.checkpoint.state import MARK, is_ours, read_state
 from mergekit_lines.checkpoint.writer import whole_name
-from mergekit_lines.errors import some
+from mergekit_lines.errors import LinesError, some
 from mergekit_lines.files import CARD, MODULES, RECIPE, REPORT, weights_stem
 
 # What a merge writes beside the weights; none of it is overwritten.
@@ -171,3 +174,38 @@ def _in_the_way(out: Out, moved: Collection[str]) -> Iterator[str]:
                 f"OUT {out.path}: already holds a model or parts of one ({some(held, 3)}), and a "
                 f"merge written over it could load old weights. Choose another OUT or remove it."
             )
+
+
+@contextmanager
+def locked(file: Path, out: Path) -> Iterator[None]:
+    """Hold the lock of ``out``, whose file is gone when nobody holds it.
+
+    Raises:
+        LinesError: another process holds it.
+    """
+    if file.is_symlink():  # what it leads to is nobody's lock
+        raise LinesError(f"{file}: in the way of the lock and not ours. Remove or rename it.")
+    lock = FileLock(file, timeout=0)
+    while True:
+        file.touch()
+        try:
+            before = file.stat()
+            lock.acquire()
+        except Timeout:
+            if not file.exists():  # its holder has just ended
+                continue
+            raise LinesError(
+                f"OUT {out}: another merge is writing to it right now. Wait, or choose another OUT."
+            ) from None
+        except FileNotFoundError:
+            continue
+        # Its last holder may have removed the file that we opened, and who comes next locks
+        # a new one: only the file that is there still counts.
+        if file.exists() and os.path.samestat(file.stat(), before):
+            break
+        lock.release()
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        lock.release()

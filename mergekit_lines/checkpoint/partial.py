@@ -7,31 +7,33 @@ that tells which merge they belong to.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from mergekit_lines.checkpoint.out import Out
+from mergekit_lines.checkpoint.out import Out, locked
 from mergekit_lines.checkpoint.state import (
     MARK,
+    differences,
     has_digest,
     mark_of,
     read_state,
     same_content,
 )
 from mergekit_lines.checkpoint.writer import ShardLayout, check_shard, index_of, sync, whole_name
-from mergekit_lines.errors import LinesError, ResumableError, some
+from mergekit_lines.errors import LinesError, ResumableError, reason, some
 from mergekit_lines.files import index_beside
 
-LAYOUT = "the layout of the output"
+PATIENCE = 30.0  # seconds for processes of a run that was killed to let its files go
 
 
 class Partial:
@@ -41,6 +43,8 @@ class Partial:
         self.path, self.out, self._say = out.partial, out, say
         self._state: dict[str, Any] = {}
         self._writing = threading.Lock()  # a shard ends on a thread of its own
+        self._run = self.path / f".run-{uuid.uuid4().hex}"  # gone where another run has begun
+        self._marked = False  # by that file, until the output is published
         self.begun = False  # what is in the folder is ours
 
     def begin(self, merge: Mapping[str, Any], shards: Sequence[ShardLayout]) -> None:
@@ -57,7 +61,7 @@ class Partial:
         merge = json.loads(json.dumps(merge))
         count = len(list(self.path.glob("*.safetensors")))
         if count and left.get("merge") != merge:
-            differ = _differences(left.get("merge"), merge)
+            differ = differences(left.get("merge"), merge)
             raise LinesError(
                 f"{self.path}: holds {count} shards of an interrupted merge to the same OUT, "
                 f"and that was another one: {some(differ, 5)} differ. Run that merge again to "
@@ -71,6 +75,8 @@ class Partial:
                 f"that was killed or stopped: going on behind them"
             )
         self._state = {**(left if count else {}), "merge": merge, "moving": {}, "digests": digests}
+        self._run.touch()
+        self._marked = True
         self._write_state()
 
     def _whole(self, shards: Sequence[ShardLayout], digests: Any) -> dict[str, str]:
@@ -109,10 +115,38 @@ class Partial:
             self._write_state()
 
     def vouch(self, file: str, digest: str) -> None:
-        """Keep the digest of a shard that is about to be whole."""
+        """Keep the digest of a shard that is about to be whole.
+
+        Raises:
+            ResumableError: another run works in this folder.
+        """
+        self._check_alone()
         with self._writing:
             self._state["digests"][file] = digest
             self._write_state()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another run has taken the folder over: locks need not reach over machines."""
+        return self._marked and not self._run.exists()
+
+    def _check_alone(self) -> None:
+        """Refuse to go on in another run's folder.
+
+        Raises:
+            ResumableError: it is.
+        """
+        if self.is_lost:
+            raise ResumableError(
+                f"{self.path}: another run has begun to write there, on another machine perhaps "
+                f"(the storage's locks do not reach from one to the other). Let that one end, or "
+                f"stop it and run the same command to go on."
+            )
+
+    def _unmark(self) -> None:
+        self._check_alone()
+        self._marked = False
+        self._run.unlink()
 
     def publish(self, shards: Sequence[ShardLayout]) -> None:
         """Make all files durable and move them to OUT: shards, index, config, then the folder.
@@ -122,8 +156,9 @@ class Partial:
 
         Raises:
             LinesError: a shard is not what was planned.
-            ResumableError: a file in OUT would be overwritten.
+            ResumableError: a file in OUT would be overwritten, or another run works here.
         """
+        self._unmark()
         config, hidden = self.path / self.out.last, self.path / self.out.hidden
         index, listing = index_of(shards), index_beside(shards[0].file)
         if config.exists():
@@ -158,8 +193,9 @@ class Partial:
 
         Raises:
             LinesError: the file is not what was planned.
-            ResumableError: a file would be overwritten.
+            ResumableError: a file would be overwritten, or another run works here.
         """
+        self._unmark()
         self._check_clash({})
         check_shard(self.path / whole_name(shard.file), shard)
         for path in self.path.iterdir():
@@ -212,41 +248,6 @@ class Partial:
         sync(self.path)
 
 
-def _differences(left: Any, right: Mapping[str, Any]) -> list[str]:
-    """Return what differs, by the names of this merge: a state may hold any text."""
-    if not isinstance(left, dict) or not left:
-        return ["its state is lost, so that all may"]
-    # What was copied or linked has another ctime too: that is told where nothing else differs.
-    names = _unlike(left, right, ("ctime_ns",)) or _unlike(left, right, ())
-    if left.keys() - right.keys():
-        names.append("what it was merged from")
-    # What else differs is the cause where the layout does.
-    return [name for name in names if name != LAYOUT] or names
-
-
-def _unlike(left: Mapping[str, Any], right: Mapping[str, Any], without: Sequence[str]) -> list[str]:
-    names = []
-    for name, new in right.items():
-        old = left.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            files = [
-                Path(file).name
-                for file in new
-                if _trimmed(old.get(file), without) != _trimmed(new[file], without)
-            ]
-            if files or old.keys() != new.keys():
-                names.append(f"{name} ({some(files, 2)})" if files else name)
-        elif old != new:
-            names.append(name)
-    return names
-
-
-def _trimmed(entry: Any, without: Sequence[str]) -> Any:
-    if not isinstance(entry, dict):
-        return entry
-    return {key: value for key, value in entry.items() if key not in without}
-
-
 @contextmanager
 def partial_folder(out: Out, say: Callable[[str], None]) -> Iterator[Partial]:
     """Yield the partial folder of ``out``, locked; the caller publishes it.
@@ -284,7 +285,7 @@ def _opened(out: Out, say: Callable[[str], None]) -> Partial:
         (out.folder / name).rename(path / name)
     for left in path.iterdir():
         if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left)
+            _remove(left)
         elif left.name != MARK and (left.suffix != ".safetensors" or left.is_symlink()):
             left.unlink(missing_ok=True)
     if not (path / MARK).exists():
@@ -292,8 +293,32 @@ def _opened(out: Out, say: Callable[[str], None]) -> Partial:
     return Partial(out, say)
 
 
+def _remove(folder: Path) -> None:
+    """Remove a folder in which workers of a run that was killed may still hold files open.
+
+    Raises:
+        ResumableError: they do not let them go.
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return shutil.rmtree(folder)
+        except FileNotFoundError:  # somebody else removes it too
+            if not folder.exists():
+                return None
+        except OSError as error:  # network storage keeps what is open under other names
+            if error.errno not in (errno.ENOTEMPTY, errno.EBUSY) or time.monotonic() > end:
+                raise ResumableError(
+                    f"{folder}: cannot be removed ({reason(error)}); processes of the run before "
+                    f"may still use it. Wait for them to end, and run the same command again."
+                ) from error
+        time.sleep(0.5)
+
+
 def _leave(partial: Partial, error: BaseException, say: Callable[[str], None]) -> None:
     """Keep what another run of the same merge can use, or nothing."""
+    if partial.is_lost:
+        return
     whole = len(list(partial.path.glob("*.safetensors")))
     spoilt = isinstance(error, LinesError) and not isinstance(error, ResumableError)
     if not (whole or partial.recall("moving")) or (partial.begun and spoilt):
@@ -305,38 +330,3 @@ def _leave(partial: Partial, error: BaseException, say: Callable[[str], None]) -
             )
     elif partial.begun:
         say(f"stopped; {whole} whole shards are kept. Run the same command to go on")
-
-
-@contextmanager
-def locked(file: Path, out: Path) -> Iterator[None]:
-    """Hold the lock of ``out``, whose file is gone when nobody holds it.
-
-    Raises:
-        LinesError: another process holds it.
-    """
-    if file.is_symlink():  # what it leads to is nobody's lock
-        raise LinesError(f"{file}: in the way of the lock and not ours. Remove or rename it.")
-    lock = FileLock(file, timeout=0)
-    while True:
-        file.touch()
-        try:
-            before = file.stat()
-            lock.acquire()
-        except Timeout:
-            if not file.exists():  # its holder has just ended
-                continue
-            raise LinesError(
-                f"OUT {out}: another merge is writing to it right now. Wait, or choose another OUT."
-            ) from None
-        except FileNotFoundError:
-            continue
-        # Its last holder may have removed the file that we opened, and who comes next locks
-        # a new one: only the file that is there still counts.
-        if file.exists() and os.path.samestat(file.stat(), before):
-            break
-        lock.release()
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)
-        lock.release()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mergekit_lines.checkpoint.bounded import INDEX_BYTES, read_json
-from mergekit_lines.errors import TextError
+from mergekit_lines.errors import TextError, some
 from mergekit_lines.files import file_digest
 
 MARK = "mergekit-lines.partial"
+LAYOUT = "the layout of the output"
 _SAMPLED = "sampled:"
 _FIRST, _RUN, _SAMPLES = 1 << 20, 1 << 12, 256  # bytes, bytes, runs
 
@@ -77,3 +78,43 @@ def is_ours(path: Path, mark: Any) -> bool:
     if path.is_symlink() or not path.is_file() or not isinstance(mark, Mapping):
         return False
     return path.stat().st_size == mark.get("bytes") and mark_of(path) == mark
+
+
+def differences(left: Any, right: Mapping[str, Any]) -> list[str]:
+    """Return what differs of two merges, by the names of the right one: a state may hold any text.
+
+    Args:
+        left: what a state holds.
+        right: see :meth:`~mergekit_lines.checkpoint.partial.Partial.begin`.
+    """
+    if not isinstance(left, dict) or not left:
+        return ["its state is lost, so that all may"]
+    # What was copied or linked has another ctime too: that is told where nothing else differs.
+    names = _unlike(left, right, ("ctime_ns",)) or _unlike(left, right, ())
+    if left.keys() - right.keys():
+        names.append("what it was merged from")
+    # What else differs is the cause where the layout does.
+    return [name for name in names if name != LAYOUT] or names
+
+
+def _unlike(left: Mapping[str, Any], right: Mapping[str, Any], without: Sequence[str]) -> list[str]:
+    names = []
+    for name, new in right.items():
+        old = left.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            files = [
+                Path(file).name
+                for file in new
+                if _trimmed(old.get(file), without) != _trimmed(new[file], without)
+            ]
+            if files or old.keys() != new.keys():
+                names.append(f"{name} ({some(files, 2)})" if files else name)
+        elif old != new:
+            names.append(name)
+    return names
+
+
+def _trimmed(entry: Any, without: Sequence[str]) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    return {key: value for key, value in entry.items() if key not in without}

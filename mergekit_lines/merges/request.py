@@ -16,7 +16,7 @@ from mergekit.options import MergeOptions
 from mergekit_lines._version import __version__
 from mergekit_lines.checkpoint.opened import OpenedModels
 from mergekit_lines.checkpoint.out import Out, model_folder, real_out
-from mergekit_lines.checkpoint.partial import LAYOUT
+from mergekit_lines.checkpoint.state import LAYOUT
 from mergekit_lines.checkpoint.writer import ShardLayout
 from mergekit_lines.engine.walks import Crew
 from mergekit_lines.errors import LinesError, Problem, reason, teller

@@ -30,9 +30,10 @@ from mergekit_lines.checkpoint.headers import (
 )
 from mergekit_lines.checkpoint.opened import describe_file
 from mergekit_lines.checkpoint.out import single_file
-from mergekit_lines.checkpoint.partial import LAYOUT, Partial, partial_folder
+from mergekit_lines.checkpoint.partial import Partial, partial_folder
 from mergekit_lines.checkpoint.room import check_space
 from mergekit_lines.checkpoint.sources import DTYPES, Shard
+from mergekit_lines.checkpoint.state import LAYOUT
 from mergekit_lines.checkpoint.writer import (
     NAMES,
     ShardLayout,

@@ -5,6 +5,8 @@ The oracle is the bytes that were put there, and safetensors' own reader.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 import json
 import os
@@ -23,6 +25,7 @@ from mergekit_lines.checkpoint.partial import Partial, partial_folder
 from mergekit_lines.checkpoint.sources import Shard
 from mergekit_lines.checkpoint.state import MARK, mark_of
 from mergekit_lines.checkpoint.writer import ShardLayout, ShardWriter, Slot, lay_out, whole_name
+from mergekit_lines.errors import ResumableError
 
 VALUES = {f"layer.{number}": torch.arange(64.0) + number for number in range(4)}
 MERGE = {"the recipe": "one"}
@@ -449,3 +452,55 @@ def test_a_link_is_in_the_way(out: Out, tmp_path: Path) -> None:
     (out.path / "labels.txt").symlink_to("../labels.txt")
     with pytest.raises(LinesError, match=r"labels\.txt is there already"):
         carried(out)
+
+
+def test_a_run_whose_lock_does_not_hold_gives_way(
+    out: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Locks of some network storage are one machine's own: whoever began last has the folder."""
+    monkeypatch.setattr(f"{Partial.__module__}.locked", lambda *_: contextlib.nullcontext())
+
+    def first() -> None:
+        with partial_folder(out, lambda _: None) as partial:
+            partial.begin(MERGE, layout())
+            fill(partial, layout(), list(VALUES)[:3])
+            with partial_folder(out, lambda _: None) as other:
+                other.begin(MERGE, layout())
+                with pytest.raises(ResumableError, match="another run has begun to write there"):
+                    partial.vouch("x.safetensors", "0")
+                (partial.path / "config.json").write_text("{}")
+                with pytest.raises(ResumableError, match="another run has begun to write there"):
+                    partial.publish(layout())
+                kept.update(fill(other, layout(), list(VALUES)).done)
+                other.publish(layout())
+            raise ResumableError("as the first run ends")
+
+    kept: set[str] = set()
+    with pytest.raises(ResumableError, match="as the first run ends"):
+        first()
+    assert len(kept) == 1
+    assert not partial_path(out.path).exists()
+    loaded = {name: values for path in out.path.glob("*.safetensors")
+              for name, values in load_file(path).items()}  # fmt: skip
+    assert all(torch.equal(loaded[name], values) for name, values in VALUES.items())
+    assert not list(out.path.glob(".run-*"))
+
+
+def test_files_that_are_still_held_are_waited_for(
+    out: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Network storage renames a file that is open, and its folder is not empty until that ends."""
+    interrupted(out)
+    left = partial_path(out.path) / "workers-1"
+    left.mkdir()
+    held = [True, True]
+    remove = shutil.rmtree
+
+    def rmtree(path: Path, **_options: Any) -> None:
+        if path == left and held:
+            raise OSError(errno.ENOTEMPTY if held.pop() else errno.EBUSY, "held", str(path))
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    told, kept = resumed(out)
+    assert (len(told), len(kept), held, left.exists()) == (1, 1, [], False)
