@@ -175,7 +175,10 @@ def trunk_without_head(
         trust_remote_code: whether code that comes with the model may run.
     """
     try:
-        names = ModelNames(meta_model(config, trust_remote_code=trust_remote_code))
+        model = meta_model(config, trust_remote_code=trust_remote_code)
+        if _has_all(model, tensors or {}):
+            return None  # what follows asks for transformers' renamings, which takes half a second
+        names = ModelNames(model)
         if names.trunk is None or names.heads(names.of(tensors or {}).values()):
             return None
         loading = tried_loading(config, tensors or {})
@@ -187,6 +190,14 @@ def trunk_without_head(
         return None
     unfit = names.heads(loading.mismatched)
     return names.trunk if lost and not unfit and names.heads(lost) == lost else None
+
+
+def _has_all(model: Any, names: Iterable[str]) -> bool:
+    """Tell whether a model's own names of all its tensors are there, of tied ones any."""
+    stored, lacking, held = set(names), set[int](), set[int]()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        (held if name in stored else lacking).add(id(tensor))
+    return lacking <= held
 
 
 def stored_trunk(folder: Path) -> tuple[str, Mapping[str, Any]] | None:

@@ -149,11 +149,10 @@ class TensorSink:
 
     def write(self, start: int, piece: torch.Tensor) -> None:
         """Store a 1-D tensor of the output's dtype from entry ``start`` on."""
-        if (start + len(piece)) * piece.element_size() > self.size:
+        width = piece.element_size()
+        if (start + piece.numel()) * width > self.size:
             raise ValueError(f"{start + len(piece)} entries for a place of {self.size} bytes")
-        write_run(
-            self.descriptor, self.offset + start * piece.element_size(), piece.cpu().contiguous()
-        )
+        write_run(self.descriptor, self.offset + start * width, piece.cpu().contiguous())
 
 
 class ShardWriter:

@@ -18,24 +18,23 @@ class HeldPieces:
     """The first pieces of a tensor's inputs, as they are stored.
 
     Args:
-        largest: entries of the largest piece.
-        pieces: how many there are.
+        bounds: of the tensor's pieces.
         widths: bytes of an entry of every input.
         arena: returns room for so many bytes, which no other tensor uses meanwhile.
     """
 
     def __init__(
         self,
-        largest: int,
-        pieces: int,
+        bounds: Sequence[tuple[int, int]],
         widths: Sequence[int],
         arena: Callable[[int], torch.Tensor],
     ) -> None:
+        largest = max(stop - start for start, stop in bounds)
         self._offsets, self._stride = [], 0
         for width in widths:
             self._offsets.append(self._stride)
             self._stride += -(-largest * width // _ALIGNED) * _ALIGNED
-        self._pieces = min(pieces, HOLD // max(1, self._stride))
+        self._pieces = min(len(bounds), HOLD // max(1, self._stride))
         self._arena = arena(self._pieces * self._stride)
         self._filled: set[tuple[int, int]] = set()
 

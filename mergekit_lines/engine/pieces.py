@@ -88,9 +88,8 @@ class TensorPieces:
         """Return what keeps pieces that compiled kernels read before they merge them."""
         if self.library is None or not reads_twice(merge):
             return None
-        largest = max(stop - start for start, stop in self.bounds)
         widths = [source.dtype.itemsize for source in (self._base, *self._tuned)]
-        return HeldPieces(largest, len(self.bounds), widths, self._workers.arena)
+        return HeldPieces(self.bounds, widths, self._workers.arena)
 
     def read_once(self) -> None:
         """Keep no pieces: what has to be known of the tensor is known."""
@@ -186,9 +185,8 @@ class TensorPieces:
     def map(self, function: Callable[[int], T]) -> list[T]:
         """Return ``function(i)`` for every piece, in their order."""
         sought = searches(self._merge, math.prod(self.shape)) if self.library else 0
-        _, threads = held_at_once(
-            self.bounds, self.dtype.itemsize, self.models + sought, self._device
-        )
+        width, places = self.dtype.itemsize, self.models + sought
+        _, threads = held_at_once(self.bounds, width, places, self._device)
         return self._workers.map(function, len(self.bounds), threads)
 
 

@@ -73,7 +73,7 @@ class VectorSink:
         else:
             self.storage.write(start, piece.cpu())
         with self._counting:
-            self.written += len(piece)
+            self.written += piece.numel()
 
     @property
     def whole(self) -> bool:

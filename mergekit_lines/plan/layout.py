@@ -237,6 +237,8 @@ def needed_all_the_same(
     if any(isinstance(one, HeaderModule) for one in modules):
         return
     losses = {model: _optional_losses(model, arch_info, options) for model in headers}
+    if not any(losses.values()):
+        return  # what follows asks transformers, which takes half a second
     base = config.base_model or next(iter(headers))
     if losses[base] and are_trunks(base, headers, options):
         return

@@ -44,7 +44,7 @@ def counted(
         searches: of these models.
         stride: from one magnitude of the sample to the next, of which the piece's first is one.
     """
-    count = len(base)
+    count = base.numel()
     # The kernel writes fp32, whatever default a program has set.
     samples = {
         model: torch.empty(-(-count // stride), dtype=torch.float32, device="cpu")

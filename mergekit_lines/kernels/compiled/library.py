@@ -105,7 +105,7 @@ def scratch(name: str, entries: int) -> torch.Tensor:
     """Return so many fp32 entries, kept for this thread's next call of that name."""
     held: dict[str, torch.Tensor] = _SCRATCH.__dict__
     buffer = held.get(name)
-    if buffer is None or len(buffer) < entries:
+    if buffer is None or buffer.numel() < entries:
         with torch.inference_mode(mode=False):
             buffer = held[name] = torch.empty(entries, dtype=torch.float32, device="cpu")
-    return buffer[:entries]
+    return buffer if buffer.numel() == entries else buffer[:entries]

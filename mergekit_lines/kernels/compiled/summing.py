@@ -32,7 +32,7 @@ def drawn_norms(
     """
     if not library.sums_as_torch:
         return None
-    count, start = len(base), bounds[0] % (1 << 32)
+    count, start = base.numel(), bounds[0] % (1 << 32)
     whole, rest = divmod(count, at.RUN)
     sums = scratch("sums", 2 * len(drawn) * (whole + rest)).view(len(drawn), 2, whole + rest)
     room = scratch("merge", at.BUFFERS * at.BLOCK)
@@ -60,7 +60,7 @@ def summed_power(
         models: the models' pieces, likewise.
         power: 1 or 2.
     """
-    count = len(models[0])
+    count = models[0].numel()
     # Twice as many fp32 entries are as many of float64.
     room = scratch("powers", 2 * count).view(torch.float64)
     integers = [count, len(models), scratch("merge", 2 * at.BLOCK).data_ptr()]

@@ -24,7 +24,7 @@ def votes(
         models: the models' pieces, likewise.
     """
     room = scratch("count", 3 * at.BLOCK).data_ptr()
-    integers = [len(base), len(models), room, base.data_ptr(), CODES[base.dtype], 0]
+    integers = [base.numel(), len(models), room, base.data_ptr(), CODES[base.dtype], 0]
     for tensor, sparsity in zip(models, merge.sparsities, strict=True):
         floor = sparsity.floor if sparsity.kind == "floor" else 0.0
         limit = pattern(below(floor, torch.float32))
