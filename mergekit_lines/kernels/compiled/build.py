@@ -42,6 +42,12 @@ def machine_code() -> bytes:
         codemodel="jitdefault",
         jit=True,
     )
+    # Once for all of them: numba would optimise each function by itself, and again where it is
+    # called, which takes two seconds longer and comes to the same.
+    settings = llvm.create_pipeline_tuning_options(speed_level=3)
+    settings.loop_vectorization, settings.slp_vectorization = True, False
+    passes = llvm.create_pass_builder(target, settings)
+    passes.getModulePassManager().run(whole, passes)
     code: bytes = target.emit_object(whole)
     return code
 

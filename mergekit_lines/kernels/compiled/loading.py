@@ -172,6 +172,7 @@ def _compiled(say: Callable[[str], None]) -> bytes:
     say("compiling the kernels, once (some seconds)")
     # What numba is told for other programs is not what these kernels were tested with.
     plain = {name: text for name, text in os.environ.items() if not name.startswith("NUMBA_")}
+    plain["NUMBA_OPT"] = "0"  # what it leaves is optimised as a whole
     with tempfile.TemporaryDirectory() as work:
         made = Path(work) / "kernels"
         command = [sys.executable, "-c", _COMMAND, str(made), str(ROOT)]

@@ -23,6 +23,7 @@ BEYOND = np.int32(0x00800000)  # added to a magnitude's pattern, NaN and infinit
 
 compiled = njit(
     nogil=True,
+    _nrt=False,  # no arrays are made: nothing is counted
     error_model="numpy",
     boundscheck=False,
     no_cpython_wrapper=True,
