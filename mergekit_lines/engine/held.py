@@ -10,7 +10,7 @@ from mergekit_lines.kernels.agreement import Agreement
 from mergekit_lines.kernels.merge import Merge
 from mergekit_lines.kernels.pieces import Kernel
 
-HOLD = 40 << 20  # bytes of the first pieces of a tensor; the others are read again
+HOLD = 60 << 20  # bytes of the first pieces of a tensor; the others are read again
 _ALIGNED = 64  # bytes; no entry of any dtype lies across such a border
 
 

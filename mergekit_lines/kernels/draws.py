@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 import threading
@@ -68,6 +69,7 @@ class Draws:
             begin = end
 
 
+@functools.lru_cache(maxsize=64)  # every piece of a tensor asks for the same
 def words(key: bytes, high: int) -> tuple[int, int, int]:
     """Return the three words of 32 bits that a key is for indexes of one high word."""
     digest = hashlib.blake2b(key + high.to_bytes(8, "little"), digest_size=12).digest()

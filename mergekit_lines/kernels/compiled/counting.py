@@ -66,7 +66,8 @@ def counted(
         integers += [tensor.data_ptr(), CODES[tensor.dtype], samples[model].data_ptr()]
     # The last run of eight is stored whole, whatever is in it.
     room_of_each = count + 8
-    rooms = scratch("gathered", len(searches) * room_of_each).view(len(searches), room_of_each)
+    held = scratch("gathered", len(searches) * room_of_each)
+    rooms = [held[place : place + room_of_each] for place in range(0, held.numel(), room_of_each)]
     first = len(integers)
     for search, room in zip(searches, rooms, strict=True):
         bracket = search.bracket

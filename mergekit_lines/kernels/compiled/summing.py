@@ -34,7 +34,9 @@ def drawn_norms(
         return None
     count, start = base.numel(), bounds[0] % (1 << 32)
     whole, rest = divmod(count, at.RUN)
-    sums = scratch("sums", 2 * len(drawn) * (whole + rest)).view(len(drawn), 2, whole + rest)
+    size = whole + rest
+    held = scratch("sums", 2 * len(drawn) * size)
+    sums = [held[place : place + size] for place in range(0, held.numel(), size)]
     room = scratch("merge", at.BUFFERS * at.BLOCK)
     base_numbers = [base.data_ptr(), CODES[base.dtype], start]
     integers = [count, len(drawn), room.data_ptr(), *base_numbers, *[0] * (at.HEAD - 6)]
@@ -42,11 +44,12 @@ def drawn_norms(
         own = draws(key, sparsity, bounds)
         if own is None:
             return None
-        tensor, (before, after) = models[model], sums[place]
+        tensor, before, after = models[model], sums[2 * place], sums[2 * place + 1]
         integers += [tensor.data_ptr(), CODES[tensor.dtype], at.DRAWN]
         integers += [before.data_ptr(), after.data_ptr(), 0, 0, *own, 0]
     library.call("sums", integers)
-    return [(_total(before, whole), _total(after, whole)) for before, after in sums]
+    totals = [_total(own, whole, rest) for own in sums]
+    return list(zip(totals[::2], totals[1::2], strict=True))
 
 
 def summed_power(
@@ -83,7 +86,8 @@ def draws(key: bytes, sparsity: Sparsity, bounds: tuple[int, int]) -> list[int] 
     return [*words(key, high), bound(sparsity.density)]
 
 
-def _total(sums: torch.Tensor, whole: int) -> float:
+def _total(sums: torch.Tensor, whole: int, rest: int) -> float:
     """Return the sum of whole runs and of what fills none, as kernels/scale.py has it."""
-    runs, rest = sums[:whole], sums[whole:]
-    return float(runs.sum(dtype=torch.float64) + rest.sum(dtype=torch.float64))
+    if not rest:
+        return float(sums.sum(dtype=torch.float64))
+    return float(sums[:whole].sum(dtype=torch.float64) + sums[whole:].sum(dtype=torch.float64))
