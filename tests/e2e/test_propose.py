@@ -399,16 +399,20 @@ def test_trials_below_the_median_are_pruned(shell: Shell, place: Path) -> None:
 
 def test_parts_measured_for_another_objective_prune_nothing(shell: Shell, place: Path) -> None:
     """The same folder with another objective: what is kept of the first one's parts is not used."""
-    command = [*SEARCH[:-2], "--prune", "--sampler", "random", "--out", "out"]
+    (place / "slow.py").write_text("def last(model, tokenizer, split):\n    return 1.0\n")
+    command = [*SEARCH[:-2], "--evaluate", "python:slow:last", "--prune", "--sampler", "random",
+               "--out", "out"]  # fmt: skip
     shell([*command, "--objective", "100 + size", "--trials", "8"], place).succeeded()
     shell([*command, "--objective", "size", "--trials", "12"], place).succeeded()
     url = f"sqlite:///{place / 'out' / 'trials.db'}"
-    steps: dict[bool, list[float]] = {}
+    steps, pruned = dict[bool, list[float]](), dict[bool, int]()
     for name in optuna.get_all_study_names(url):
         own = optuna.load_study(study_name=name, storage=url).get_trials(deepcopy=False)
         values = [value for trial in own for value in trial.intermediate_values.values()]
         steps[len(own) == 8] = values
-    assert len(steps[True]) == 8
+        pruned[len(own) == 8] = sum(trial.state.name == "PRUNED" for trial in own)
+    # Those that the first gave up are measured again; of too few whole ones there is no median.
+    assert (len(steps[True]), len(steps[False])) == (8, 4 + pruned[True])
     assert min(steps[True]) > 50 > max(steps[False])
     measured = {json.dumps(one["recipe"]): one["metrics"] for one in records(place)}
     sizes = [metrics["size"]["value"] for metrics in measured.values() if "size" in metrics]

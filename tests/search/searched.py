@@ -48,7 +48,7 @@ def sweep_folder(folder: Path, points: int = 10, metrics: int = 2) -> list[dict[
     recipes = []
     for number in range(points):
         beta = round(0.1 * (number + 1), 6)
-        made, mean = recipe(alpha=0.2, beta=beta), 0.2 + beta / 2
+        made, mean = recipe(alpha=0.2, beta=beta), round(0.2 + beta / 2, 6)
         add(made, mean, 0.3 + beta / 3, 0.9 - beta**2 / 2, 0.4 + 0.1 * (number % 3))
         add(recipe(alpha=1.0, beta=0.0), 1.0, 0.35, 0.35, 0.4)
         add(recipe(alpha=mean, beta=0.0), mean, 0.28 + beta / 3, 0.85 - beta**2 / 2, 0.4)
