@@ -27,12 +27,12 @@ import torch
 from _accuracy import FOLDER, LABELS, TEXTS
 from _base import WORK, fingerprint, finished, making, say
 from _model import run, save
+from _nearest import SCALE
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 
 ENCODER = "multilingual-e5-small, a BERT of 12 blocks, 384 wide"
-SCALE = 100.0  # of cosines before the softmax, as CLIP's
 WARM_UP = 8  # steps; AdamW knows nothing of the gradients' size yet
 
 

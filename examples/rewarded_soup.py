@@ -1,6 +1,7 @@
 """A rewarded soup, measured: two policies, two rewards, and the front between them three ways.
 
-Everything is made in ``examples/work`` (``--tiny``: in ``examples/work/tiny``). A step's folder is
+All of it is done for several seeds, each with its own prompts, samples and policies. Everything is
+made in ``examples/work/rewarded-soup`` (``--tiny``: in ``examples/work/tiny``). A step's folder is
 renamed when it is whole, and the front is kept point by point, so an interrupted run goes on.
 See rewarded_soup.sh.
 """
@@ -9,12 +10,13 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import resource
 import shutil
 import statistics
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,15 +26,15 @@ import _rewards
 import _tiny
 import torch
 from _base import NOTE, WORK, fingerprint, finished, making, say
+from _fronts import draw_seeds, ends, print_paragraph, show_seeds, verdict
 from _model import fail, load, run, save
 from _prompts import HELD_OUT, TRAINING
+from _stories import inside
 from tqdm import tqdm
 
 import mergekit_lines
 from mergekit_lines.evaluate import Settings
 from mergekit_lines.report.file import versions
-from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
-from mergekit_lines.search.pareto import Difference
 from mergekit_lines.search.soup import Soup, write
 from mergekit_lines.search.telling import draw_soup, show_soup
 
@@ -51,14 +53,17 @@ class Size(NamedTuple):
 
 FULL = Size(64, 6, 32, 24, 3e-5, 96, 11)
 TINY = Size(8, 8, 16, 12, 1e-2, 8, 3)
-SEED = 0
+SEEDS = 3
+TINY_SEED = 0  # of the random model
 AT_ONCE = 16  # prompts that are drawn from at once, each several times
+
+BASE = Path("../../base")  # as every seed's folder sees it
 
 # The two policies and what each is trained for; the first one's weight in the soup is c.
 POLICIES = {"glad": "vader_compound", "readable": "minus_ari"}
 RECIPE = """\
 merge_method: lines
-base_model: ./base
+base_model: ../../base
 models:
   - model: ./glad
     parameters: {weight: 0.5}       # c: the soup goes over it
@@ -77,13 +82,27 @@ def scores(name: str, texts: Sequence[str]) -> list[float]:
     return getattr(_rewards, name)([], list(texts))
 
 
+def prompts_of(size: Size, seed: int) -> tuple[list[str], list[str]]:
+    """Return the openings that the policies are trained on, and those that they are measured on.
+
+    Those of seed 0 are about other subjects, as _prompts.py has them; other seeds draw theirs from
+    all of these.
+    """
+    training, held_out = list(TRAINING[: size.training]), list(HELD_OUT[: size.held_out])
+    if seed:
+        every = training + held_out
+        random.Random(seed).shuffle(every)
+        training, held_out = every[: size.training], every[size.training :]
+    return training, held_out
+
+
 # --- 1. the base model ---------------------------------------------------------------------------
 
 
 def base_made_from(size: Size) -> str:
     if size is FULL:
         return _base.MADE_FROM
-    return fingerprint(words_of(size), SEED, Path(_tiny.__file__).read_text("utf-8"))
+    return fingerprint(words_of(size), TINY_SEED, Path(_tiny.__file__).read_text("utf-8"))
 
 
 def words_of(size: Size) -> tuple[str, ...]:
@@ -99,32 +118,33 @@ def get_base(size: Size) -> None:
     made_from = base_made_from(size)
     if not finished(Path("base"), made_from):
         with making(Path("base"), {"made_from": made_from}) as part:
-            _tiny.make(part, words_of(size), SEED)
+            _tiny.make(part, words_of(size), TINY_SEED)
 
 
 # --- 2. two policies -----------------------------------------------------------------------------
 
 
-def samples_made_from(size: Size) -> str:
+def samples_made_from(size: Size, seed: int) -> str:
     code = Path(_policies.__file__).read_text("utf-8")
-    asked = (size.training, size.samples, size.tokens, TRAINING, SEED, AT_ONCE)
+    asked = (size.samples, size.tokens, prompts_of(size, seed)[0], seed, AT_ONCE)
     return fingerprint(base_made_from(size), code, asked, torch.__version__)
 
 
-def get_samples(size: Size) -> list[list[_policies.Sample]]:
+def get_samples(size: Size, seed: int) -> list[list[_policies.Sample]]:
     """Return what the base draws for each training prompt."""
     count = size.training * size.samples
-    say(f"2/5  {count} completions drawn from the base (about two minutes)")
-    made_from, file = samples_made_from(size), Path("samples", "samples.json")
+    say(f"2/5  seed {seed}: {count} completions drawn from the base (about two minutes)")
+    made_from, file = samples_made_from(size, seed), Path("samples", "samples.json")
     if finished(file.parent, made_from):
         print("   already there")
     else:
-        model, tokenizer = load(Path("base"))
-        torch.manual_seed(SEED)
+        model, tokenizer = load(BASE)
+        training, _ = prompts_of(size, seed)
+        torch.manual_seed(seed)
         drawn: list[list[_policies.Sample]] = []
         with tqdm(total=count, desc="   drawing", leave=False, disable=None) as bar:
             for start in range(0, size.training, AT_ONCE):
-                prompts = TRAINING[: size.training][start : start + AT_ONCE]
+                prompts = training[start : start + AT_ONCE]
                 drawn += _policies.draw(model, tokenizer, prompts, size.samples, size.tokens)
                 bar.update(len(prompts) * size.samples)
         with making(file.parent, {"made_from": made_from}) as part:
@@ -133,28 +153,28 @@ def get_samples(size: Size) -> list[list[_policies.Sample]]:
     return [[_policies.Sample(*sample) for sample in of_prompt] for of_prompt in read]
 
 
-def policy_made_from(name: str, size: Size) -> str:
+def policy_made_from(name: str, size: Size, seed: int) -> str:
     rewards = Path(_rewards.__file__).read_text("utf-8")
     reward = POLICIES[name]
-    asked = (size.steps, size.learning_rate, SEED)
-    return fingerprint(samples_made_from(size), reward, rewards, asked, versions())
+    asked = (size.steps, size.learning_rate, seed)
+    return fingerprint(samples_made_from(size, seed), reward, rewards, asked, versions())
 
 
-def tune(name: str, samples: Sequence[Sequence[_policies.Sample]], size: Size) -> dict:
+def tune(name: str, samples: Sequence[Sequence[_policies.Sample]], size: Size, seed: int) -> dict:
     """Fine-tune the base on the samples that its reward likes best; return what was seen."""
-    made_from, reward = policy_made_from(name, size), POLICIES[name]
+    made_from, reward = policy_made_from(name, size, seed), POLICIES[name]
     if note := finished(Path(name), made_from):
         return note | {"reused": True}
     rewards = [scores(reward, [sample.text for sample in drawn]) for drawn in samples]
     chosen = _policies.best(samples, rewards)
-    model, tokenizer = load(Path("base"))
+    model, tokenizer = load(BASE)
     with tqdm(total=size.steps, desc=f"   {name}", leave=False, disable=None) as bar:
 
         def step(loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.2f}")
             bar.update()
 
-        settings = (tokenizer.pad_token_id, size.steps, size.learning_rate, SEED)
+        settings = (tokenizer.pad_token_id, size.steps, size.learning_rate, seed)
         losses = _policies.learn(model, chosen, *settings, step)
     note = {
         "made_from": made_from,
@@ -168,11 +188,12 @@ def tune(name: str, samples: Sequence[Sequence[_policies.Sample]], size: Size) -
     return note
 
 
-def get_policies(size: Size) -> None:
-    samples = get_samples(size)
-    say(f"3/5  two policies: the best of {size.samples} completions, learnt in {size.steps} steps")
+def get_policies(size: Size, seed: int) -> None:
+    samples = get_samples(size, seed)
+    how = f"the best of {size.samples} completions, learnt in {size.steps} steps"
+    say(f"3/5  seed {seed}: two policies: {how}")
     for name, reward in POLICIES.items():
-        note = tune(name, samples, size)
+        note = tune(name, samples, size, seed)
         print(
             f"   {name:8} {reward} of all samples {note['drawn']:.2f}, of the best "
             f"{note['chosen']:.2f}; loss {note['losses'][0]:.2f} -> {note['losses'][-1]:.2f}"
@@ -184,20 +205,21 @@ def get_policies(size: Size) -> None:
 # --- 3. the front --------------------------------------------------------------------------------
 
 
-def get_front(size: Size) -> Soup:
+def get_front(size: Size, seed: int) -> Soup:
     """Measure the front with ``mergekit_lines.soup``, on prompts that no policy was trained on."""
     points = f"{size.points} points, three ways, {size.held_out} held-out prompts"
-    say(f"4/5  the front between both: {points} (about ten minutes)")
-    print(textwrap.indent(RECIPE.rstrip(), "   | "), flush=True)
+    say(f"4/5  seed {seed}: the front between both: {points} (about ten minutes)")
+    if not seed:
+        print(textwrap.indent(RECIPE.rstrip(), "   | "), flush=True)
     RECIPE_FILE.write_text(RECIPE, encoding="utf-8")
-    HELD_OUT_FILE.write_text("\n".join(HELD_OUT[: size.held_out]) + "\n", encoding="utf-8")
+    HELD_OUT_FILE.write_text("\n".join(prompts_of(size, seed)[1]) + "\n", encoding="utf-8")
     options = f"do_sample=true&temperature={_policies.TEMPERATURE}"
     rewards = [f"rewards:_rewards:{name}?{options}" for name in POLICIES.values()]
     settings = Settings(
-        prompts=HELD_OUT_FILE, batch_size=size.held_out, max_new_tokens=size.tokens, seed=SEED
+        prompts=HELD_OUT_FILE, batch_size=size.held_out, max_new_tokens=size.tokens, seed=seed
     )
     out = Path("soup")
-    made_from = soup_made_from(size, rewards)
+    made_from = soup_made_from(size, seed, rewards)
     if not finished(out, made_from):  # of something else: what is there is of no use
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
@@ -205,16 +227,17 @@ def get_front(size: Size) -> Soup:
     return mergekit_lines.soup(RECIPE_FILE, rewards, out, points=size.points, settings=settings)
 
 
-def soup_made_from(size: Size, rewards: Sequence[str]) -> str:
+def soup_made_from(size: Size, seed: int, rewards: Sequence[str]) -> str:
     code = sorted(Path(mergekit_lines.__file__).parent.rglob("*.py"))
     sources = [path.read_text(encoding="utf-8") for path in code]
-    policies = [policy_made_from(name, size) for name in POLICIES]
-    files = [Path(name, "model.safetensors") for name in ("base", *POLICIES)]
+    policies = [policy_made_from(name, size, seed) for name in POLICIES]
+    files = [Path(name, "model.safetensors") for name in (BASE, *POLICIES)]
     times = [file.stat().st_mtime_ns for file in files]  # one that was made again is another one
-    return fingerprint(policies, times, size, RECIPE, HELD_OUT, rewards, sources, versions())
+    held_out = prompts_of(size, seed)[1]
+    return fingerprint(policies, times, size, RECIPE, held_out, rewards, sources, versions())
 
 
-# --- 4. what came out ----------------------------------------------------------------------------
+# --- 4. what came out of one seed ----------------------------------------------------------------
 
 
 def paired(after: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
@@ -225,18 +248,13 @@ def paired(after: Sequence[float], before: Sequence[float]) -> tuple[float, floa
 
 
 def show_policies(found: Soup) -> None:
-    """Tell what training did: the unscaled ends of the front are the policies as they are."""
-    ends = dict(zip(POLICIES, (found.fronts[UNSCALED][-1], found.fronts[UNSCALED][0]), strict=True))
-    print(
-        "   vader_compound: sentiment from -1 to 1. minus_ari: minus the school grade that it takes"
-    )
-    print("   to read the text. Of both more is better.")
+    """Tell what training did."""
     print("\n   mean rewards on held-out prompts, and the change from the base ± standard error")
     print(f"   {'':8} | " + "".join(f"{name:28}" for name in found.rewards).rstrip())
     base = found.base.metrics
     cells = "".join(f"{base[name].value:<28.3f}" for name in found.rewards)
     print(f"   {'base':8} | {cells.rstrip()}")
-    for policy, record in ends.items():
+    for policy, record in ends(found, tuple(POLICIES)).items():
         cells = ""
         for name in found.rewards:
             metric = record.metrics[name]
@@ -245,39 +263,23 @@ def show_policies(found: Soup) -> None:
         print(f"   {policy:8} | {cells.rstrip()}")
 
 
-def verdict(differences: Mapping[tuple[str, str], Difference], prompts: int) -> list[str]:
-    """Say in sentences what the intervals of LiNeS's hypervolume minus the others' show."""
-    signs, told = {}, []
-    for other, name in ((UNSCALED, "the unscaled"), (UNIFORM, "the uniform")):
-        difference = differences[LINES, other]
-        low, high = difference.interval
-        numbers = f"{difference.value:+.3g}, 95% interval {low:+.3g} to {high:+.3g}"
-        signs[other] = (low > 0) - (high < 0)
-        if signs[other]:
-            size = "larger" if signs[other] > 0 else "smaller"
-            told.append(f"LiNeS's front dominates a {size} area than {name} one ({numbers}).")
-        else:
-            told.append(
-                f"Whether LiNeS's front dominates a larger or a smaller area than {name} one, "
-                f"{prompts} prompts cannot tell ({numbers})."
-            )
-    if signs[UNSCALED] > 0:
-        told.append(
-            {
-                1: "So the depth gave more than the larger step alone.",
-                0: "So the larger step may be all that helped; of the depth nothing is shown.",
-                -1: "So the larger step helped, and its going with the depth did not.",
-            }[signs[UNIFORM]]
-        )
+def show_front(found: Soup, size: Size) -> None:
+    """Tell what one seed's prompts say, and draw its front."""
+    show_policies(found)
+    print("\n   the fronts: means over the prompts ± standard error", flush=True)
+    show_soup(found)
+    told = verdict(found.bootstrap.differences, f"{size.held_out} prompts")
     told.append("The intervals are about prompts alone: each policy was trained once.")
-    return told
+    print()
+    print_paragraph(told)
+    draw_soup(found, Path("soup", "figure.png"))
 
 
 @torch.no_grad()
 def sentences(model, tokenizer, size: Size) -> list[str]:
     """Let a model write on, taking the likeliest token each time."""
     told = []
-    for opening in HELD_OUT[:OPENINGS]:
+    for opening in prompts_of(size, 0)[1][:OPENINGS]:
         ids = tokenizer(opening, return_tensors="pt", add_special_tokens=False)["input_ids"]
         model_said = model.generate(
             input_ids=ids,
@@ -315,21 +317,26 @@ def show_sentences(size: Size) -> Path:
     return middle
 
 
-def show(found: Soup, size: Size) -> None:
+# --- 5. what came out of all ---------------------------------------------------------------------
+
+
+def show(soups: Sequence[Soup], size: Size, folders: Sequence[Path]) -> None:
     say("5/5  what came out")
-    show_policies(found)
-    print("\n   the fronts: means over the prompts ± standard error", flush=True)
-    show_soup(found)
-    print()
-    told = verdict(found.bootstrap.differences, size.held_out)
-    print(textwrap.fill(" ".join(told), 88, initial_indent="   ", subsequent_indent="   "))
-    figure = Path("soup", "figure.png")
-    draw_soup(found, figure)
-    middle = show_sentences(size)
+    print(
+        "   vader_compound: sentiment from -1 to 1. minus_ari: minus the school grade that it takes"
+    )
+    print("   to read the text. Of both more is better.\n")
+    figure = folders[0] / "soup" / "figure.png"
+    if len(soups) > 1:
+        show_seeds(soups, tuple(POLICIES))
+        figure = folders[0].parent / "figure.png"
+        draw_seeds(soups, figure)
+    with inside(folders[0]):
+        middle = show_sentences(size).resolve()
     print(f"\n   the figure: {figure.resolve()}")
-    print(f"   recipes of LiNeS's Pareto-optimal points: {Path('soup', 'recipes').resolve()}")
-    print(f"   every score: {Path('soup', 'results.jsonl').resolve()}")
-    print(f"   the model of c = 0.5, with LiNeS: {middle.resolve()}")
+    for folder in folders:
+        print(f"   every score, recipes, a figure of this seed: {(folder / 'soup').resolve()}")
+    print(f"   the model of c = 0.5, with LiNeS: {middle}")
 
 
 def cpu_seconds() -> float:
@@ -339,15 +346,23 @@ def cpu_seconds() -> float:
 
 
 def main() -> None:
-    given = _base.arguments(__doc__).parse_args()
-    size = TINY if given.tiny else FULL
-    folder = given.folder or (WORK / "tiny" if given.tiny else WORK)
-    _base.enter(folder)
+    parser = _base.arguments(__doc__)
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many, from 0 on")
+    options = parser.parse_args()
+    size = TINY if options.tiny else FULL
+    _base.enter(options.folder or (WORK / "tiny" if options.tiny else WORK))
     started = time.monotonic()
     mergekit_lines.register()
     get_base(size)
-    get_policies(size)
-    show(get_front(size), size)
+    folders = [Path("rewarded-soup", f"seed-{seed}") for seed in range(options.seeds)]
+    soups = []
+    for seed, folder in enumerate(folders):
+        folder.mkdir(parents=True, exist_ok=True)
+        with inside(folder):
+            get_policies(size, seed)
+            soups.append(get_front(size, seed))
+            show_front(soups[-1], size)
+    show(soups, size, folders)
     print(
         f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes, {cpu_seconds() / 60:.1f} CPU "
         "minutes (this run; a step that was already there was not run again)."

@@ -32,6 +32,12 @@ from mergekit_lines.errors import tell
     is_flag=True,
     help="Learn those of every model's own task vector, not the merge's.",
 )
+@click.option(
+    "--logits",
+    metavar="SPEC",
+    help="python:MODULE:FUNCTION, a function of model, tokenizer and rows of the data that returns "
+    "their logits: for models that are neither language models nor classifiers.",
+)
 @click.option("--steps", type=int, default=30, show_default=True, help="Of Adam, a batch each.")
 @click.option(
     "--batch-size", type=int, default=4, show_default=True, help="Windows, texts or images."
@@ -70,6 +76,10 @@ def learn(recipe: Path, data: Path, out: Path, **options: Any) -> None:
     OUT gets learned.yml, a recipe for mergekit-yaml with the values written out (from the
     beginning on: Ctrl-C keeps the best so far), learned.json and figure.png. What was learnt
     there to the end is not learnt again.
+
+    With --logits any other model learns, such as an encoder that chooses the nearest label: the
+    function is called as function(model, tokenizer, rows), each row a line of the data, and
+    returns a tensor of logits, a row for each. A label is the number of its column.
 
     Labels are the classes' names or their numbers; where names are numerals of other numbers,
     such as 1 to 5 of stars, names alone.

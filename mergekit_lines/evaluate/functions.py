@@ -49,7 +49,7 @@ class PythonFunction(FromSpec):
         super().__init__(spec, split, spec.name or function_name(spec))
         self._higher = options.get("direction", "higher") == "higher"
         self._seed = settings.seed
-        self._takes_split = _takes(self._function, "split")
+        self._takes_split = takes(self._function, "split")
 
     def identity(self) -> dict[str, Any]:
         """Return what the numbers hang on, as far as it can be known.
@@ -78,7 +78,7 @@ class PythonFunction(FromSpec):
             LinesError: the function raises, or does not return finite numbers.
         """
         words: dict[str, Any] = {"split": self.split} if self._takes_split else {}
-        if _takes(self._function, "processor"):
+        if takes(self._function, "processor"):
             words["processor"] = processor() if processor else None
         with still(model, self._seed):
             # A copy: of a tokenizer, what one point sets would hold for the next.
@@ -113,7 +113,8 @@ class PythonFunction(FromSpec):
         )
 
 
-def _takes(function: Callable[..., Any], name: str) -> bool:
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Tell whether a function has a parameter of this name."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # some callables of C have none

@@ -38,6 +38,7 @@ from mergekit_lines.search.checks import (
 )
 from mergekit_lines.search.learning.classes import task_of
 from mergekit_lines.search.learning.examples import Examples, parted, read_examples
+from mergekit_lines.search.learning.logits import Function, read_function
 from mergekit_lines.search.learning.predictions import batches, means, measured
 from mergekit_lines.search.measuring.meters import identity_of
 from mergekit_lines.search.store import (
@@ -108,6 +109,7 @@ def learn(
     seed: int = 0,
     dtype: str | None = None,
     per_model: bool = False,
+    logits: str | None = None,
     **model: Any,
 ) -> Learned:
     """Learn one coefficient for each block, and one for what is outside, on examples.
@@ -137,6 +139,8 @@ def learn(
         dtype: of the weights while it is learnt; the recipe's without it.
         per_model: learn those of every model's own task vector, where the wrap adds them up by
             weights: task_arithmetic, dare_linear, breadcrumbs, della_linear.
+        logits: ``python:MODULE:FUNCTION``, called by model, tokenizer and rows of the data, for
+            models that are no classifiers (:class:`~.learning.logits.Logits`).
         **model: what :class:`~mergekit_lines.LiveModel` takes besides: ``device``, ….
 
     Raises:
@@ -162,8 +166,9 @@ def learn(
     document = open_recipe(recipe)
     if per_model:
         check_per_model(document)
-    examples = read_examples(Path(data), limit)
-    with _opened(document, examples, settings, Path(out), model) as learner:
+    function = None if logits is None else read_function(logits)
+    examples = read_examples(Path(data), limit, whole=function is not None)
+    with _opened(document, examples, function, settings, Path(out), model) as learner:
         return learner.learn(steps, learning_rate)
 
 
@@ -175,6 +180,7 @@ class _Learner:
         live: LiveModel,
         document: Mapping[str, Any],
         data: Examples,
+        function: Function | None,
         settings: Mapping[str, Any],
         folder: Path,
         bar: Any,
@@ -186,7 +192,7 @@ class _Learner:
         parts = parted(data, settings["held_out"], self._seed)
         if parts.repeated:
             self.say(f"{data.path}: {parts.repeated} examples stand there twice, and count once")
-        self._task = task_of(live, data, settings)
+        self._task = task_of(live, data, settings, function)
         self._training, self._held_out = map(self._task.inputs, (parts.training, parts.held_out))
         own: Learnable = Coefficients.of(live.summary)
         if settings["per_model"]:
@@ -306,6 +312,7 @@ class _Learner:
 def _opened(
     document: Mapping[str, Any],
     examples: Examples,
+    function: Function | None,
     settings: Mapping[str, Any],
     out: Path,
     model: Mapping[str, Any],
@@ -328,10 +335,11 @@ def _opened(
             disable=bool(model.get("quiet")),
         )
         stack.enter_context(bar)
-        learner = _Learner(live, document, examples, settings, folder, bar)
+        learner = _Learner(live, document, examples, function, settings, folder, bar)
         # Only now: data that was refused is mended, and is no other search then.
         data = {"sha256": examples.sha256}
         identity = {"the recipe": document, "the data": data, "the settings": settings}
+        identity["the logits"] = function.identity if function else {}
         Store(folder, {**identity, **identity_of(live, model)})
         clear_unfinished(folder)
         try:

@@ -25,26 +25,49 @@ REWARDS = ("vader_compound", "minus_ari")
 WAYS = ("LiNeS", "unscaled", "uniform, equal mean")
 
 
+SEEDS = 2
+
+
 class Told(NamedTuple):
-    """What a run left and said."""
+    """What a run left and said of one seed."""
 
     folder: Path
     text: str
     records: list[dict[str, Any]]
 
 
+class Run(NamedTuple):
+    """What a run left and said: all of it, and of each seed."""
+
+    folder: Path
+    text: str
+    seeds: list[Told]
+
+
 def start(folder: Path) -> runner.Result:
-    command = (sys.executable, EXAMPLES / "rewarded_soup.py", "--tiny", "--folder", folder)
+    flags = ("--tiny", "--folder", folder, "--seeds", str(SEEDS))
+    command = (sys.executable, EXAMPLES / "rewarded_soup.py", *flags)
     return runner.run(command, folder.parent, runner.ONE_THREAD)
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
-    """A whole run, of a random LLaMA."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A whole run of two seeds, of a random LLaMA."""
     folder = tmp_path_factory.mktemp("soup") / "work"
     text = start(folder).succeeded().stdout
-    lines = (folder / "soup" / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    return Told(folder, text, [json.loads(line) for line in lines])
+    seeds = []
+    for seed in range(SEEDS):
+        place = folder / "rewarded-soup" / f"seed-{seed}"
+        lines = (place / "soup" / "results.jsonl").read_text(encoding="utf-8").splitlines()
+        part = text.split(f"2/5  seed {seed}:", 1)[1].split("== 2/5", 1)[0].split("== 5/5", 1)[0]
+        seeds.append(Told(place, part, [json.loads(line) for line in lines]))
+    return Run(folder, text, seeds)
+
+
+@pytest.fixture(params=range(SEEDS))
+def told(whole: Run, request: pytest.FixtureRequest) -> Told:
+    """One seed of that run."""
+    return whole.seeds[request.param]
 
 
 @pytest.fixture
@@ -142,22 +165,81 @@ def test_policies_learn_the_best(told: Told) -> None:
         assert f"{name} of all samples {note['drawn']:.2f}" in told.text
 
 
-def test_held_out_prompts_are_held_out(example: ModuleType) -> None:
-    """No opening is there twice, and what is measured on was not trained on."""
-    training, held_out = example.TRAINING, example.HELD_OUT
+@pytest.mark.parametrize("seed", range(3))
+def test_held_out_prompts_are_held_out(example: ModuleType, seed: int) -> None:
+    """No opening is there twice, what is measured on was not trained on; each seed has its own."""
+    size = example.FULL
+    training, held_out = example.prompts_of(size, seed)
+    assert (len(training), len(held_out)) == (size.training, size.held_out)
     assert len({*training, *held_out}) == len(training) + len(held_out)
-    assert example.FULL.training <= len(training)
-    assert example.FULL.held_out <= len(held_out)
+    assert (training, held_out) == example.prompts_of(size, seed)
+    assert set(training) != set(example.prompts_of(size, seed + 1)[0])
 
 
-def test_the_written_model(told: Told) -> None:
+def test_seeds_share_neither_prompts_nor_policies(whole: Run) -> None:
+    """Each has its own held-out prompts in its own order, samples, and weights."""
+    first, second = (seed.folder for seed in whole.seeds)
+    for file in ("held_out.txt", "samples/samples.json", "glad/model.safetensors"):
+        assert (first / file).read_bytes() != (second / file).read_bytes()
+
+
+def area_of(changes: list[tuple[float, float]], lowest: list[float]) -> float:
+    """The area that points dominate above the lowest values, counted strip by strip."""
+    area, left = 0.0, lowest[0]
+    for x, _ in sorted(changes):
+        height = max(y for right, y in changes if right >= x) - lowest[1]
+        area, left = area + (x - left) * height, x
+    return area
+
+
+def test_seeds_are_compared_above_one_reference(whole: Run) -> None:
+    """Hypervolumes of the changes from each seed's base, and their difference over seeds.
+
+    The interval is Student's t of one degree of freedom.
+    """
+    changes: list[dict[str, list[tuple[float, float]]]] = []
+    for seed in whole.seeds:
+        (record,) = [each for each in seed.records if "model" in each["recipe"]]
+        base = [statistics.fmean(scores) for scores in scores_of(record)]
+        changes.append(
+            {way: [(x - base[0], y - base[1]) for x, y in points(seed, way)] for way in WAYS}
+        )
+    every = [point for of_seed in changes for way in WAYS for point in of_seed[way]]
+    lowest = [min(values) for values in zip(*every, strict=True)]
+    areas = {way: [area_of(of_seed[way], lowest) for of_seed in changes] for way in WAYS}
+    end = whole.text.split("== 5/5", 1)[1]
+    for way in WAYS:
+        (row,) = re.findall(rf"^{way}  +(.*±.*)$", end, re.MULTILINE)
+        *cells, _ = re.split(r"  +", row)
+        assert cells == [f"{area:.3f}" for area in areas[way]]
+    (row,) = re.findall(r"^mean, over seeds  +(.*)$", end, re.MULTILINE)
+    for cell, way in zip(re.split(r"  +", row.strip()), WAYS[1:], strict=True):
+        differences = [one - other for one, other in zip(areas["LiNeS"], areas[way], strict=True)]
+        mean = statistics.fmean(differences)
+        reach = 12.706 * statistics.stdev(differences) / 2**0.5
+        shown = [float(number) for number in re.findall(r"[+-][\d.]+", cell)]
+        assert shown == pytest.approx([mean, mean - reach, mean + reach], abs=6e-4)
+    assert (whole.folder / "rewarded-soup" / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_intervals_over_prompts_are_put_together(example: ModuleType) -> None:
+    """Of independent means the half-widths add up as squares do, over their number."""
+    fronts = sys.modules["_fronts"]
+    seeds = [difference(0.0, 0.6), difference(0.4, 1.2)]
+    got = fronts.over_prompts(seeds)
+    assert got.value == pytest.approx(0.55)
+    assert got.interval == pytest.approx((0.55 - 0.25, 0.55 + 0.25))  # √(0.3² + 0.4²)/2
+
+
+def test_the_written_model(whole: Run) -> None:
     """The model of c = 0.5 is base + λ(ℓ)·(both task vectors)/2, with λ from 1 to 2."""
+    place = whole.seeds[0].folder
     base, glad, readable = (
-        {name: tensor.double() for name, tensor in models.read(told.folder / folder).items()}
-        for folder in ("base", "glad", "readable")
+        {name: tensor.double() for name, tensor in models.read(folder).items()}
+        for folder in (whole.folder / "base", place / "glad", place / "readable")
     )
     moved = 0
-    for name, tensor in models.read(told.folder / "soup-c0.5").items():
+    for name, tensor in models.read(place / "soup-c0.5").items():
         block = re.search(r"layers\.(\d)\.", name)
         scale = 1 + int(block[1]) / 3 if block else 1.0
         change = 0.5 * (glad[name] - base[name]) + 0.5 * (readable[name] - base[name])
@@ -166,25 +248,26 @@ def test_the_written_model(told: Told) -> None:
     assert moved == len(base)
 
 
-def test_an_interrupted_run_goes_on(told: Told) -> None:
+def test_an_interrupted_run_goes_on(whole: Run) -> None:
     """With some points gone only these are measured again, to the same end."""
-    results = told.folder / "soup" / "results.jsonl"
-    whole = results.read_text(encoding="utf-8")
-    kept = whole.splitlines(keepends=True)[:6]
+    place = whole.seeds[1].folder
+    results = place / "soup" / "results.jsonl"
+    before = results.read_text(encoding="utf-8")
+    kept = before.splitlines(keepends=True)[:6]
     results.write_text("".join(kept) + '{"half', encoding="utf-8")
-    folders = ("base", "glad", "readable", "soup-c0.5")
-    files = [told.folder / place / "model.safetensors" for place in folders]
-    before = [file.stat().st_mtime_ns for file in files]
-    text = start(told.folder).succeeded().stdout
-    assert [file.stat().st_mtime_ns for file in files] == before
+    folders = (whole.folder / "base", place / "glad", place / "readable")
+    files = [folder / "model.safetensors" for folder in folders]
+    times = [file.stat().st_mtime_ns for file in files]
+    text = start(whole.folder).succeeded().stdout
+    assert [file.stat().st_mtime_ns for file in files] == times
     again = results.read_text(encoding="utf-8").splitlines(keepends=True)
     assert again[:6] == kept
 
     def lasting(lines: list[str]) -> list[dict[str, Any]]:
         return [{**json.loads(line), "seconds": None} for line in lines]
 
-    assert lasting(again) == lasting(whole.splitlines())
-    ends = [part.split("5/5", 1)[1].split("\nDone", 1)[0] for part in (told.text, text)]
+    assert lasting(again) == lasting(before.splitlines())
+    ends = [part.split("5/5", 1)[1].split("\nDone", 1)[0] for part in (whole.text, text)]
     assert ends[0] == ends[1]
 
 
@@ -211,12 +294,10 @@ def test_the_verdict(
 ) -> None:
     """What is said hangs on whether the intervals hold zero."""
     differences = {("LiNeS", "unscaled"): unscaled, ("LiNeS", "uniform, equal mean"): uniform}
-    found = example.verdict(differences, 96)
-    *said, last = found
+    said = example.verdict(differences, "96 prompts")
     assert len(said) == len(sentences)
     for sentence, part in zip(said, sentences, strict=True):
         assert part in sentence
-    assert last == "The intervals are about prompts alone: each policy was trained once."
     low, high = unscaled.interval
     assert f"95% interval {low:+g} to {high:+g}" in said[0]
 

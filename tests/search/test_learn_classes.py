@@ -29,6 +29,7 @@ from mergekit_lines.search.learning.show import show_learned
 from tests import models
 from tests.e2e import runner
 from tests.live.compare import assert_as_files
+from tests.search.formula import by_formula
 
 CLASSES = ("sports", "money", "science", "music")
 
@@ -106,20 +107,6 @@ def short(recipe: dict[str, Any], data: str = "texts.jsonl", **options: Any) -> 
     """Learn in few steps, fast ones."""
     words = {"steps": 12, "batch_size": 16, "learning_rate": 0.15, "objective": "loss"}
     return learn(recipe, data, "out", **{**words, "quiet": True, "num_threads": 1, **options})
-
-
-def by_formula(logits: Callable[[Any], Any], rows: Sequence[tuple[Any, int]]) -> dict[str, float]:
-    """Return entropy, loss and accuracy in float64, one input after the other."""
-    entropy, loss, right = np.zeros(3)
-    for content, target in rows:
-        scores = np.asarray(logits(content), dtype=np.float64)
-        shares = np.exp(scores - scores.max())
-        shares /= shares.sum()
-        entropy -= (shares * np.log(shares)).sum()
-        loss -= np.log(shares[target])
-        right += scores.argmax() == target
-    return {key: value / len(rows) for key, value in
-            (("entropy", entropy), ("loss", loss), ("accuracy", right))}  # fmt: skip
 
 
 def held_out(data: str, seed: int = 0) -> list[tuple[Any, int]]:

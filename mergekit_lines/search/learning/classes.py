@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +21,43 @@ from mergekit_lines.evaluate.models import (
     text_tokenizer,
 )
 from mergekit_lines.search.learning.examples import WHERE, Example, Examples
-from mergekit_lines.search.learning.predictions import OBJECTIVES, Task, Tokens, scores
+from mergekit_lines.search.learning.labelled import Input, Labelled
+from mergekit_lines.search.learning.logits import Function, Logits
+from mergekit_lines.search.learning.predictions import Task, Tokens
 
-MOST = 1024  # inputs of each part that are measured at most: each is one prediction
 TEXTS, IMAGES = "ForSequenceClassification", "ForImageClassification"
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")  # of 8 bits
 _NUMERAL = re.compile(r"[+-]?\d+(\.\d*)?")
 
 
-@dataclass(frozen=True)
-class Input:
-    """One input of a classifier.
-
-    Attributes:
-        content: token ids, or an image's file.
-        target: its class, None where it is not known.
-    """
-
-    content: Any
-    target: int | None
-
-
-def task_of(live: Any, data: Examples, settings: Mapping[str, Any]) -> Task:
+def task_of(
+    live: Any, data: Examples, settings: Mapping[str, Any], function: Function | None
+) -> Task:
     """Return what a live model predicts on these examples.
 
     Args:
         live: the model, with its tokenizer and its processor.
         data: the examples.
         settings: of ``learn``.
+        function: of logits; None where the model's own are taken.
 
     Raises:
         LinesError: the model predicts nothing on such data, or not what the objective needs.
     """
-    model, kind, most = live.model, type(live.model).__name__, settings["max_length"]
+    most = settings["max_length"]
+    task = _own(live, data, most) if function is None else Logits(live, function, data, most)
+    if settings["objective"] not in task.measures:
+        missing = next(one.place for one in data.examples if one.label is None)
+        raise LinesError(
+            f"--objective: found loss, and {missing} has no label, wanted one on every example. "
+            f"Add labels, or learn by entropy, which needs none."
+        )
+    return task
+
+
+def _own(live: Any, data: Examples, most: int | None) -> Task:
+    """Return what a model of one of the kinds that are recognised predicts."""
+    model, kind = live.model, type(live.model).__name__
     of_images = kind.endswith((IMAGES, f"{IMAGES}WithTeacher"))
     if data.images != of_images:
         found, wanted = ("images", "texts") if data.images else ("texts", "images")
@@ -65,26 +68,19 @@ def task_of(live: Any, data: Examples, settings: Mapping[str, Any]) -> Task:
     if of_images:
         if most is not None:
             raise LinesError(f"--max-length: found {most}, and images have no tokens. Drop it.")
-        task: Task = Images(model, live.processor, data)
-    elif kind.endswith(TEXTS):
-        task = Texts(model, live.tokenizer, data, most)
-    elif not is_causal(model):
+        return Images(model, live.processor, data)
+    if kind.endswith(TEXTS):
+        return Texts(model, live.tokenizer, data, most)
+    if not is_causal(model):
         raise LinesError(
             f"{WHERE}: {kind} is no causal language model and no classifier of texts or images, "
-            f"wanted one of these. Sweep its coefficients with an evaluator of your own."
+            f"wanted one of these. Give a function of your own that returns its logits with "
+            f"--logits python:MODULE:FUNCTION, or sweep its coefficients with an evaluator."
         )
-    else:
-        task = Tokens(model, live.tokenizer, data.path, most)
-    if settings["objective"] not in task.measures:
-        missing = next(one.place for one in data.examples if one.label is None)
-        raise LinesError(
-            f"--objective: found loss, and {missing} has no label, wanted one on every example. "
-            f"Add labels, or learn by entropy, which needs none."
-        )
-    return task
+    return Tokens(model, live.tokenizer, data.path, most)
 
 
-class _Classes:
+class _Classes(Labelled):
     """The classes of a classifier.
 
     Labels are names, or numbers. Where a name is the numeral of another number (``1`` to ``5`` of
@@ -104,28 +100,11 @@ class _Classes:
                 f"{WHERE}: the model's config.json has {len(self._names)} labels and problem_type "
                 f"{kind or 'none'}, wanted a classifier that chooses one of several classes."
             )
-        labelled = all(example.label is not None for example in data.examples)
-        self.measures: tuple[str, ...] = (*OBJECTIVES, "accuracy") if labelled else ("entropy",)
         self._numerals = any(
             _NUMERAL.fullmatch(name) and float(name) != number
             for number, name in self._names.items()
         )
-        self._check_labels(data)
-
-    def _check_labels(self, data: Examples) -> None:
-        """Check every label, also where not all examples have one: a wrong one is a mistake."""
-        first: dict[str, tuple[Example, int]] = {}
-        for example in data.examples:
-            target = self.target(example)
-            if target is None:
-                continue
-            other, before = first.setdefault(example.digest, (example, target))
-            if before != target:
-                raise LinesError(
-                    f"{WHERE}: {other.place} and {example.place} hold the same "
-                    f"{'image' if data.images else 'text'}, and their labels are {other.label!r} "
-                    f"and {example.label!r}, wanted one. Take the wrong one out."
-                )
+        super().__init__(data)
 
     def target(self, example: Example) -> int | None:
         """Return the number of an example's class.
@@ -156,19 +135,6 @@ class _Classes:
             f"{nearest(str(label), numbers)} They are `id2label` in the base's config.json."
         )
 
-    def count(self, batch: Sequence[Input]) -> int:
-        """Return the number of predictions: one for each input."""
-        return len(batch)
-
-    def scored(
-        self, logits: torch.Tensor, batch: Sequence[Input], names: Sequence[str]
-    ) -> list[torch.Tensor]:
-        """Return measures of a batch from its logits, [inputs, classes]."""
-        targets = None
-        if all(one.target is not None for one in batch):
-            targets = torch.tensor([one.target for one in batch], device=logits.device)
-        return [scores(logits, targets, name) for name in names]
-
 
 class Texts(_Classes):
     """The class of a text; of a long one its beginning is read.
@@ -183,7 +149,7 @@ class Texts(_Classes):
         LinesError: model, tokenizer or a label is at fault.
     """
 
-    unit, plural, most = "text", "texts", MOST
+    unit, plural = "text", "texts"
 
     def __init__(self, model: Any, tokenizer: Any, data: Examples, most_tokens: int | None) -> None:
         super().__init__(model, data)
@@ -240,7 +206,7 @@ class Images(_Classes):
         LinesError: there is no processor, or a label is at fault.
     """
 
-    unit, plural, most = "image", "images", MOST
+    unit, plural = "image", "images"
 
     def __init__(self, model: Any, processor: Any, data: Examples) -> None:
         super().__init__(model, data)

@@ -6,8 +6,9 @@ import csv
 import hashlib
 import io
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mergekit_lines.evaluate.texts import json_lines, read_texts, read_whole, te
 
 WHERE = "--data"
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-Row = tuple[str, str, Any]  # place, text, label
+Row = tuple[str, Mapping[str, Any]]  # place, what stands there by its name
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class Example:
         label: as it is written: a class's name or number; None for none.
         place: where it stands, for errors.
         digest: of what is in it: of two that are alike one is used.
+        row: what stands there, by its name: ``text``, or ``image`` for the file, ``label``, ….
     """
 
     content: str | Path
     label: Any
     place: str
     digest: str
+    row: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Parts:
     repeated: int
 
 
-def read_examples(path: Path, limit: int | None) -> Examples:
+def read_examples(path: Path, limit: int | None, *, whole: bool = False) -> Examples:
     """Read the first examples of a file of texts, or of a folder of images.
 
     Args:
@@ -78,6 +81,8 @@ def read_examples(path: Path, limit: int | None) -> Examples:
             these names; another file of paragraphs that blank lines part. Or a folder: images in
             it have no label, those in a folder in it have that one's name.
         limit: how many, of images from every class in turn; None for all.
+        whole: whether examples of one text differ by what else stands in their rows, but for the
+            label.
 
     Raises:
         LinesError: it cannot be read, or holds none.
@@ -90,22 +95,29 @@ def read_examples(path: Path, limit: int | None) -> Examples:
     else:
         file = read_texts(WHERE, path, "text")
         digest = file.sha256
-        rows = [(f"document {n}", text, None) for n, text in enumerate(file.texts, 1)]
+        rows = [(f"document {n}", {"text": text}) for n, text in enumerate(file.texts, 1)]
     if not rows:
         raise LinesError(f"{WHERE}: the file {path} is empty, wanted a text on each line.")
     return Examples(
         path,
         digest,
         tuple(
-            Example(text, label, f"{path}, {place}", text_digest(text))
-            for place, text, label in rows[:limit]
+            Example(row["text"], row.get("label"), f"{path}, {place}", _digest(row, whole), row)
+            for place, row in rows[:limit]
         ),
     )
 
 
+def _digest(row: Mapping[str, Any], whole: bool) -> str:
+    """Return the digest of a row's text, and of what else stands there."""
+    more = {name: value for name, value in row.items() if name not in ("text", "label")}
+    text: str = row["text"]
+    return text_digest(f"{text.strip()}\n{json.dumps(more, sort_keys=True)}" if whole else text)
+
+
 def _lines(path: Path, text: str) -> list[Row]:
     entries = json_lines(WHERE, path, text, "text")
-    return [(f"line {number}", entry["text"], entry.get("label")) for number, entry in entries]
+    return [(f"line {number}", entry) for number, entry in entries]
 
 
 def _columns(path: Path, text: str) -> list[Row]:
@@ -124,7 +136,7 @@ def _columns(path: Path, text: str) -> list[Row]:
                     f"{WHERE}: {path}, {place}: wanted as many cells as columns, and a text that "
                     f"is not empty. Put texts with commas in quotes."
                 )
-            rows.append((place, row["text"], (row.get("label") or "").strip() or None))
+            rows.append((place, {**row, "label": (row.get("label") or "").strip() or None}))
     except csv.Error as error:
         line = reader.reader.line_num  # the other one counts lines that could be read
         raise LinesError(
@@ -166,7 +178,8 @@ def _images(folder: Path, limit: int | None) -> Examples:
             raise LinesError(
                 f"{WHERE}: {path} cannot be read ({error.strerror}). Mend it, or take it out."
             ) from error
-        examples.append(Example(path, label, str(path), digest))
+        row = {"image": path, "label": label}
+        examples.append(Example(path, label, str(path), digest, row))
     whole = repr([(example.digest, example.label) for example in examples])
     return Examples(folder, hashlib.sha256(whole.encode()).hexdigest(), tuple(examples), True)
 
