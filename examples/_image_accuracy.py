@@ -1,6 +1,6 @@
 """Images as the text encoder's stories classify texts: by heads that are never trained with it.
 
-A task's head is fitted once, on what the pre-trained model makes of the task's training images,
+A task's head is fitted once, on what the pre-trained model makes of a few of the task's images,
 and stays so: a model that is fine-tuned on one task can still be asked about every other. ``tasks``
 is for ``python:_image_accuracy:tasks``.
 """
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 FOLDER = Path("images")  # in the directory where it is measured
 IMAGES, HEADS = "images.safetensors", "heads.safetensors"  # in that folder
 BATCH = 100
-PENALTY = 1e-3  # of a head's squared weights
+PENALTY = 1e-2  # of a head's squared weights
 
 
 def inputs(pixels: torch.Tensor) -> torch.Tensor:

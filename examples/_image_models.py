@@ -19,15 +19,17 @@ from _image_accuracy import FOLDER, HEADS, IMAGES, classified, features, fitted,
 from finetune import Size, Training, show_losses, steps, trained
 from safetensors.torch import load_file, save_file
 
+HEAD_SHARE = 20  # percent of the number of images that are trained on
 TURNS = 4  # the models are pre-trained to tell a garment's kind, and by how many quarters it turned
 
 
 class Architecture(NamedTuple):
-    """A class of transformers, what it takes beside a config, and its config: small or not."""
+    """A class of transformers, what it takes beside a config, its config, and how it is tuned."""
 
     model: Any
     options: dict[str, Any]
-    config: Callable[[bool], Any]
+    config: Callable[[bool], Any]  # small or not
+    learning_rate: float  # of fine-tuning
 
     def load(self, folder: Path) -> Any:
         return self.model.from_pretrained(folder, dtype=torch.float32, **self.options).eval()
@@ -60,8 +62,8 @@ def _convnext(small: bool) -> transformers.ConvNextConfig:
 
 
 ARCHITECTURES = {
-    "ViT": Architecture(transformers.ViTModel, {"add_pooling_layer": False}, _vit),
-    "ConvNeXt": Architecture(transformers.ConvNextModel, {}, _convnext),
+    "ViT": Architecture(transformers.ViTModel, {"add_pooling_layer": False}, _vit, 5e-4),
+    "ConvNeXt": Architecture(transformers.ConvNextModel, {}, _convnext, 1e-3),
 }
 
 
@@ -112,7 +114,7 @@ def get_images(name: str, size: Size, seed: int, base_made_from: str) -> str:
         for part, own in _images.split(task, WORK / "downloads", sizes, seed).items():
             images[name_of(task, part, "pixels")] = torch.from_numpy(own.pixels)
             images[name_of(task, part, "labels")] = torch.from_numpy(own.labels).long()
-        pixels, labels = (images[name_of(task, "train", what)] for what in ("pixels", "labels"))
+        pixels, labels = (images[name_of(task, "head", what)] for what in ("pixels", "labels"))
         heads[task] = fitted(features(model, pixels), labels)
     with making(folder, {"made_from": made_from}) as part:
         save_file(images, part / IMAGES)
@@ -121,7 +123,9 @@ def get_images(name: str, size: Size, seed: int, base_made_from: str) -> str:
 
 
 def _sizes(size: Size) -> dict[str, int]:
-    return {"validation": size.validation, "test": size.test, "train": size.training}
+    """Return how many images a split has; heads are fitted on ``head``, which is nothing else."""
+    sizes = {"validation": size.validation, "test": size.test}
+    return {**sizes, "head": HEAD_SHARE * size.training // 100, "train": size.training}
 
 
 def tune(name: str, size: Size, seed: int, task: str, images_made_from: str) -> dict:
@@ -148,6 +152,7 @@ def tune(name: str, size: Size, seed: int, task: str, images_made_from: str) -> 
 def get_tuned(name: str, size: Size, how: Size, seeds: int, tasks: Sequence[str]) -> None:
     """Make everything that the story begins with, seed by seed."""
     base = get_base(name, how)
+    size = size._replace(learning_rate=ARCHITECTURES[name].learning_rate)
     for seed in range(seeds):
         images = get_images(name, size, seed, base)
         for task in tasks:

@@ -47,7 +47,7 @@ from mergekit_lines.figures.parts import looks_of
 from mergekit_lines.search.bench import LINES
 
 NAME = "vision"
-FULL = Size(_images.TASKS, 150, 300, 1000, 60, 32, 1e-3)
+FULL = Size(_images.TASKS, 150, 300, 1000, 120, 32, 1e-3)
 TINY = Size(_images.TINY_TASKS, 16, 24, 64, 8, 8, 1e-3, small=True)
 PRE_TRAINING = FULL._replace(steps=400, batch=96)
 TINY_PRE_TRAINING = TINY._replace(steps=20, batch=16)
