@@ -24,6 +24,7 @@ import yaml
 from click.testing import CliRunner, Result
 from filelock import FileLock, Timeout
 
+from mergekit_lines.checkpoint import out as out_module
 from mergekit_lines.checkpoint import partial, room, writer
 from mergekit_lines.cli import main
 from tests import models
@@ -468,7 +469,7 @@ def test_a_failure_while_writing_leaves_nothing(
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     assert "bytes more on this disk, which has 1,000 free" in edit(*words).output
     monkeypatch.undo()
-    with partial.locked(tmp_path / ".out.safetensors.partial.lock", tmp_path):
+    with out_module.locked(tmp_path / ".out.safetensors.partial.lock", tmp_path):
         assert "another merge is writing to it right now" in edit(*words).output
 
     def full(*_: object) -> None:
@@ -623,8 +624,8 @@ def test_a_lock_that_its_holder_removed_is_none(
                 (tmp_path / "new").replace(file)
             return taken
 
-    monkeypatch.setattr(partial, "FileLock", Late)
-    with partial.locked(file, tmp_path):
+    monkeypatch.setattr(out_module, "FileLock", Late)
+    with out_module.locked(file, tmp_path):
         assert len(acquired) == 2
         with pytest.raises(Timeout):
             FileLock(file, timeout=0).acquire()

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from mergekit_lines.checkpoint.out import HIDDEN_CONFIG
-from mergekit_lines.checkpoint.partial import MARK
+from mergekit_lines.checkpoint.state import MARK
 from tests import models
 from tests.e2e import hostile
 from tests.e2e.hostile import RAW, RECIPE, Write
