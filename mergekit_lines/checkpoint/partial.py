@@ -109,7 +109,11 @@ class Partial:
         return self._state.get(key)
 
     def keep(self, key: str, value: Any) -> None:
-        """Keep a JSON value for a run that goes on after this one."""
+        """Keep a JSON value for a run that goes on after this one.
+
+        Raises:
+            ResumableError: another run works in this folder.
+        """
         with self._writing:
             self._state[key] = value
             self._write_state()
@@ -120,7 +124,6 @@ class Partial:
         Raises:
             ResumableError: another run works in this folder.
         """
-        self._check_alone()
         with self._writing:
             self._state["digests"][file] = digest
             self._write_state()
@@ -241,6 +244,7 @@ class Partial:
         shutil.rmtree(self.path)
 
     def _write_state(self) -> None:
+        self._check_alone()
         path = self.path / f"{MARK}.new"
         path.write_text(json.dumps(self._state), encoding="utf-8")
         sync(path)

@@ -468,6 +468,10 @@ def test_a_run_whose_lock_does_not_hold_gives_way(
                 other.begin(MERGE, layout())
                 with pytest.raises(ResumableError, match="another run has begun to write there"):
                     partial.vouch("x.safetensors", "0")
+                before = (partial.path / MARK).read_bytes()
+                with pytest.raises(ResumableError, match="another run has begun to write there"):
+                    partial.keep("norms", [1.0])
+                assert (partial.path / MARK).read_bytes() == before
                 (partial.path / "config.json").write_text("{}")
                 with pytest.raises(ResumableError, match="another run has begun to write there"):
                     partial.publish(layout())
