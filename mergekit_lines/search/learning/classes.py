@@ -21,7 +21,7 @@ from mergekit_lines.evaluate.models import (
     text_tokenizer,
 )
 from mergekit_lines.search.learning.examples import WHERE, Example, Examples
-from mergekit_lines.search.learning.labelled import Input, Labelled
+from mergekit_lines.search.learning.labelled import Input, Labelled, number_of
 from mergekit_lines.search.learning.logits import Function, Logits
 from mergekit_lines.search.learning.predictions import Task, Tokens
 
@@ -119,8 +119,8 @@ class _Classes(Labelled):
         name = str(label) if self._numerals and type(label) in (int, float) else label
         if isinstance(name, str) and name in numbers:
             return numbers[name]
-        number = int(label) if isinstance(label, str) and label.isdecimal() else label
-        if type(number) is int and number in self._names:
+        number = number_of(label)
+        if number is not None and number in self._names:
             if self._numerals:
                 raise LinesError(
                     f"{WHERE}: {example.place}: found the label {label!r}: no class has that name, "

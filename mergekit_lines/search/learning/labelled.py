@@ -27,6 +27,13 @@ class Input:
     target: int | None
 
 
+def number_of(label: Any) -> int | None:
+    """Return the number that a label is, as an integer or as its digits; else None."""
+    if isinstance(label, str):
+        return int(label) if label.isdecimal() else None
+    return label if type(label) is int and label >= 0 else None
+
+
 class Labelled(ABC):
     """One of several classes for each input, as a :class:`~.predictions.Task` predicts it.
 

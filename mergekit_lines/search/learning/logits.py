@@ -17,7 +17,7 @@ from mergekit_lines.errors import LinesError
 from mergekit_lines.evaluate.functions import call, find_function, takes
 from mergekit_lines.evaluate.spec import parse_spec
 from mergekit_lines.search.learning.examples import WHERE, Example, Examples
-from mergekit_lines.search.learning.labelled import Input, Labelled
+from mergekit_lines.search.learning.labelled import Input, Labelled, number_of
 
 FLAG = "--logits"
 
@@ -102,8 +102,7 @@ class Logits(Labelled):
         label = example.label
         if label is None:
             return None
-        number = int(label) if isinstance(label, str) and label.isdecimal() else label
-        if type(number) is int and number >= 0:
+        if (number := number_of(label)) is not None:
             return number
         raise LinesError(
             f"{WHERE}: {example.place}: found the label {label!r}, wanted the number of a column "
