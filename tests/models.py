@@ -171,13 +171,11 @@ def mamba(path: Path | str, *, layers: int = 4, hidden: int = 32, **options: Any
     return save("MambaForCausalLM", config, path, tokenizer=True, **options)
 
 
-def bert_seqcls(
-    path: Path | str, *, layers: int = 4, hidden: int = 32, labels: int = 3, **options: Any
-) -> Path:
-    """Save a ``BertForSequenceClassification``."""
+def bert_config(*, layers: int, hidden: int = 32, **options: Any) -> Any:
+    """A small BERT's configuration."""
     from transformers import BertConfig
 
-    config = BertConfig(
+    return BertConfig(
         vocab_size=128,
         hidden_size=hidden,
         intermediate_size=2 * hidden,
@@ -185,8 +183,15 @@ def bert_seqcls(
         num_attention_heads=4,
         max_position_embeddings=64,
         pad_token_id=3,
-        num_labels=labels,
+        **options,
     )
+
+
+def bert_seqcls(
+    path: Path | str, *, layers: int = 4, hidden: int = 32, labels: int = 3, **options: Any
+) -> Path:
+    """Save a ``BertForSequenceClassification``."""
+    config = bert_config(layers=layers, hidden=hidden, num_labels=labels)
     return save("BertForSequenceClassification", config, path, tokenizer=True, **options)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import AutoTokenizer, BertModel
 
 from mergekit_lines import LinesError
 from tests import models
@@ -31,15 +31,7 @@ SENTENCES = ["w1 w2 w3", "w4 w5", "w6 w7 w8 w9 w1 w2"]
 
 def sentence_encoder(path: Path) -> Path:
     """A BERT with mean pooling, a dense layer and normalisation, in sentence-transformers' form."""
-    config = BertConfig(
-        vocab_size=128,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        pad_token_id=3,
-    )
+    config = models.bert_config(layers=3)
     models.save("BertModel", config, path, tokenizer=True)
     kind = "sentence_transformers.models"
     steps = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")

@@ -118,15 +118,7 @@ def test_encoders_learn_by_the_nearest_label(place: Path) -> None:
 
     By the formula each row counts its own task's labels alone; the loss falls.
     """
-    config = transformers.BertConfig(
-        vocab_size=128,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        pad_token_id=3,
-    )
+    config = models.bert_config(layers=3)
     torch.manual_seed(0)
     transformers.BertModel(config, add_pooling_layer=False).save_pretrained(place / "base")
     models.save_tokenizer(place / "base")
