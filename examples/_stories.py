@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 
 import _accuracy
 from _base import NOTE, fingerprint, finished
+from scipy.special import stdtrit
 
 import mergekit_lines
 from mergekit_lines.search.sweep import Sweep
 
 SPEC = "python:_accuracy:tasks"
-# Of Student's t: how many standard errors a 95% interval reaches, by degrees of freedom.
-REACH = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 PRE_TRAINED = "pre-trained"
 Accuracies = dict[str, float]
@@ -171,8 +170,13 @@ def over_seeds(values: Sequence[float]) -> OverSeeds:
     if len(values) < 2:
         return OverSeeds(mean, math.nan, math.nan, math.nan)
     error = statistics.stdev(values) / math.sqrt(len(values))
-    reach = error * REACH.get(len(values) - 1, 1.96)
+    reach = error * reach_of(len(values) - 1)
     return OverSeeds(mean, error, mean - reach, mean + reach)
+
+
+def reach_of(freedom: int) -> float:
+    """Return how many standard errors a 95% interval reaches, as printed tables of t have it."""
+    return round(float(stdtrit(freedom, 0.975)), 3)
 
 
 def told_apart(differences: Mapping[str, OverSeeds], words: Mapping[int, str]) -> str:

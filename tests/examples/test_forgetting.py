@@ -182,3 +182,12 @@ def test_few_seeds_show_nothing(modules: Any) -> None:
     words = {1: "higher in", -1: "lower in", 0: "not told apart in"}
     told = stories.told_apart(more, words)
     assert told == "higher in up; lower in down; not told apart in open"
+
+
+def test_intervals_reach_as_far_as_the_tables_of_t_say(modules: Any) -> None:
+    """For many seeds too; the values are those that textbooks print."""
+    stories: ModuleType = modules("_stories")
+    printed = {1: 12.706, 2: 4.303, 4: 2.776, 9: 2.262, 10: 2.228, 20: 2.086, 120: 1.980}
+    assert {freedom: stories.reach_of(freedom) for freedom in printed} == printed
+    eleven = stories.over_seeds([0.0] * 5 + [1.0] * 6)
+    assert (eleven.high - eleven.low) / eleven.error == pytest.approx(2 * 2.228)
