@@ -10,7 +10,6 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from mergekit_lines.checkpoint.sources import HeldTensor, ShardTensor, Source
-from mergekit_lines.engine.held import HeldPieces, reads_twice, searches
 from mergekit_lines.engine.jobs import Job, prepared
 from mergekit_lines.engine.workers import Workers
 from mergekit_lines.kernels.agreement import Agreement
@@ -22,10 +21,11 @@ from mergekit_lines.kernels.scale import add_scaled, work_dtype
 from mergekit_lines.methods.finite import refuse_input, refuse_result
 
 T = TypeVar("T")
-# Entries of a piece. Its fp32 copies for two models stay in a core's cache; smaller ones spend
-# their time in Python, which only one thread may run. A GPU wants larger ones, and several of a
-# matrix: one is read while another is computed.
-PIECE = 1 << 18
+# Entries of a piece. What compiled kernels read of it for two models stays in a core's caches, so
+# that reading it a second time costs less than keeping it would; smaller ones spend their time in
+# Python, which only one thread may run. A GPU wants larger ones, and several of a matrix: one is
+# read while another is computed.
+PIECE = 1 << 19
 DEVICE_PIECE = 1 << 22
 # Beside the models' pieces a thread holds the base's, what it read, the task vector, masks, draws.
 TEMPORARIES = 7
@@ -82,18 +82,6 @@ class TensorPieces:
         self._apart = len(shards) == 1 + len(models)
         self._cast, self._device, self._workers = cast, device, workers
         self.bounds = cut(self.shape, merge, device)
-        self._held = self._room_for_two_reads(merge)
-
-    def _room_for_two_reads(self, merge: Kernel) -> HeldPieces | None:
-        """Return what keeps pieces that compiled kernels read before they merge them."""
-        if self.library is None or not reads_twice(merge):
-            return None
-        widths = [source.dtype.itemsize for source in (self._base, *self._tuned)]
-        return HeldPieces(self.bounds, widths, self._workers.arena)
-
-    def read_once(self) -> None:
-        """Keep no pieces: what has to be known of the tensor is known."""
-        self._held = None
 
     def load(self, index: int, model: int | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return piece ``index`` of the base and of all models, or of one: 1-D, in ``dtype``.
@@ -135,20 +123,11 @@ class TensorPieces:
             return piece.to(self._cast) if cast and self._cast is not None else piece
         if isinstance(source, HeldTensor):
             return source.tensor().view(-1)[start:stop]
-
-        def room() -> torch.Tensor:
-            return self._workers.buffer(name, stop - start, source.dtype)
-
-        def read(piece: torch.Tensor) -> None:
-            if isinstance(source, ShardTensor) and self._apart:
-                source.read_as_stored(start, piece)
-            else:
-                source.read_into(start, stop, piece)
-
-        if self._held is not None:
-            return self._held.piece(place, index, room, stop - start, source.dtype, read)
-        piece = room()
-        read(piece)
+        piece = self._workers.buffer(name, stop - start, source.dtype)
+        if isinstance(source, ShardTensor) and self._apart:
+            source.read_as_stored(start, piece)
+        else:
+            source.read_into(start, stop, piece)
         return piece
 
     def buffer(self, name: str, index: int, dtype: torch.dtype) -> torch.Tensor:
@@ -188,6 +167,16 @@ class TensorPieces:
         width, places = self.dtype.itemsize, self.models + sought
         _, threads = held_at_once(self.bounds, width, places, self._device)
         return self._workers.map(function, len(self.bounds), threads)
+
+
+def searches(merge: Kernel, entries: int) -> int:
+    """Return for how many ranks a merge gathers magnitudes of each piece of so many entries."""
+    if isinstance(merge, Agreement):
+        merge = merge.merge
+    if not isinstance(merge, Merge) or merge.row_aligned:
+        return 0
+    ranks = [one.ranks(entries) or (0, 0) for one in merge.sparsities]
+    return sum(rank > 0 for pair in ranks for rank in pair)
 
 
 def held_at_once(
@@ -245,8 +234,6 @@ def merge_tensor(
     """
     if state is None:
         state = prepared(job, pieces)
-    else:
-        pieces.read_once()
     compiled = _compiled(job, pieces, out_dtype)
 
     def write(index: int) -> None:

@@ -33,7 +33,6 @@ class Workers:
         self.library: Library | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._buffers = threading.local()
-        self._arena = torch.empty(0, dtype=torch.uint8)
 
     def map(self, function: Callable[[int], T], count: int, at_once: int | None = None) -> list[T]:
         """Return ``function(i)`` for i in [0, count), in this order.
@@ -68,12 +67,6 @@ class Workers:
             wait(futures)
         return [results[index] for index in range(count)]
 
-    def arena(self, size: int) -> torch.Tensor:
-        """Return ``size`` uninitialised bytes for all threads, kept for the next call."""
-        if len(self._arena) < size:
-            self._arena = torch.empty(size, dtype=torch.uint8)
-        return self._arena
-
     def buffer(
         self, name: str, size: int, dtype: torch.dtype, *, pinned: bool = False
     ) -> torch.Tensor:
@@ -91,4 +84,3 @@ class Workers:
             self._pool.shutdown()
             self._pool = None
         self._buffers = threading.local()
-        self._arena = torch.empty(0, dtype=torch.uint8)

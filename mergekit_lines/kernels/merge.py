@@ -107,11 +107,6 @@ class Merge:
         """Whether the pieces have to be whole slices along the first dimension."""
         return any(sparsity.by_rows for sparsity in self.sparsities)
 
-    @property
-    def seeks(self) -> bool:
-        """Whether something has to be known of the whole tensor before a piece can be merged."""
-        return any(one.matched or one.ranks(2) is not None for one in self.sparsities)
-
     def supports(self, shape: tuple[int, ...]) -> bool:
         """Return whether a tensor of this shape can be merged in pieces.
 

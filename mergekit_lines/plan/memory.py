@@ -24,8 +24,7 @@ from mergekit.merge_methods.base import TensorMetadata
 from torch.autograd import profiler_legacy
 
 from mergekit_lines.engine.engine import DEVICE_THREADS
-from mergekit_lines.engine.held import held_bytes, reads_twice, searches
-from mergekit_lines.engine.pieces import cut, held_at_once
+from mergekit_lines.engine.pieces import cut, held_at_once, searches
 from mergekit_lines.engine.tasks import LinesTask
 from mergekit_lines.host.process import available_cores
 from mergekit_lines.kernels.compiled.loading import worth_while
@@ -125,10 +124,7 @@ def _pieces(
     held, at_once = held_at_once(bounds, width, places, device)
     threads = (threads or available_cores()) if device.type == "cpu" else DEVICE_THREADS
     count = min(threads, len(bounds), at_once)
-    kept = 0
-    if compiled and device.type == "cpu" and reads_twice(merge):
-        kept = held_bytes(tensor.entries, [dtype.itemsize for dtype in tensor.inputs.values()])
-    return count * held + kept + merge.beside(tensor.shape, width)
+    return count * held + merge.beside(tensor.shape, width)
 
 
 @dataclass(frozen=True)

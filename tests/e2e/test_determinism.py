@@ -106,7 +106,7 @@ def test_the_order_is_another_one(torturer: Torturer, inputs: Path) -> None:
 @pytest.mark.parametrize("method", ["dare_ties", "della"])
 def test_real_pieces(method: str, torturer: Torturer, tmp_path: Path) -> None:
     """The same with pieces of the size that users have, in a tensor of more than three."""
-    base = models.llama(tmp_path / "base", hidden=256, vocab=3500, layers=2, dtype=torch.bfloat16)
+    base = models.llama(tmp_path / "base", hidden=256, vocab=6500, layers=2, dtype=torch.bfloat16)
     for number, name in enumerate("abc"):
         models.finetuned(base, tmp_path / name, seed=number, scale=0.05)
     assert models.read(base)["model.embed_tokens.weight"].numel() > 3 * merging.PIECE

@@ -18,11 +18,14 @@ from mergekit_lines.kernels.sparsity import Sparsity
 from mergekit_lines.plan.memory import working_bytes
 
 MIB = 1 << 20
+WHOLE = Sparsity("none")
 
 
-def plan_of(shape: tuple[int, ...], models: int, *, cut: bool = False) -> Any:
+def plan_of(
+    shape: tuple[int, ...], models: int, *, cut: bool = False, sparsity: Sparsity = WHOLE
+) -> Any:
     """What headers say of one fp32 tensor of a sum of models."""
-    merge = Merge((Sparsity("none"),) * models, (1.0,) * models)
+    merge = Merge((sparsity,) * models, (1.0,) * models)
     task = SimpleNamespace(failures=lambda _: nullcontext(), kernel=lambda _: merge)
     item = SimpleNamespace(task=task, cut=cut)
     entries = torch.Size(shape).numel()
@@ -71,3 +74,16 @@ def test_what_is_estimated_is_what_is_held(
     counted = {("cpu", 2): 3, ("cpu", 12): 1, ("cuda", 2): 2, ("cuda", 12): 2}[device, models]
     assert estimated == counted * 4 * 1024 * (models + 7)
     assert len(working) <= counted
+
+
+@pytest.mark.parametrize("models", [2, 5])
+def test_what_compiled_searches_gather_is_counted(
+    models: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled kernels gather a piece's magnitudes near each threshold that is sought."""
+    planned = plan_of((64, 1024), models, sparsity=Sparsity("magnitude", 0.5))
+    found = {}
+    for kernels in ("torch", "compiled"):
+        monkeypatch.setenv("MERGEKIT_LINES_KERNELS", kernels)
+        found[kernels] = working_bytes(planned, set(), torch.device("cpu"), 1)
+    assert found["compiled"] - found["torch"] == 64 * 1024 * 4 * models
