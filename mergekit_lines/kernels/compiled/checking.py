@@ -6,7 +6,7 @@ import torch
 
 from mergekit_lines.errors import TextError
 from mergekit_lines.kernels.agreement import Agreement
-from mergekit_lines.kernels.bracket import Bracket
+from mergekit_lines.kernels.bracket import Bracket, ascending
 from mergekit_lines.kernels.compiled.counting import counted
 from mergekit_lines.kernels.compiled.library import Library
 from mergekit_lines.kernels.compiled.merging import merged
@@ -78,8 +78,9 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _check_counts(library: Library, base: torch.Tensor, models: list[torch.Tensor]) -> None:
     sizes = [(model.float() - base.float()).abs() for model in models]
-    low, high, pivot = (float(sizes[0].quantile(place)) for place in (0.3, 0.6, 0.5))
-    pivot = float(sizes[0][(sizes[0] - pivot).abs().argmin()])
+    # torch's quantile shares its sort among threads, which wait for each other on a busy machine.
+    ordered = ascending(sizes[0])
+    low, high, pivot = (float(ordered[int(place * _ENTRIES)]) for place in (0.3, 0.6, 0.5))
     searches = [Search(model, 1, _ENTRIES) for model in range(len(models))]
     for search in searches:
         search.bracket = Bracket(low, high, (pivot,))
