@@ -378,3 +378,34 @@ def test_a_storage_that_cannot_be_had_is_told_without_its_password(url: str) -> 
         open_storage(url)
     assert "secret" not in caught.value.message
     assert "secret" not in without_password(url)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "wrong"),
+    [
+        ("trial_params", "distribution_json", "{"),
+        ("trial_params", "distribution_json", '{"name": "FloatDistribution", "attributes": {}}'),
+        ("trial_params", "distribution_json", '{"name": "Distribution", "attributes": {}}'),
+        ("trial_params", "param_name", "aplha"),
+        ("trials", "state", "COMPLETELY"),
+        ("trials", "datetime_start", "yesterday"),
+        ("trial_values", "value_type", "FINITELY"),
+        ("trial_user_attributes", "value_json", "nothing"),
+    ],
+)
+def test_rows_that_are_none_are_one_sentence(
+    tmp_path: Path, table: str, column: str, wrong: str
+) -> None:
+    """A database that was edited, or in which a bit flipped: SQLite reads it, Optuna cannot."""
+    of = space("alpha=0:1", "beta=0:1")
+    asked = study(tmp_path, of, owner="own")
+    for proposal in asked.coming(3):
+        asked.tell(proposal, [1.0])
+    del asked
+    with sqlite3.connect(tmp_path / "trials.db") as database:
+        (row,) = database.execute(f"SELECT min(rowid) FROM {table}").fetchone()
+        changed = database.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (wrong, row))
+        assert changed.rowcount == 1
+    again = study(tmp_path, of, owner="own")
+    with pytest.raises(LinesError, match=r"--storage sqlite:.*trials\.db: the trials cannot be"):
+        list(_told(again, 4))

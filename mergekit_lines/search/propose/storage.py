@@ -60,9 +60,17 @@ def owner_of(folder: Path) -> str:
         ) from error
 
 
+# What Optuna raises of rows that hold something else than it wrote there.
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, AssertionError)
+
+
 @contextmanager
-def working_with(url: str) -> Iterator[None]:
+def working_with(url: str, *more: type[Exception]) -> Iterator[None]:
     """Turn what a database refuses into one sentence, and keep Optuna's own remarks back.
+
+    Args:
+        url: of the database.
+        more: errors that are the database's too, where nothing but reading it is done.
 
     Raises:
         LinesError: the database cannot be reached, read or written.
@@ -77,7 +85,13 @@ def working_with(url: str) -> Iterator[None]:
             yield
     except LinesError:
         raise
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, ImportError) as error:
+    except (
+        SQLAlchemyError,
+        optuna.exceptions.OptunaError,
+        RuntimeError,
+        ImportError,
+        *more,
+    ) as error:
         raise LinesError(
             f"--storage {without_password(url)}: the trials cannot be read or written there "
             f"({_said(error)}). Mend that, and run the same command again: what was measured "

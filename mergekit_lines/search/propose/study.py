@@ -11,7 +11,7 @@ from typing import Any
 from mergekit_lines.errors import LinesError
 from mergekit_lines.search.measuring.early import limits_of
 from mergekit_lines.search.propose.space import Choice, Dimension, Space
-from mergekit_lines.search.propose.storage import without_password, working_with
+from mergekit_lines.search.propose.storage import UNREADABLE, without_password, working_with
 
 SAMPLERS = ("tpe", "cmaes", "nsga2", "random")
 POPULATION = 10  # of NSGA-II: Optuna's 50 is more than most searches have trials
@@ -95,8 +95,11 @@ class Study:
 
     def _trials(self, *states: str) -> list[Any]:
         """Return the trials in these states, or all, without those that another one repeats."""
-        with working_with(self._url):
+        with working_with(self._url, *UNREADABLE):
             trials = self._study.get_trials(deepcopy=False)
+            for trial in trials:
+                if trial.state.name == "COMPLETE":  # whole, whoever edited the database
+                    self._space.values(trial.params)
         repeated = {trial.user_attrs.get(AGAIN_KEY) for trial in trials}
         return [
             trial
@@ -149,13 +152,14 @@ class Study:
         import optuna
         from optuna.trial import TrialState
 
-        trials = self._study.get_trials(deepcopy=True)
         memory = optuna.storages.InMemoryStorage()
-        number = memory.create_new_study(self._study.directions, "copy")
-        for trial in trials:
-            if trial.state == TrialState.WAITING:  # another machine's, that asks would take
-                trial.state = TrialState.RUNNING
-            memory.create_new_trial(number, template_trial=trial)
+        with working_with(self._url, *UNREADABLE):
+            trials = self._study.get_trials(deepcopy=True)
+            number = memory.create_new_study(self._study.directions, "copy")
+            for trial in trials:
+                if trial.state == TrialState.WAITING:  # another machine's, that asks would take
+                    trial.state = TrialState.RUNNING
+                memory.create_new_trial(number, template_trial=trial)
         study = optuna.load_study(
             study_name="copy", storage=memory, sampler=self._seeded(len(trials))
         )
@@ -201,7 +205,7 @@ class Study:
         proposal: Proposal,
         scores: Sequence[float] | None,
         problem: str = "",
-        partials: Sequence[float] = (),
+        partials: Sequence[float | None] = (),
         *,
         pruned: bool = False,
     ) -> None:
@@ -210,7 +214,8 @@ class Study:
 
         with working_with(self._url):
             for step, partial in enumerate(partials):
-                proposal.trial.report(partial, step)
+                if partial is not None:
+                    proposal.trial.report(partial, step)
             if pruned:
                 self._study.tell(proposal.trial, state=TrialState.PRUNED)
             elif scores is None:
