@@ -42,7 +42,8 @@ class Record:
         metrics: by name; none where it failed.
         seconds: that setting the weights and measuring took.
         problems: why it failed, in sentences; none where it was measured.
-        partials: the objective of parts of the data, in the order in which they were measured.
+        partials: the objective of parts of the data, in the order in which they were measured;
+            None of a part that it has no value of.
         pruned: it ended after these.
         goal: the objective that they are of; none where there are none.
     """
@@ -53,7 +54,7 @@ class Record:
     metrics: Mapping[str, Metric]
     seconds: float
     problems: tuple[str, ...] = ()
-    partials: tuple[float, ...] = ()
+    partials: tuple[float | None, ...] = ()
     pruned: bool = False
     goal: str = ""
 
@@ -224,7 +225,7 @@ def _from_json(data: Mapping[str, Any]) -> Record:
     problems = tuple(map(str, data.get("problems", ())))
     if not isinstance(data["recipe"], dict):
         raise TypeError("its recipe is no mapping")
-    partials = tuple(map(float, data.get("partials", ())))
+    partials = tuple(None if one is None else float(one) for one in data.get("partials", ()))
     return Record(
         split=data["split"],
         recipe=data["recipe"],

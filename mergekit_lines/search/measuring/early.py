@@ -30,10 +30,11 @@ class Early:
     base: Mapping[str, Metric] | None
     limits: Mapping[int, float]
 
-    def look(self, scores: list[float], metrics: Mapping[str, Metric]) -> None:
+    def look(self, scores: list[float | None], metrics: Mapping[str, Metric]) -> None:
         """Add the score of what is measured so far.
 
-        An objective that lacks a metric still has none, and makes no step.
+        An objective that lacks a metric still, or has no value there, makes a step all the same:
+        what other trials have at a step's number is of the same part of the data.
 
         Raises:
             PrunedError: it is below this step's limit.
@@ -41,6 +42,7 @@ class Early:
         try:
             score = self.goal.score(metrics, self.tuned, self.base)
         except LinesError:
+            scores.append(None)
             return
         scores.append(score)
         limit = self.limits.get(len(scores) - 1)

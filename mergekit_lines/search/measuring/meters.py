@@ -176,7 +176,7 @@ class Meter:
         chosen, begun = self._evaluators[job.split], time.monotonic()
         mean, metrics, problems = None, dict[str, Metric](), tuple[str, ...]()
         notes: list[str] = []
-        partials: list[float] = []
+        partials: list[float | None] = []
         early, pruned = job.early, False
         try:
             mean = self._set(job.recipe)
@@ -198,6 +198,8 @@ class Meter:
         if not metrics and not problems and not pruned:
             problems = (f"the evaluators of {job.split} gave no metric. Check them.",)
         seconds = time.monotonic() - begun
+        if all(one is None for one in partials):
+            partials = []
         goal = str(early.goal) if early is not None and partials else ""
         outcome = mean, metrics, seconds, problems, tuple(partials), pruned, goal
         record = Record(job.split, dict(job.recipe), *outcome)
