@@ -48,7 +48,7 @@ def _plain(value: Any) -> Any:
 
 def _set(document: dict[str, Any], key: str, value: Any) -> None:
     *path, name = key.split(".")
-    if not name or not path or path[-1] != "parameters":
+    if not name or path.count("parameters") != 1 or path[-1] != "parameters":
         raise LinesError(
             f"{key}: found a key outside of parameters, wanted one such as parameters.beta or "
             f"models.0.parameters.weight: everything else needs another model on the device."

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 import yaml
@@ -57,18 +57,26 @@ def parse_axis(text: str) -> Axis:
 
 def _range(text: str, listing: str) -> list[int | float]:
     try:
-        start, stop, step = (Decimal(part.strip()) for part in listing.split(":"))
-        finite = all(number.is_finite() for number in (start, stop, step))
-    except (InvalidOperation, ValueError):
-        finite = False
-    if not finite or not step or (stop - start) / step < 0:
+        start, stop, step = numbers = [Decimal(part.strip()) for part in listing.split(":")]
+        leads = all(math.isfinite(float(number)) for number in numbers)
+        steps = (stop - start) / step
+    except (ArithmeticError, ValueError):
+        leads = False
+    if not leads or steps < 0:
         raise LinesError(
             f"--set {text}: found {listing!r}, wanted START:STOP:STEP, three numbers with a STEP "
             f"that leads from START to STOP."
         )
-    count = int((stop - start) / step) + 1
-    if count > MOST:
-        raise LinesError(f"--set {text}: that is {count:,} values, wanted {MOST:,} at most.")
+    if steps >= MOST:
+        # Of a step that is hardly any, a count with all its digits would take long.
+        many = f"{int(steps) + 1:,}" if steps < 10**15 else f"{steps:.1e}"
+        raise LinesError(f"--set {text}: that is {many} values, wanted {MOST:,} at most.")
+    if steps < 1 and start != stop:
+        raise LinesError(
+            f"--set {text}: the STEP {step} leads past {stop} at once, so that {start} is the only "
+            f"value. Give a smaller one; a value alone is {text.partition('=')[0]}={start}."
+        )
+    count = int(steps) + 1
     numbers = [start + step * number for number in range(count)]
     whole = all(number == number.to_integral_value() for number in (start, step))
     return [int(number) if whole else float(number) for number in numbers]
@@ -80,7 +88,7 @@ def _listed(text: str, listing: str) -> list[Any]:
     for part in parts:
         try:
             value = yaml.safe_load(part)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # a day that no month has; digits without an end
             value = None
         if isinstance(value, str):
             with contextlib.suppress(ValueError):  # YAML reads 1e-3 as text

@@ -256,6 +256,7 @@ def test_a_shared_database_makes_one_search_of_two_folders(shell: Shell, place: 
         (["--set", "wrap=ties,tise"], "(at wrap = tise)"),
         (["--set", "beta=2:1"], "wanted LOW:HIGH, two finite numbers, the first below the second"),
         (["--set", "dtype.x=1:2"], "found a key outside of parameters"),
+        (["--set", "beta=0.1:1", "--uniform=-1e308:1"], "found -1e+308, wanted a finite number"),
         (["--set", "beta=0.1:1", "--resume"], "--resume: sqlite:///"),
         (["--set", "beta=0.1:1", "--sampler", "cmaes"], "--sampler cmaes: found 1 objective"),
         (["--set", "beta=0.1:1", "--storage", "mine"], "--storage mine: found no database's URL"),

@@ -53,6 +53,7 @@ def test_weights_are_those_of_the_models_but_the_base() -> None:
         ({"slices.0.parameters.weight": 1}, "the recipe has no slices, wanted one of base_model"),
         ({"base_model.parameters.weight": 1}, "the recipe has no base_model.parameters"),
         ({"parameters.": 1}, "found a key outside of parameters"),
+        ({"parameters.parameters.beta": 1}, "found a key outside of parameters"),
         ({"weights": [1.0]}, "found 1 numbers, wanted 2"),
         ({"weights": 1.0}, "found 1.0, wanted a list of 2 numbers"),
     ],

@@ -155,6 +155,8 @@ def search(
     corners = space.corners()
     recipes = [plan.recipe(values) for values in corners]
     check_recipes(recipes, corners)
+    if flat is not None:
+        check_recipes([plan.flat_recipe(values) for values in flat.corners()], flat.corners())
     evaluators = make_evaluators(settings, "--evaluate", evaluate, test)
     if storage is not None:
         open_storage(storage)  # what is wrong with it is told before a model is opened
