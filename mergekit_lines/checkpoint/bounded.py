@@ -202,7 +202,8 @@ def _loaded(text: str, load: Callable[[], Any]) -> Any:
         value = load()
     except yaml.YAMLError as error:
         raise TextError(f"it is no YAML: {' '.join(str(error).split())}") from None
-    except (ValueError, OverflowError, TypeError) as error:  # a date of the 99th, say
+    # A date of the 99th, say; a tag of a truth or a time before a word that is none.
+    except (ValueError, OverflowError, TypeError, LookupError, AttributeError) as error:
         raise TextError(f"it holds a value that YAML cannot read: {error}") from None
     _check_whole(value)
     return value

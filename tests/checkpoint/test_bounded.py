@@ -188,8 +188,10 @@ def test_what_is_no_yaml_is_refused_in_one_line(text: str) -> None:
 
 
 def test_a_date_that_is_none_is_refused() -> None:
-    """PyYAML lets ValueErrors of its values through."""
-    assert refusal(parse_yaml, "a: 2001-13-41").startswith("it holds a value that YAML cannot read")
+    """PyYAML lets errors of its values through, and those of its own under a tag."""
+    for value in ("2001-13-41", "!!bool x", "!!timestamp x", "!!int x", "!!float x"):
+        told = refusal(parse_yaml, f"a: {value}")
+        assert told.startswith("it holds a value that YAML cannot read")
 
 
 def test_a_megabyte_of_yaml_is_refused() -> None:
