@@ -26,7 +26,14 @@ PACKAGES = (
     *("mergekit", "torch", "transformers", "accelerate", "safetensors"),
     *("huggingface_hub", "peft"),
 )
-EXTRAS = {"matplotlib": "draws figures", "lm_eval": "evaluates models"}
+EXTRAS = {
+    "matplotlib": "draws figures",
+    "plotly": "draws the page of show",
+    "optuna": "proposes the points of search",
+    "cmaes": "likewise, for --sampler cmaes",
+    "ray": "shares work among --workers",
+    "lm_eval": "evaluates models",
+}
 TORCH_SWITCH = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 TORCH = Version("2.5")  # the first that calls the entry points of torch.backends
 COMMAND = "mergekit-yaml"

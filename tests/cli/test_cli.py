@@ -193,7 +193,8 @@ def test_doctor_when_all_is_well(verdicts: dict[str, runner.Result]) -> None:
     for wrap in ("ties", "dare_linear", "task_arithmetic"):
         assert wrap in said
     assert "passthrough" not in said
-    assert "matplotlib" in said
+    for extra in ("matplotlib", "plotly", "optuna", "cmaes", "ray", "lm_eval"):
+        assert f"  {extra} " in said
     assert "\x1b" not in said
 
 
