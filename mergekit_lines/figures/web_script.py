@@ -73,9 +73,11 @@ function draw() {
       : trace.customdata.map(one => [data.dots[one].values[x], data.dots[one].values[y]]);
     trace.x = pairs.map(pair => pair[0]);
     trace.y = pairs.map(pair => pair[1]);
+    // Models as they are, for example, have no place over a setting: nothing to switch.
+    const drawn = pairs.some(pair => pair[0] !== null && pair[1] !== null);
     trace.visible = switches[number].checked;
-    switches[number].parentNode.hidden = number >= front && !pairs.length;
-    trace.showlegend = number < front || pairs.length > 0;
+    switches[number].parentNode.hidden = !drawn;
+    trace.showlegend = drawn;
   });
   const title = number => ({text: data.axes[number].drawn});
   figure.layout.xaxis = {...figure.layout.xaxis, title: title(x), autorange: true};

@@ -248,13 +248,16 @@ def _words(
     """Return the scores in words: with standard errors, and those on test data behind."""
     words = {}
     for name, value in values.items():
-        metric = record.metrics.get(name)
-        error = metric.error if metric is not None else None
         if value is not None:
-            words[name] = f"{value:.6g}" + (f" ± {error:.2g}" if error is not None else "")
+            words[name] = _with_error(value, record.metrics.get(name))
     for name, metric in list(tested.metrics.items())[:MOST_SCORES] if tested else ():
-        words[f"{name}, on test data"] = f"{metric.value:.6g}"
+        words[f"{name}, on test data"] = _with_error(metric.value, metric)
     return words
+
+
+def _with_error(value: float, metric: Metric | None) -> str:
+    error = metric.error if metric is not None else None
+    return f"{value:.6g}" + (f" ± {error:.2g}" if error is not None else "")
 
 
 def _chosen(folder: Path) -> set[str]:

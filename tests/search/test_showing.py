@@ -113,6 +113,15 @@ def test_objectives_of_ones_own(tmp_path: Path) -> None:
         page_of(tmp_path, ["speed"])
 
 
+def test_scores_on_both_splits_have_their_errors(tmp_path: Path) -> None:
+    """The standard error is the deviation of the examples over the root of their number."""
+    own = line(recipe(beta=0.1), acc=0.5)
+    own["metrics"]["acc"]["examples"] = [0.4, 0.6]
+    write_lines(tmp_path, own, {**own, "split": "test"})
+    (dot,) = page_of(tmp_path).dots
+    assert dot.scores == {"acc": "0.5 ± 0.1", "acc, on test data": "0.5 ± 0.1"}
+
+
 def test_soups_are_drawn_by_their_weights(tmp_path: Path) -> None:
     """Two metrics are drawn one over the other, and the weights that differ are the settings."""
     soups = [recipe(alpha=0.1, beta=0.5) for _ in range(3)]
@@ -291,6 +300,11 @@ def test_what_is_drawn_can_be_switched(opened: Any) -> None:
     opened.select_option("#across", label="beta")
     drawn = opened.evaluate("document.getElementById('plot').data[0].x")
     assert drawn == [round(0.1 * n, 6) for n in range(1, 11)]
+    # Models as they are have no beta: nothing of them is drawn, and nothing to switch.
+    assert opened.get_by_label(INPUT).is_hidden()
+    assert opened.get_by_label("unscaled").is_visible()
+    opened.select_option("#across", label="math")
+    assert opened.get_by_label(INPUT).is_visible()
 
 
 def test_the_front_is_joined(opened: Any) -> None:
