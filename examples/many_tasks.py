@@ -46,7 +46,7 @@ from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
 from mergekit_lines.search.sweep import Sweep
 
 PLAIN = "plain"
-BETAS = (0.1, 0.3, 0.6, 1.0, 1.4)
+BETAS = (0.05, 0.1, 0.3, 0.6, 1.0, 1.4)
 ALPHAS = (0.0, 0.2, 0.4)  # of the picture over both
 UNSEEN = "books"
 MERGES: dict[str, dict[str, Any]] = {

@@ -193,10 +193,10 @@ def draw(stories: Mapping[str, Story], path: Path) -> None:
                 _draw_ways(panels[1, column], ways, looks, filled, handles)
             panels[0, column].set_title(f"{name}: one model, edited", fontsize=11)
             panels[1, column].set_title(f"{name}: merged", fontsize=11)
-            panels[0, column].set_xlabel("target, normalised")
-            panels[1, column].set_xlabel("merged tasks, normalised; TIES: hollow")
-        panels[0, 0].set_ylabel("controls, normalised")
-        panels[1, 0].set_ylabel(f"{story.unseen}, normalised")
+            panels[0, column].set_xlabel("target, normalised, percent")
+            panels[1, column].set_xlabel("merged tasks, normalised, percent; TIES: hollow")
+        panels[0, 0].set_ylabel("controls, normalised, percent")
+        panels[1, 0].set_ylabel(f"{story.unseen}, normalised, percent")
         legend_below(figure, list(handles.values()))
         fit_height(figure, panels[0, 0], 2, 2.6)
 
@@ -212,20 +212,21 @@ def _draw_ways(
     for way, (across, up) in ways.items():
         dot = {"marker": looks[way]["marker"], "color": looks[way]["color"]}
         drawn = axes.errorbar(
-            [across.mean],
-            [up.mean],
-            xerr=None if across.error != across.error else [across.error],
-            yerr=None if up.error != up.error else [up.error],
+            [100 * across.mean],
+            [100 * up.mean],
+            xerr=None if across.error != across.error else [100 * across.error],
+            yerr=None if up.error != up.error else [100 * up.error],
             linestyle="none",
             markersize=7,
             elinewidth=1,
             capsize=2,
-            fillstyle=filled,
+            markerfacecolor=looks[way]["color"] if filled == "full" else "white",
             label=way,
             **dot,
         )
         handles.setdefault(way, drawn)
     plain_axes(axes, "both")
+    axes.locator_params(nbins=6)  # more run into each other in half a page
     number_ticks(axes.xaxis)
     number_ticks(axes.yaxis)
 
