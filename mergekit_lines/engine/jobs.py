@@ -11,7 +11,7 @@ from mergekit_lines.kernels.merge import State
 from mergekit_lines.kernels.pieces import Kernel, Pieces
 
 # Numbers that are kept from the pass over norms to the merge, two for every piece of a model that
-# is cut: 20 MB, and enough for two models of 34 B parameters.
+# is cut: 20 MB, and enough for two models of 68 B parameters.
 KEPT = 1 << 19
 
 

@@ -119,8 +119,10 @@ class TensorPieces:
         name, (start, stop) = f"{place} as stored", self.bounds[index]
         cast = self._cast is not None and self._cast not in (source.dtype, self.dtype)
         if cast or source.dtype not in CODES:
-            piece = self._read(name, source, start, stop)
-            return piece.to(self._cast) if cast and self._cast is not None else piece
+            piece = self._read("before the cast" if cast else name, source, start, stop)
+            if not cast or self._cast is None:
+                return piece
+            return self._workers.buffer(name, stop - start, self._cast).copy_(piece)
         if isinstance(source, HeldTensor):
             return source.tensor().view(-1)[start:stop]
         piece = self._workers.buffer(name, stop - start, source.dtype)
@@ -175,8 +177,9 @@ def searches(merge: Kernel, entries: int) -> int:
         merge = merge.merge
     if not isinstance(merge, Merge) or merge.row_aligned:
         return 0
+    floors = sum(one.kind == "floor" for one in merge.sparsities)  # sought in a pass before
     ranks = [one.ranks(entries) or (0, 0) for one in merge.sparsities]
-    return sum(rank > 0 for pair in ranks for rank in pair)
+    return floors + sum(rank > 0 for pair in ranks for rank in pair)
 
 
 def held_at_once(

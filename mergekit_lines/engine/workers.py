@@ -40,7 +40,7 @@ class Workers:
         At most ``at_once`` threads work where it is given. The first failure, or Ctrl-C,
         stops the others at their next piece and is raised.
         """
-        if count == 1 or self.threads == 1:
+        if self.threads == 1:
             return [function(index) for index in range(count)]
         results: dict[int, T] = {}
         indexes = iter(range(count))  # its next() is atomic

@@ -138,8 +138,8 @@ def find_cuts(
 ) -> tuple[list[Cut], list[float]]:
     """Return the cut of every (model, rank), and Σ|δ| of every model.
 
-    δ is model minus base. All searches share their passes: a look at an eighth of the pieces,
-    then one pass over all as a rule, and more where the eighth was unlike the rest. Beside
+    δ is model minus base. All searches share their passes: a look at an eighth of the pieces (of
+    few at four), then one pass over all as a rule, and more where those were unlike all. Beside
     the pieces, memory holds the entries of a narrow range around each rank: some hundredths of
     the tensor, and at most a sixteenth or 16 pieces of it. Only what six passes could not
     narrow down that far is gathered whatever it takes.
@@ -193,7 +193,7 @@ def deltas(
 
 
 def _look(pieces: Pieces, searches: Sequence[Search], stride: int) -> None:
-    """Aim every search by a sample of an eighth of the pieces, evenly spread."""
+    """Aim every search by a sample of an eighth of the pieces, four at least, evenly spread."""
     count = len(pieces.bounds)
     chosen = count if count <= 4 else max(4, -(-count // 8))
     numbers = {(2 * place + 1) * count // (2 * chosen) for place in range(chosen)}

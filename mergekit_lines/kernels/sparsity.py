@@ -8,6 +8,8 @@ from dataclasses import dataclass
 KINDS = ("none", "magnitude", "floor", "random", "magnitude_outliers", "della_magprune")
 
 _EPSILON = 1e-7  # mergekit's: a norm below it is not matched
+# Of 1/density: draws have 32 bits, a smaller share keeps nothing, and its inverse may be no fp32.
+_LARGEST = 2.0**64
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ class Sparsity:
 
         Source: DARE, arXiv 2311.03099, Eq. 3: 1/(1 − p), with p = 1 − density.
         """
-        return 1 / self.density if self.drawn and self.rescale and self.by_share else 1.0
+        if not (self.drawn and self.rescale and self.by_share):
+            return 1.0
+        return min(1 / self.density, _LARGEST)
 
     @property
     def by_rows(self) -> bool:

@@ -120,7 +120,8 @@ def _pieces(
     """Return what the threads hold while a tensor goes through memory in pieces."""
     width = max(work_dtype(dtype).itemsize for dtype in tensor.inputs.values())
     bounds = cut(tensor.shape, merge, device)
-    places = len(tensor.inputs) - 1 + (searches(merge, tensor.entries) if compiled else 0)
+    gathers = compiled and device.type == "cpu" and width == torch.float32.itemsize
+    places = len(tensor.inputs) - 1 + (searches(merge, tensor.entries) if gathers else 0)
     held, at_once = held_at_once(bounds, width, places, device)
     threads = (threads or available_cores()) if device.type == "cpu" else DEVICE_THREADS
     count = min(threads, len(bounds), at_once)

@@ -266,6 +266,16 @@ def test_dare_of_its_paper_rescales_by_the_share_that_stays():
         assert torch.allclose(found[stays], delta[stays] / density, rtol=1e-15, atol=0)
 
 
+@pytest.mark.parametrize("density", [1e-220, 5e-324, 1e-39])
+def test_a_share_too_small_for_any_entry_keeps_none(density):
+    """Its inverse is no number of fp32, which torch would refuse as a factor."""
+    delta = torch.randn(100, 50, generator=torch.Generator().manual_seed(3))
+    sparsity = Sparsity("random", density, rescale=True, by_share=True)
+    merge = Merge((sparsity,) * 2, (0.5, -2.0))
+    found = run(merge, InMemory(torch.zeros_like(delta), [delta, -delta], 999))
+    assert torch.equal(found, torch.zeros_like(delta))
+
+
 def test_della_keeps_large_entries_more_often():
     delta = torch.randn(1000, 400, generator=torch.Generator().manual_seed(1))
     found = kept(Sparsity("della_magprune", 0.5, epsilon=0.3), delta, 40_000)

@@ -76,14 +76,16 @@ def test_what_is_estimated_is_what_is_held(
     assert len(working) <= counted
 
 
+@pytest.mark.parametrize(("device", "searches"), [("cpu", 1), ("cuda", 0)])
 @pytest.mark.parametrize("models", [2, 5])
+@pytest.mark.parametrize("sparsity", [Sparsity("magnitude", 0.5), Sparsity("floor", 0.5)])
 def test_what_compiled_searches_gather_is_counted(
-    models: int, monkeypatch: pytest.MonkeyPatch
+    sparsity: Sparsity, models: int, device: str, searches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compiled kernels gather a piece's magnitudes near each threshold that is sought."""
-    planned = plan_of((64, 1024), models, sparsity=Sparsity("magnitude", 0.5))
+    """Compiled kernels gather a piece's magnitudes near each threshold; they are no GPU's."""
+    planned = plan_of((64, 1024), models, sparsity=sparsity)
     found = {}
     for kernels in ("torch", "compiled"):
         monkeypatch.setenv("MERGEKIT_LINES_KERNELS", kernels)
-        found[kernels] = working_bytes(planned, set(), torch.device("cpu"), 1)
-    assert found["compiled"] - found["torch"] == 64 * 1024 * 4 * models
+        found[kernels] = working_bytes(planned, set(), torch.device(device), 1)
+    assert found["compiled"] - found["torch"] == searches * 64 * 1024 * 4 * models
