@@ -95,7 +95,8 @@ def working_with(url: str, *more: type[Exception]) -> Iterator[None]:
         raise LinesError(
             f"--storage {without_password(url)}: the trials cannot be read or written there "
             f"({_said(error)}). Mend that, and run the same command again: what was measured "
-            f"before is kept."
+            f"before is kept, and of a {TRIALS} in --out that is damaged nothing is lost when you "
+            f"delete it."
         ) from error
 
 
