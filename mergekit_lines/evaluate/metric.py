@@ -49,9 +49,13 @@ class Metric:
         if self.examples is None or len(self.examples) < 2:
             return None
         count = len(self.examples)
-        mean = math.fsum(self.examples) / count
-        squares = math.fsum((score - mean) ** 2 for score in self.examples)
-        return math.sqrt(squares / (count - 1) / count)
+        try:
+            mean = math.fsum(self.examples) / count
+        except OverflowError:  # the sum is no float64, and nobody knows how far they are from it
+            return None
+        # Squares of scores of 1e200 would be none either.
+        deviation = math.hypot(*(score - mean for score in self.examples))
+        return deviation / math.sqrt((count - 1) * count)
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary that ``json`` writes and reads without loss."""

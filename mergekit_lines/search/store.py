@@ -198,7 +198,7 @@ def _records(path: Path, lines: bytes) -> Iterator[Record]:
     for number, line in enumerate(lines.splitlines(), 1):
         try:
             yield _from_json(parse_json(line.decode()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise LinesError(
                 f"{path}, line {number}: is no result ({reason(error)}). "
                 f"Take the line out to measure that point again."

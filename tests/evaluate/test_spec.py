@@ -106,6 +106,9 @@ def test_the_standard_error_is_that_of_the_mean() -> None:
     )
     assert Metric(0.0, True, (1.0,)).stderr is None
     assert Metric(0.0, True).stderr is None
+    # Of numbers whose squares, or whose sum, no float64 has.
+    assert Metric(5e199, True, (1e200, 0.0)).stderr == pytest.approx(5e199)
+    assert Metric(1e308, True, (1e308, 1e308)).stderr is None
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:

@@ -185,6 +185,8 @@ def test_one_point_and_two_thousand(tmp_path: Path) -> None:
         ("no JSON\n", r"results\.jsonl, line 1: is no result"),
         ("[]\n", r"results\.jsonl, line 1: is no result"),
         ('{"split": "validation"}\n', r"results\.jsonl, line 1: is no result"),
+        (json.dumps(line({}, 10**400)) + "\n", r"line 1: is no result"),
+        (json.dumps(line({}, acc=10**400)) + "\n", r"line 1: is no result"),
         (json.dumps(line([], acc=1)) + "\n", r"line 1: is no result"),  # type: ignore[arg-type]
         (json.dumps(line({"parameters": 7}, acc=1)) + "\n", "a result whose recipe is none"),
     ],
