@@ -8,10 +8,8 @@ interrupted goes on behind what they have measured. See search.sh.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
-import statistics
 import subprocess
 import sys
 import time
@@ -25,8 +23,8 @@ import learn
 import yaml
 from _base import WORK, say
 from _model import SYSTEM, fail, run
+from _stories import over_seeds
 from _styles import STYLES, conversations
-from scipy.special import stdtrit
 from transformers import AutoTokenizer
 
 import mergekit_lines
@@ -125,9 +123,8 @@ class Row:
         """Say how much higher the test conversations' loss is than another's, with its interval."""
         pairs = zip(self.losses, other.losses, strict=True)
         differences = [own - its for own, its in pairs]
-        error = statistics.stdev(differences) / math.sqrt(len(differences))
-        mean, reach = statistics.fmean(differences), stdtrit(len(differences) - 1, 0.975) * error
-        return f"{mean:+.3f} ({mean - reach:+.3f} to {mean + reach:+.3f})"
+        found = over_seeds(differences)  # conversations here: the interval is the same
+        return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
 
 
 def tested(name: str) -> list[Row]:
