@@ -146,13 +146,17 @@ class TensorSink:
     descriptor: int
     offset: int
     size: int
+    turn: threading.Lock
 
     def write(self, start: int, piece: torch.Tensor) -> None:
         """Store a 1-D tensor of the output's dtype from entry ``start`` on."""
         width = piece.element_size()
         if (start + piece.numel()) * width > self.size:
             raise ValueError(f"{start + len(piece)} entries for a place of {self.size} bytes")
-        write_run(self.descriptor, self.offset + start * width, piece.cpu().contiguous())
+        stored = piece.cpu().contiguous()
+        # The system lets one thread write into a file; the others would spin until it has.
+        with self.turn:
+            write_run(self.descriptor, self.offset + start * width, stored)
 
 
 class ShardWriter:
@@ -182,7 +186,7 @@ class ShardWriter:
         self._open: dict[str, int] = {}
         self._syncing: threading.Thread | None = None
         self._failure: BaseException | None = None
-        self._renaming = threading.Lock()
+        self._renaming, self._writing = threading.Lock(), threading.Lock()
         self._abandoned = False
         self.bytes_written = 0
 
@@ -207,9 +211,9 @@ class ShardWriter:
             self._open[shard.file] = descriptor = os.open(path, flags, 0o666)
             os.truncate(descriptor, shard.size)
             header = torch.frombuffer(bytearray(shard.header), dtype=torch.uint8)
-            TensorSink(descriptor, 0, len(header)).write(0, header)
+            TensorSink(descriptor, 0, len(header), self._writing).write(0, header)
         offset, size = shard.offsets[name], shard.slots[name].bytes
-        return TensorSink(self._open[shard.file], offset, size)
+        return TensorSink(self._open[shard.file], offset, size, self._writing)
 
     def finished(self, name: str) -> None:
         """Take note that a tensor is stored; the shard's last one ends the shard."""
