@@ -1,8 +1,9 @@
 """Forgetting: one fine-tuned encoder after another, edited so that it keeps what it could before.
 
 The question of the paper's Table 1 and figures 1 and 2. An encoder that was fine-tuned on one task
-(the target) is measured on that and on all the others (the controls): as it is, with LiNeS, scaled
-down evenly, and scaled down from the other end. See forgetting.sh and finetune.py.
+(the target) is measured on that and on the others that the pre-trained one can tell (the controls):
+as it is, with LiNeS, scaled down evenly, and scaled down from the other end. See forgetting.sh and
+finetune.py.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from mergekit_lines.search.sweep import Sweep
 
 GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TINY_GAMMAS = (0.0, 0.5, 1.0)
-TARGETS = ("news", "reuters", "forums", "sentiment", "candidates")  # books: a control alone
+TARGETS = ("news", "reuters", "forums", "sentiment", "candidates")
 TINY_TARGETS = ("animals", "plants")
 OUTSIDES = (0.0, 1.0)
 TARGET_WEIGHT = 2.0  # of the paper's rule (C.1)
@@ -64,6 +65,7 @@ class Edited(NamedTuple):
 
     seed: int
     target: str
+    controls: list[str]
     chosen: dict[str, str]  # by way, λ of the first and the last block
     validation: dict[str, Accuracies]  # by way and γ
     test: dict[str, Accuracies]  # by way
@@ -71,8 +73,7 @@ class Edited(NamedTuple):
     def ratios(self, accuracies: Accuracies, references: Mapping[str, Accuracies]) -> list[float]:
         """Return accuracy on target and controls over the fine-tuned and the pre-trained one's."""
         tuned, base = references[FINE_TUNED], references[PRE_TRAINED]
-        controls = [task for task in base if task != self.target]
-        kept = statistics.fmean(accuracies[task] / base[task] for task in controls)
+        kept = statistics.fmean(accuracies[task] / base[task] for task in self.controls)
         return [accuracies[self.target] / tuned[self.target], kept]
 
 
@@ -107,14 +108,14 @@ def edited(
     measure: Measure = TEXTS,
 ) -> Edited:
     """Choose γ of LiNeS and its rivals' coefficients on validation data; measure all on test."""
-    recipe, controls = recipe_of(target), [task for task in size.tasks if task != target]
+    recipe, controls = recipe_of(target), size.controls(target)
     gammas = gammas_of(size)
     own = made_from([target], measure)
     origin = fingerprint(recipe, gammas, own, measure.source, versions())
     out = fresh(Path("forgetting", target), origin)
-    lines, mirror = [ends(g, 1) for g in gammas], [ends(1, g) for g in gammas if g < 1]
+    lines, mirror = [ends(g, 1) for g in gammas], [ends(1, g) for g in gammas]
     flat = [ends(g, g) for g in gammas if 0 < g < 0.5]  # the others are means of those above
-    axis = f"schedule={';'.join((*lines, *mirror, *flat))}"
+    axis = f"schedule={';'.join(dict.fromkeys((*lines, *mirror, *flat)))}"
     goal: dict[str, Any] = {"objective": "retention", "targets": [target], "controls": controls}
     goal["target_weight"] = TARGET_WEIGHT
     swept = search(recipe, axis, out / "search", threads, measure, **goal)
@@ -125,7 +126,7 @@ def edited(
     }
     test = {PRE_TRAINED: inputs[PRE_TRAINED], FINE_TUNED: inputs[target]}
     test |= tested(recipe, settings, out / "test.json", measure)
-    return Edited(seed, target, chosen, measured(swept), test)
+    return Edited(seed, target, controls, chosen, measured(swept), test)
 
 
 def choice(swept: Sweep, lines: Sequence[str], mirror: Sequence[str]) -> dict[str, str]:
@@ -239,8 +240,7 @@ def differences(encoders: Sequence[Edited], other: str) -> list[OverSeeds]:
 
 
 def control(encoder: Edited, way: str) -> float:
-    accuracies = encoder.test[way]
-    return statistics.fmean(value for task, value in accuracies.items() if task != encoder.target)
+    return statistics.fmean(encoder.test[way][task] for task in encoder.controls)
 
 
 def lambda_of(encoders: Sequence[Edited], way: str) -> str:
@@ -263,12 +263,12 @@ def draw_gammas(encoders: Sequence[Edited], gammas: Sequence[float], path: Path)
         EQUAL: lambda g: ends((1 + g) / 2, (1 + g) / 2),
     }
     panels: dict[str, dict[str, tuple[list[float], list[float] | None]]] = {}
-    for place, name in enumerate(("target accuracy, normalised", "control accuracy, normalised")):
-        panels[name] = {}
+    for place, what in enumerate(("target", "controls")):
+        panel = panels[f"{what}, normalised, validation"] = {}
         for way, key in ways.items():
             numbers = [over_seeds(_validated(encoders, key(g), place)) for g in gammas]
             errors = None if len({e.seed for e in encoders}) < 2 else [n.error for n in numbers]
-            panels[name][way] = ([n.mean for n in numbers], errors)
+            panel[way] = ([n.mean for n in numbers], errors)
     with figures.page(path) as figure:
         figures.sweep_panels(figure, "γ: the least coefficient", gammas, panels, None, {})
 
@@ -295,8 +295,8 @@ def draw_models(encoders: Sequence[Edited], path: Path) -> None:
             handles += axes.plot(*[[mean] for mean in means], markersize=12, label=way, **dot)
         axes.axhline(1, color="#999999", linewidth=0.8, linestyle=":")
         axes.axvline(1, color="#999999", linewidth=0.8, linestyle=":")
-        axes.set_xlabel("target accuracy, normalised (large: means)")
-        axes.set_ylabel("control accuracy, normalised")
+        axes.set_xlabel("target, normalised, test (large: means)")
+        axes.set_ylabel("controls, normalised, test")
         plain_axes(axes, "both")
         number_ticks(axes.xaxis)
         number_ticks(axes.yaxis)

@@ -40,8 +40,6 @@ from many_tasks import (
     MERGES,
     PLAIN,
     TINY_BETAS,
-    TINY_UNSEEN,
-    UNSEEN,
     Inputs,
     inputs,
     merged,
@@ -59,7 +57,8 @@ from mergekit_lines.search.bench import LINES
 
 MERGE = "task arithmetic"
 BY = {"entropy": "learnt, entropy", "loss": "learnt, loss"}  # by objective
-FLAT = {way: f"uniform, mean of {way}" for way in BY.values()}  # without depth
+# Without depth, and with what is outside the blocks as it was learnt.
+FLAT = {way: f"level, mean of {way}" for way in BY.values()}
 WAYS = (PLAIN, BEST, EQUAL, LINES, *BY.values(), *FLAT.values())
 DRAWN = (*BY.values(), LINES, BEST)
 HELD_OUT = 0.1  # measured by learn alone; test texts are the measure here
@@ -151,9 +150,10 @@ def learnt(
     return json.loads(report.read_text(encoding="utf-8")), chosen["parameters"]
 
 
-def flat(mean: float) -> dict[str, Any]:
-    """Return the parameters of one coefficient for all tensors."""
-    return {**MERGES[MERGE], "alpha": mean, "beta": 0.0}
+def flat(curve: Curve) -> dict[str, Any]:
+    """Return the parameters of one coefficient for all blocks; what is outside keeps its own."""
+    mean, outside = (round(value, 6) for value in (curve.mean, curve.outside))
+    return {**MERGES[MERGE], "alpha": mean, "beta": 0.0, "outside": outside}
 
 
 def compared(
@@ -165,12 +165,12 @@ def compared(
     for objective, way in BY.items():
         reports[objective], parameters[way] = learnt(objective, tasks, seed, how, threads)
         curves[way] = Curve(**reports[objective]["learned"]["coefficients"])
-        mean = round(curves[way].mean, 6)
-        parameters[FLAT[way]] = flat(mean)
+        parameters[FLAT[way]] = flat(curves[way])
     count = len(curves[BY["loss"]].blocks)
     even = {way: words["alpha"] for way, words in chosen.chosen.items() if way != LINES}
-    even |= {way: words["alpha"] for way, words in parameters.items() if way not in curves}
     curves |= {way: Curve([mean] * count, mean) for way, mean in even.items()}
+    for way, level in FLAT.items():
+        curves[level] = Curve([curves[way].mean] * count, curves[way].outside)
     # Its α is automatic: of task arithmetic, the mean less half of what is gained.
     beta = chosen.chosen[LINES]["beta"]
     first = even[EQUAL] - beta / 2
@@ -215,16 +215,16 @@ def plain_number(number: OverSeeds) -> str:
     return f"{number.mean:.2f}" + ("" if number.error != number.error else f" ± {number.error:.2f}")
 
 
-def show(rows: Sequence[Compared], unseen: str) -> None:
+def show(rows: Sequence[Compared]) -> None:
     say("4/4  what came out: test texts, accuracy over the fine-tuned encoders', percent")
     print("   mean over the merged tasks ± standard error over seeds", flush=True)
     console = open_console()
-    table = new_table("", "merged tasks", f"{unseen}, unseen", "mean λ", "nearest line's β")
+    table = new_table("", "merged tasks", "mean λ", "outside", "nearest line's β")
     for way in WAYS:
-        kept = [row.test[way][unseen] / row.own.base[unseen] for row in rows]
-        numbers = [over_seeds(accuracies(rows, way)).text, over_seeds(kept).text]
+        numbers = [over_seeds(accuracies(rows, way)).text]
         curves = [row.curves[way] for row in rows]
-        for values in ([curve.mean for curve in curves], [curve.slope for curve in curves]):
+        for number in ("mean", "outside", "slope"):
+            values = [getattr(curve, number) for curve in curves]
             numbers.append(plain_number(over_seeds(values)))
         table.add_row(way, *numbers)
     print_table(console, table)
@@ -293,7 +293,7 @@ def main() -> None:
         for row in rows
     ]
     file.write_text(json.dumps(every, indent=1), encoding="utf-8")
-    show(rows, TINY_UNSEEN if tiny else UNSEEN)
+    show(rows)
     draw(rows, figure)
     print(f"\n   the figure: {figure.resolve()}")
     print(f"   every number: {file.resolve()}")

@@ -47,8 +47,8 @@ from mergekit_lines.search.sweep import Sweep
 
 PLAIN = "plain"
 BETAS = (0.05, 0.1, 0.3, 0.6, 1.0, 1.4)
+EVEN = (0.15, 0.25, 0.5, 0.8, 1.5)  # uniform coefficients below, among and above LiNeS's means
 ALPHAS = (0.0, 0.2, 0.4)  # of the picture over both
-UNSEEN = "books"
 MERGES: dict[str, dict[str, Any]] = {
     "task arithmetic": {"wrap": "task_arithmetic"},
     "TIES, mergekit's": {"wrap": "ties", "density": 0.2},
@@ -60,7 +60,6 @@ MERGES: dict[str, dict[str, Any]] = {
 }
 TINY_MERGES = ("task arithmetic", "TIES, mergekit's")
 TINY_BETAS = (0.3, 1.0)
-TINY_UNSEEN = "tools"
 
 
 class Merged(NamedTuple):
@@ -92,7 +91,7 @@ def recipe_of(tasks: Sequence[str], parameters: Mapping[str, Any]) -> dict[str, 
 
 
 def objective(tasks: Sequence[str]) -> str:
-    """Return the mean normalised accuracy as a sweep takes it, without the unseen task."""
+    """Return the mean of the accuracies over the best fine-tuned encoder's, as a sweep takes it."""
     return f"mean({', '.join(f'{task}/tuned.{task}' for task in tasks)})"
 
 
@@ -122,13 +121,20 @@ def merged(
     threads: int | None,
     measure: Measure = TEXTS,
 ) -> Merged:
-    """Choose β of LiNeS and the uniform coefficient on validation data; measure both on test."""
+    """Choose β of LiNeS and the uniform coefficient on validation data; measure both on test.
+
+    The uniform one has LiNeS's means, 1, and a few more to choose from.
+    """
     recipe = recipe_of(tasks, MERGES[merge])
     name = merge.replace(", ", "-").replace(" ", "-").replace("'", "")
     out = fresh(Path("many-tasks", name), origin_of(recipe, tasks, betas, measure))
     axis = f"beta={','.join(f'{beta:g}' for beta in betas)}"
-    swept = search(recipe, axis, out / "search", threads, measure, objective=objective(tasks))
-    chosen = choice(swept)
+    even = f"alpha={','.join(f'{value:g}' for value in EVEN)}"
+    evenly, swept = (  # in one folder: what both have is measured once
+        search(recipe, one, out / "search", threads, measure, objective=objective(tasks))
+        for one in (even, axis)
+    )
+    chosen = choice(swept, evenly)
     validation = {
         way: [point.scores[way] for point in swept.points] for way in (LINES, UNIFORM, UNSCALED)
     }
@@ -136,12 +142,18 @@ def merged(
     return Merged(seed, merge, chosen, validation, test)
 
 
-def choice(swept: Sweep) -> dict[str, dict[str, Any]]:
-    """Return the parameters of each way that score highest; plain is coefficient 1, as it is."""
+def choice(swept: Sweep, evenly: Sweep) -> dict[str, dict[str, Any]]:
+    """Return the parameters of each way that score highest; plain is coefficient 1, as it is.
+
+    Args:
+        swept: over LiNeS's β.
+        evenly: over uniform coefficients: there β is 0.
+    """
     plain = swept.points[0]
     even = max(
         [(plain.scores[UNSCALED], plain.records[UNSCALED])]
-        + [(point.scores[UNIFORM], point.records[UNIFORM]) for point in swept.points],
+        + [(point.scores[UNIFORM], point.records[UNIFORM]) for point in swept.points]
+        + [(point.scores[LINES], point.records[LINES]) for point in evenly.points],
         key=lambda pair: pair[0],
     )[1]
     own = swept.best.records
@@ -185,7 +197,7 @@ def numbers(
     return [normalised(of_seed[own.seed].test[way], own) for own in measured]
 
 
-def show(measured: Sequence[Inputs], made: Sequence[Merged], unseen: str) -> None:
+def show(measured: Sequence[Inputs], made: Sequence[Merged]) -> None:
     say("4/4  what came out: test texts, accuracy over the fine-tuned encoders', percent")
     print("   mean over the merged tasks ± standard error over seeds", flush=True)
     console, seeds = open_console(), len(measured)
@@ -212,20 +224,16 @@ def show(measured: Sequence[Inputs], made: Sequence[Merged], unseen: str) -> Non
             told[way][merge] = over_seeds([one - other for one, other in pairs])
         table.add_row(merge, *(told[way][merge].interval for way in rivals))
     print_table(console, table)
-    print(f"\n   {unseen}, which no merged encoder was trained on, over the pre-trained one's:")
-    table = new_table("", *ways)
+    print("\n   chosen on validation texts, seed by seed", flush=True)
+    table = new_table("", "β of LiNeS", "λ of uniform, best")
     for merge in merges:
-        rows = [each for each in made if each.merge == merge]
-        kept = {
-            way: [
-                each.test[way][unseen] / own.base[unseen]
-                for each, own in zip(rows, measured, strict=True)
-            ]
-            for way in ways
-        }
-        table.add_row(merge, *(over_seeds(kept[way]).text for way in ways))
+        chosen = [each.chosen for each in made if each.merge == merge]
+        cells = [[each[LINES]["beta"] for each in chosen], [each[BEST]["alpha"] for each in chosen]]
+        table.add_row(merge, *(", ".join(f"{value:.4g}" for value in cell) for cell in cells))
     print_table(console, table)
     if seeds > 1:
+        count = len(merges) * len(rivals)
+        print(f"\n   {count} intervals of 95%: one in twenty misses by chance what it is of.")
         words = {1: "higher in", -1: "lower in", 0: "not told apart in"}
         for way in rivals:
             sentence = f"LiNeS beside {way}, by these intervals: {told_apart(told[way], words)}."
@@ -245,8 +253,9 @@ def draw_betas(made: Sequence[Merged], betas: Sequence[float], path: Path) -> No
             over = [over_seeds(values) for values in zip(*(row[way] for row in rows), strict=True)]
             errors = [number.error for number in over] if len(rows) > 1 else None
             panels[merge][way] = ([number.mean for number in over], errors)
+    axis = "β: gained from first to last block (accuracies of validation texts)"
     with figures.page(path) as figure:
-        figures.sweep_panels(figure, "β: gained from first to last block", betas, panels, None, {})
+        figures.sweep_panels(figure, axis, betas, panels, None, {})
 
 
 def draw_both(
@@ -266,7 +275,7 @@ def draw_both(
     ringed = (chosen["parameters.beta"], chosen["parameters.alpha"])
     with figures.page(path) as figure:
         axes_of = ("β", list(betas), "α", list(ALPHAS))
-        figures.sweep_heat(figure, *axes_of, grids, ringed, "mean normalised accuracy")
+        figures.sweep_heat(figure, *axes_of, grids, ringed, "mean normalised accuracy, validation")
 
 
 def main() -> None:
@@ -285,7 +294,7 @@ def main() -> None:
         "merges": [each._asdict() for each in made],
     }
     Path("many-tasks.json").write_text(json.dumps(everything, indent=1), encoding="utf-8")
-    show(measured, made, TINY_UNSEEN if tiny else UNSEEN)
+    show(measured, made)
     lines, both = Path("many-tasks-betas.png"), Path("many-tasks-both.png")
     draw_betas(made, betas, lines)
     draw_both(tasks, betas, both, options.num_threads)

@@ -85,7 +85,7 @@ def test_the_choice_is_the_best_on_validation(told: Told) -> None:
 
         ways = {
             "LiNeS": ["0,1", "0.5,1", "1,1"],
-            "reversed": ["1,0", "1,0.5"],
+            "reversed": ["1,0", "1,0.5", "1,1"],
             "uniform, best": ["0.5,0.5", "0.75,0.75", "1,1"],
         }
         for way, keys in ways.items():

@@ -61,19 +61,21 @@ def test_the_table_shows_accuracies_and_coefficients(told: Told) -> None:
     """Mean and standard error over seeds, of every way; of coefficients the nearest line's β."""
     for way, row in told.rows[0]["curves"].items():
         (cells,) = re.findall(rf"^{way}  +(\S+ ± .*)$", told.text, re.MULTILINE)
-        merged, _, mean, slope = re.split(r"  +", cells.strip())
+        merged, mean, outside, slope = re.split(r"  +", cells.strip())
         values = [100 * value for value in normalised(told, way)]
         error = statistics.stdev(values) / SEEDS**0.5
         assert merged == f"{statistics.fmean(values):.1f} ± {error:.1f}"
         blocks = torch.tensor([each["curves"][way]["blocks"] for each in told.rows]).double()
         assert float(mean.split(" ±")[0]) == pytest.approx(blocks.mean().item(), abs=6e-3)
+        own = statistics.fmean(each["curves"][way]["outside"] for each in told.rows)
+        assert float(outside.split(" ±")[0]) == pytest.approx(own, abs=6e-3)
         x = torch.linspace(-0.5, 0.5, len(row["blocks"]), dtype=torch.float64)
         line = (blocks @ x / (x @ x)).mean().item()
         assert float(slope.split(" ±")[0]) == pytest.approx(line, abs=6e-3)
 
 
 def test_what_was_learnt_is_what_is_compared(told: Told) -> None:
-    """The recipe of learn has the curve; its rival without depth has its mean everywhere."""
+    """The recipe of learn has the curve; its rival without depth the mean, and the same outside."""
     for seed, row in enumerate(told.rows):
         for objective, way in LEARNT.items():
             folder = learnt(told, seed, objective) / "learnt"
@@ -81,9 +83,10 @@ def test_what_was_learnt_is_what_is_compared(told: Told) -> None:
             blocks = [float(value) for value in recipe["parameters"]["schedule"].split(",")]
             assert blocks == row["curves"][way]["blocks"]
             assert recipe["parameters"]["outside"] == row["curves"][way]["outside"]
-            flat = row["curves"][f"uniform, mean of {way}"]
+            flat = row["curves"][f"level, mean of {way}"]
             mean = pytest.approx(statistics.fmean(blocks), abs=1e-6)
-            assert [*flat["blocks"], flat["outside"]] == [mean] * (len(blocks) + 1)
+            assert flat["blocks"] == [mean] * len(blocks)
+            assert flat["outside"] == row["curves"][way]["outside"]
 
 
 def test_the_line_of_lines_is_that_of_its_recipe(told: Told) -> None:
