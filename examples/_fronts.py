@@ -1,12 +1,11 @@
 """Fronts of several seeds beside each other: areas, their differences, and what these show.
 
-Each seed has its own prompts, so its rewards count from the base's on the same ones.
+Each seed draws its prompts from the same ones, so its rewards count from the base's on its own.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,18 +88,6 @@ def side_by_side(soups: Sequence[Soup]) -> list[Bootstrap]:
     return [bootstrap(each, lowest) for each in scores]
 
 
-def over_prompts(differences: Sequence[Difference]) -> Difference:
-    """Return the mean over seeds and its interval over prompts, as if the policies were fixed.
-
-    Each seed's prompts count as drawn apart from the others', and the mean as normal.
-    """
-    ends_of = np.array([each.interval for each in differences])
-    middle = float(ends_of.mean())
-    half = float(np.sqrt(((ends_of[:, 1] - ends_of[:, 0]) ** 2).sum()) / 2 / len(differences))
-    mean = statistics.fmean(each.value for each in differences)
-    return Difference(mean, (middle - half, middle + half))
-
-
 def between(number: Difference) -> str:
     low, high = number.interval
     return f"{number.value:+.3f} ({low:+.3f} to {high:+.3f})"
@@ -141,15 +128,18 @@ def show_areas(areas: Sequence[Bootstrap]) -> None:
         differences = [each.differences[LINES, other] for each in areas]
         number = over_seeds([each.value for each in differences])
         together[LINES, other] = Difference(number.mean, (number.low, number.high))
-        rows = [*differences, over_prompts(differences), together[LINES, other]]
+        rows = [*differences, together[LINES, other]]
         columns.append([between(each) for each in rows])
-    names = [*(f"seed {n}, over prompts" for n in seeds), "mean, over prompts", "mean, over seeds"]
+    names = [*(f"seed {n}, over prompts" for n in seeds), "mean, over seeds"]
     for cells in zip(names, *columns, strict=True):
         table.add_row(*cells)
     print_table(console, table)
     print()
     told = verdict(together, f"{len(areas)} seeds")
-    told.append("These are over seeds, each with its own prompts, samples and policies.")
+    told.append(
+        "These are over seeds, each with its own samples and policies; of their prompts, drawn "
+        "from the same ones, more than half are common to any two."
+    )
     print_paragraph(told)
 
 

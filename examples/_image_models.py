@@ -5,6 +5,7 @@ All weights are trained; a task's head stays what was fitted on the pre-trained 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,7 +78,8 @@ def get_base(name: str, how: Size) -> str:
     kind = ARCHITECTURES[name]
     config = kind.config(how.small)
     settings = (how.steps, how.batch, how.learning_rate, TURNS)
-    made_from = fingerprint(config.to_dict(), _images.MADE_FROM, settings)
+    code = [Path(_images.__file__).read_text("utf-8"), inspect.getsource(steps)]
+    made_from = fingerprint(config.to_dict(), code, settings)
 
     def begin() -> Training:
         garments = _images.pretraining(WORK / "downloads", small=how.small)
@@ -106,7 +108,7 @@ def get_images(name: str, size: Size, seed: int, base_made_from: str) -> str:
     """Make the folder of a seed's images and of the tasks' heads; return its fingerprint."""
     folder, sizes = Path(f"seed-{seed}") / FOLDER, _sizes(size)
     code = Path(_image_accuracy.__file__).read_text("utf-8")
-    made_from = fingerprint(base_made_from, _images.MADE_FROM, size.tasks, sizes, seed, code)
+    made_from = fingerprint(base_made_from, size.tasks, sizes, seed, code)
     if finished(folder, made_from):
         return made_from
     model, images, heads = ARCHITECTURES[name].load(Path("base")), {}, {}
@@ -130,7 +132,7 @@ def _sizes(size: Size) -> dict[str, int]:
 
 def tune(name: str, size: Size, seed: int, task: str, images_made_from: str) -> dict:
     """Fine-tune the pre-trained model on a task; return what was seen."""
-    settings = (size.steps, size.batch, size.learning_rate)
+    settings = (size.steps, size.batch, size.learning_rate, inspect.getsource(steps))
     folder = Path(f"seed-{seed}", task)
 
     def begin() -> Training:

@@ -37,8 +37,6 @@ GRAIN = 90.0  # standard deviation of the noise; a pixel has 0 to 255
 TASKS = ("fashion", "grainy", "digits", "scans")
 TINY_TASKS = ("quilts", "rugs", "tiles")  # patterns that are drawn here
 TINY_CLASSES, TINY_POOL, TINY_CONTRAST = 4, 400, 48.0
-# What a split is made from, beside its name, sizes and seed.
-MADE_FROM = (FASHION, DIGITS, GRAIN, TINY_CLASSES, TINY_POOL, TINY_CONTRAST)
 
 
 class Images(NamedTuple):

@@ -6,6 +6,7 @@ A story chooses by ``mergekit_lines.sweep`` on validation data. What was chosen 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from _base import NOTE, fingerprint, finished
 from scipy.special import stdtrit
 
 import mergekit_lines
+from mergekit_lines.report.file import versions
 from mergekit_lines.search.sweep import Sweep
 
 SPEC = "python:_accuracy:tasks"
@@ -66,6 +68,13 @@ def fresh(folder: Path, origin: str) -> Path:
     return folder
 
 
+@functools.cache
+def engine() -> str:
+    """Return a fingerprint of what merges: results of other code or packages are not reused."""
+    code = sorted(Path(mergekit_lines.__file__).parent.rglob("*.py"))
+    return fingerprint([path.read_text(encoding="utf-8") for path in code], versions())
+
+
 def made_from(folders: Sequence[str], measure: Measure = TEXTS) -> list[str]:
     """Return what data and models of this seed were made from."""
     paths = [Path(folder, NOTE) for folder in (measure.data, "../base", *folders)]
@@ -84,7 +93,7 @@ def as_they_are(tasks: Sequence[str], measure: Measure = TEXTS) -> dict[str, Acc
         "parameters": {"alpha": 0, "beta": 0},
         "dtype": "float32",
     }
-    origin = fingerprint(made_from(tasks, measure), measure.source)
+    origin = fingerprint(made_from(tasks, measure), measure.source, engine())
     settings = {PRE_TRAINED: "../base"} | {task: f"./{task}" for task in tasks}
     return tested(recipe, settings, fresh(Path("inputs"), origin) / "test.json", measure)
 

@@ -11,6 +11,7 @@ and made with the same settings is not made again.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import random
 import time
@@ -92,7 +93,7 @@ def begin(options: argparse.Namespace, name: str, sizes: tuple[Size, Size]) -> S
 
 
 def base_made_from(size: Size) -> str:
-    return fingerprint(*(_small.TASKS, _small.WIDTH) if size.small else (_e5.E5, _e5.INSIDE))
+    return fingerprint(Path((_small if size.small else _e5).__file__).read_text(encoding="utf-8"))
 
 
 def get_base(size: Size) -> None:
@@ -162,7 +163,8 @@ def tune(size: Size, seed: int, task: str, texts_made_from: str, name: str | Non
         texts_made_from: the fingerprint of the texts.
         name: of this one among several of the task.
     """
-    settings = (size.steps, size.batch, size.learning_rate, SCALE, WARM_UP)
+    code = [inspect.getsource(each) for each in (steps, _accuracy.inputs, _accuracy.embed)]
+    settings = (size.steps, size.batch, size.learning_rate, SCALE, WARM_UP, code)
     made_from = fingerprint(texts_made_from, task, settings)
     folder = Path(f"seed-{seed}", name or task)
 

@@ -25,6 +25,7 @@ from _stories import (
     Measure,
     OverSeeds,
     as_they_are,
+    engine,
     fresh,
     inside,
     made_from,
@@ -41,7 +42,6 @@ from mergekit_lines import figures
 from mergekit_lines.console import new_table, open_console, print_table
 from mergekit_lines.figures.drawing import fit_height, legend_below, number_ticks, plain_axes
 from mergekit_lines.figures.parts import looks_of
-from mergekit_lines.report.file import versions
 from mergekit_lines.search.bench import LINES, UNIFORM
 from mergekit_lines.search.store import Record
 from mergekit_lines.search.sweep import Sweep
@@ -111,7 +111,7 @@ def edited(
     recipe, controls = recipe_of(target), size.controls(target)
     gammas = gammas_of(size)
     own = made_from([target], measure)
-    origin = fingerprint(recipe, gammas, own, measure.source, versions())
+    origin = fingerprint(recipe, gammas, own, measure.source, engine())
     out = fresh(Path("forgetting", target), origin)
     lines, mirror = [ends(g, 1) for g in gammas], [ends(1, g) for g in gammas]
     flat = [ends(g, g) for g in gammas if 0 < g < 0.5]  # the others are means of those above

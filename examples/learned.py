@@ -26,6 +26,7 @@ from _stories import (
     TEXTS,
     Accuracies,
     OverSeeds,
+    engine,
     fresh,
     inside,
     made_from,
@@ -52,7 +53,6 @@ import mergekit_lines
 from mergekit_lines import figures
 from mergekit_lines.console import new_table, open_console, print_table
 from mergekit_lines.figures.parts import looks_of
-from mergekit_lines.report.file import versions
 from mergekit_lines.search.bench import LINES
 
 MERGE = "task arithmetic"
@@ -128,7 +128,7 @@ def learnt(
     """
     recipe = recipe_of(tasks, MERGES[MERGE])
     code = [TEXTS.source, Path(_nearest.__file__).read_text("utf-8")]
-    origin = fingerprint(recipe, how, HELD_OUT, made_from(tasks), code, versions())
+    origin = fingerprint(recipe, how, HELD_OUT, made_from(tasks), code, engine())
     folder = fresh(Path("learned", objective), origin)
     texts, out = folder / "texts.jsonl", folder / "learnt"
     report = out / "learned.json"
@@ -176,7 +176,7 @@ def compared(
     first = even[EQUAL] - beta / 2
     curves[LINES] = Curve([first + beta * x for x in np.linspace(0, 1, count).tolist()], first)
     recipe = recipe_of(tasks, MERGES[MERGE])
-    origin = fingerprint(made_from(tasks), TEXTS.source, versions())
+    origin = fingerprint(made_from(tasks), TEXTS.source, engine())
     file = fresh(Path("learned", "measured"), origin) / "test.json"
     test = chosen.test | tested(recipe, parameters, file, TEXTS)
     return Compared(own, curves, test, reports)

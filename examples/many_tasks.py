@@ -26,6 +26,7 @@ from _stories import (
     Accuracies,
     Measure,
     as_they_are,
+    engine,
     fresh,
     inside,
     made_from,
@@ -41,7 +42,6 @@ from tqdm import tqdm
 import mergekit_lines
 from mergekit_lines import figures
 from mergekit_lines.console import new_table, open_console, print_table
-from mergekit_lines.report.file import versions
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
 from mergekit_lines.search.sweep import Sweep
 
@@ -101,7 +101,7 @@ def origin_of(
     betas: Sequence[float],
     measure: Measure = TEXTS,
 ) -> str:
-    return fingerprint(recipe, betas, made_from(tasks, measure), measure.source, versions())
+    return fingerprint(recipe, betas, made_from(tasks, measure), measure.source, engine())
 
 
 # --- one seed ------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ SEED, STEPS, LEARNING_RATE = 0, 20, 4e-5
 def policy_made_from(style: str) -> str:
     data = [conversations(style, held_out=held_out) for held_out in (False, True)]
     settings = (SEED, STEPS, BATCH, LEARNING_RATE, SYSTEM, torch.__version__)
-    return fingerprint(_base.MADE_FROM, style, data, settings)
+    return fingerprint(_base.made_from(WORK / "base"), style, data, settings)
 
 
 def tune(style: str) -> dict:

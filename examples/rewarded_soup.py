@@ -1,9 +1,9 @@
 """A rewarded soup, measured: two policies, two rewards, and the front between them three ways.
 
-All of it is done for several seeds, each with its own prompts, samples and policies. Everything is
-made in ``examples/work/rewarded-soup`` (``--tiny``: in ``examples/work/tiny``). A step's folder is
-renamed when it is whole, and the front is kept point by point, so an interrupted run goes on.
-See rewarded_soup.sh.
+All of it is done for several seeds, each with its own samples, policies and choice of the prompts.
+Everything is made in ``examples/work/rewarded-soup`` (``--tiny``: in ``examples/work/tiny``). A
+step's folder is renamed when it is whole, and the front is kept point by point, so an interrupted
+run goes on. See rewarded_soup.sh.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from _base import NOTE, WORK, fingerprint, finished, making, say
 from _fronts import draw_seeds, ends, print_paragraph, show_seeds, verdict
 from _model import fail, load, run, save
 from _prompts import HELD_OUT, TRAINING
-from _stories import inside
+from _stories import engine, inside
 from tqdm import tqdm
 
 import mergekit_lines
@@ -101,7 +101,7 @@ def prompts_of(size: Size, seed: int) -> tuple[list[str], list[str]]:
 
 def base_made_from(size: Size) -> str:
     if size is FULL:
-        return _base.MADE_FROM
+        return _base.made_from(BASE)
     return fingerprint(words_of(size), TINY_SEED, Path(_tiny.__file__).read_text("utf-8"))
 
 
@@ -228,13 +228,11 @@ def get_front(size: Size, seed: int) -> Soup:
 
 
 def soup_made_from(size: Size, seed: int, rewards: Sequence[str]) -> str:
-    code = sorted(Path(mergekit_lines.__file__).parent.rglob("*.py"))
-    sources = [path.read_text(encoding="utf-8") for path in code]
     policies = [policy_made_from(name, size, seed) for name in POLICIES]
     files = [Path(name, "model.safetensors") for name in (BASE, *POLICIES)]
     times = [file.stat().st_mtime_ns for file in files]  # one that was made again is another one
     held_out = prompts_of(size, seed)[1]
-    return fingerprint(policies, times, size, RECIPE, held_out, rewards, sources, versions())
+    return fingerprint(policies, times, size, RECIPE, held_out, rewards, engine())
 
 
 # --- 4. what came out of one seed ----------------------------------------------------------------

@@ -24,6 +24,7 @@ from _stories import (
     TEXTS,
     Accuracies,
     as_they_are,
+    engine,
     fresh,
     inside,
     made_from,
@@ -38,7 +39,6 @@ from tqdm import tqdm
 import mergekit_lines
 from mergekit_lines import figures
 from mergekit_lines.console import new_table, open_console, print_table
-from mergekit_lines.report.file import versions
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
 from mergekit_lines.search.pareto import pareto_set
 
@@ -79,7 +79,7 @@ def at(way: str, share: float) -> str:
 def measured(seed: int, source: str, shares: Sequence[float], threads: int | None) -> Tuned:
     """Choose c by validation texts of the source; measure every c on test texts of all."""
     recipe, code = recipe_of(source), Path(_accuracy.__file__).read_text("utf-8")
-    out = fresh(Path(NAME), fingerprint(recipe, shares, made_from([source]), code, versions()))
+    out = fresh(Path(NAME), fingerprint(recipe, shares, made_from([source]), code, engine()))
     axis = f"{WEIGHT}={','.join(f'{share:g}' for share in shares)}"
     swept = search(recipe, axis, out / "search", threads, objective=source)
     points = dict(zip(shares, swept.points, strict=True))

@@ -20,6 +20,7 @@ from typing import Any
 
 import _base  # before transformers: it says where the Hub's library keeps its files
 import learn
+import numpy as np
 import yaml
 from _base import WORK, say
 from _model import SYSTEM, fail, run
@@ -120,10 +121,12 @@ class Row:
     losses: tuple[float, ...]  # of each conversation of the test split, in nats per token
 
     def over(self, other: Row) -> str:
-        """Say how much higher the test conversations' loss is than another's, with its interval."""
-        pairs = zip(self.losses, other.losses, strict=True)
-        differences = [own - its for own, its in pairs]
-        found = over_seeds(differences)  # conversations here: the interval is the same
+        """Say how much higher the loss of the test topics is than another's, with its interval.
+
+        A topic is told in each style, and these are not independent: their mean counts once.
+        """
+        by_style = np.subtract(self.losses, other.losses).reshape(len(STYLES), -1)
+        found = over_seeds(by_style.mean(axis=0).tolist())  # topics here: the interval is the same
         return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
 
 
@@ -161,7 +164,7 @@ def show(names: Iterable[str]) -> None:
         over = "" if label == SWEEP else row.over(found[SWEEP])
         table.add_row(label, told, f"{row.validation:.4f}", f"{row.test:.4f}", over)
     print_table(open_console(), table)
-    print("   of a token, mean over the test conversations, with its interval over these")
+    print("   of a token, mean over the test topics in both styles, with its interval over topics")
 
 
 def main() -> None:

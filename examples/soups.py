@@ -23,6 +23,7 @@ from _stories import (
     SPEC,
     TEXTS,
     as_they_are,
+    engine,
     fresh,
     inside,
     made_from,
@@ -37,7 +38,6 @@ from tqdm import tqdm
 import mergekit_lines
 from mergekit_lines import figures
 from mergekit_lines.console import new_table, open_console, print_table
-from mergekit_lines.report.file import versions
 from mergekit_lines.search.bench import LINES, UNIFORM, UNSCALED
 from mergekit_lines.search.sweep import Sweep
 
@@ -113,7 +113,7 @@ def cooked(size: Size, seed: int, betas: Sequence[float], threads: int | None) -
     """Choose among the runs, then a coefficient for each soup, on validation texts."""
     runs, (task,) = list(runs_of(size)), size.tasks
     code = Path(_accuracy.__file__).read_text("utf-8")
-    out = fresh(Path(NAME), fingerprint(betas, made_from(runs), code, versions()))
+    out = fresh(Path(NAME), fingerprint(betas, made_from(runs), code, engine()))
     options = {"objective": task, "quiet": True, "num_threads": threads}
     greedy = mergekit_lines.greedy(recipe_of(runs), [SPEC], out / "choice", **options)
     ranked = [Path(name).name for name in greedy.scores]

@@ -47,10 +47,14 @@ def save(figure: Any, path: Path) -> None:
     Raises:
         LinesError: the file cannot be made.
     """
-    drawn = BytesIO()
+    from PIL import Image  # matplotlib brings it
+
+    drawn, small = BytesIO(), BytesIO()
     figure.savefig(drawn, format="png")
+    with Image.open(drawn) as image:  # 256 colours look alike, in a third of the bytes
+        image.convert("RGB").quantize(256).save(small, "PNG", optimize=True)
     try:
-        path.write_bytes(drawn.getvalue())
+        path.write_bytes(small.getvalue())
     except OSError as error:
         raise LinesError(
             f"{figure.get_label()}: cannot be written ({error.strerror}). Choose another file."

@@ -222,15 +222,6 @@ def test_seeds_are_compared_above_one_reference(whole: Run) -> None:
     assert (whole.folder / "rewarded-soup" / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_intervals_over_prompts_are_put_together(example: ModuleType) -> None:
-    """Of independent means the half-widths add up as squares do, over their number."""
-    fronts = sys.modules["_fronts"]
-    seeds = [difference(0.0, 0.6), difference(0.4, 1.2)]
-    got = fronts.over_prompts(seeds)
-    assert got.value == pytest.approx(0.55)
-    assert got.interval == pytest.approx((0.55 - 0.25, 0.55 + 0.25))  # √(0.3² + 0.4²)/2
-
-
 def test_the_written_model(whole: Run) -> None:
     """The model of c = 0.5 is base + λ(ℓ)·(both task vectors)/2, with λ from 1 to 2."""
     place = whole.seeds[0].folder
