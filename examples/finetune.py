@@ -136,7 +136,8 @@ def get_texts(size: Size, seed: int) -> str:
     """Make the folder of a seed's texts and of the labels' embeddings; return its fingerprint."""
     folder, splits = Path(f"seed-{seed}") / FOLDER, splits_of(size, seed)
     prompts = words(size)
-    read = (_accuracy.PREFIX, _accuracy.LENGTH)
+    code = [inspect.getsource(each) for each in (_accuracy.inputs, _accuracy.embed)]
+    read = (_accuracy.PREFIX, _accuracy.LENGTH, code)
     made_from = fingerprint(base_made_from(size), splits, prompts, read)
     if not finished(folder, made_from):
         model, tokenizer = load(Path("base"))
@@ -163,9 +164,8 @@ def tune(size: Size, seed: int, task: str, texts_made_from: str, name: str | Non
         texts_made_from: the fingerprint of the texts.
         name: of this one among several of the task.
     """
-    code = [inspect.getsource(each) for each in (steps, _accuracy.inputs, _accuracy.embed)]
-    settings = (size.steps, size.batch, size.learning_rate, SCALE, WARM_UP, code)
-    made_from = fingerprint(texts_made_from, task, settings)
+    settings = (size.steps, size.batch, size.learning_rate, SCALE, WARM_UP)
+    made_from = fingerprint(texts_made_from, task, settings, inspect.getsource(steps))
     folder = Path(f"seed-{seed}", name or task)
 
     def begin() -> Training:

@@ -52,7 +52,8 @@ def save(figure: Any, path: Path) -> None:
     drawn, small = BytesIO(), BytesIO()
     figure.savefig(drawn, format="png")
     with Image.open(drawn) as image:  # 256 colours look alike, in a third of the bytes
-        image.convert("RGB").quantize(256).save(small, "PNG", optimize=True)
+        small_image = image.convert("RGB").quantize(256)
+        small_image.save(small, "PNG", optimize=True, dpi=image.info["dpi"])
     try:
         path.write_bytes(small.getvalue())
     except OSError as error:
