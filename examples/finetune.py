@@ -48,7 +48,7 @@ class Size(NamedTuple):
     batch: int
     learning_rate: float
     small: bool = False  # a random model, and made-up texts
-    guessed: tuple[str, ...] = ()  # the pre-trained model is right by chance: nothing to forget
+    guessed: tuple[str, ...] = ()  # the pre-trained model is hardly better than chance
 
     def controls(self, target: str) -> list[str]:
         """Return what a model that was fine-tuned on a task may have forgotten."""
