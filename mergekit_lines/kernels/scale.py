@@ -6,6 +6,7 @@ import torch
 
 _RUN = 256  # entries; a float64 copy of all of them would cost more than the rest of a pass
 _PIECE = 1 << 18  # entries; float64 copies of a whole tensor would cost twice its fp32 size
+_STEP = 1 << 16  # entries of which there are several float64 copies at once, on a CPU
 
 
 def work_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -64,21 +65,27 @@ def sum_norm(base: torch.Tensor, models: list[torch.Tensor], power: int) -> floa
     """Return Σ|x|^power in float64 of τ_sum, the plain sum of the task vectors.
 
     Args:
-        base: θ_0, any shape, fp32 or float64; float64 copies of it are made.
+        base: θ_0, 1-D, fp32 or float64; a float64 tensor of its size is made.
         models: the fine-tuned models' tensors, same shape and dtype.
         power: 1 or 2.
     """
-    origin = base.double()
-    summed = torch.zeros_like(origin)
-    for tensor in models:
-        summed += tensor.double() - origin
-    return power_sum(summed, power)
+    summed = torch.zeros_like(base, dtype=torch.float64)
+    count = base.numel()
+    step = _STEP if base.device.type == "cpu" else max(count, 1)
+    for start in range(0, count, step):
+        origin, part = base[start : start + step].double(), summed[start : start + step]
+        for tensor in models:
+            part += tensor[start : start + step].double() - origin
+    return _sum_of_powers(summed, power)
 
 
 def power_sum(tensor: torch.Tensor, power: int) -> float:
-    """Return Σ|x|^power of a tensor of any shape, in float64."""
-    tensor = tensor.double()
-    return float((tensor.abs() if power == 1 else tensor.square()).sum())
+    """Return Σ|x|^power of a tensor of any shape, in float64, of which one copy is made."""
+    return _sum_of_powers(tensor.to(torch.float64, copy=True), power)
+
+
+def _sum_of_powers(values: torch.Tensor, power: int) -> float:
+    return float((values.abs_() if power == 1 else values.square_()).sum())
 
 
 def total(tensor: torch.Tensor) -> float:

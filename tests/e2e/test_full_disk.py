@@ -125,9 +125,12 @@ def test_a_disk_that_fills_up_during_the_merge(share: float, place: Place, disk:
     kept = sorted(partial_of(disk / "out").glob("*.safetensors"))
     assert kept or share < 0.5
     assert "whole shards are kept" in ended.stderr or not kept
-    # Impatience changes nothing: what is kept stays while the disk is full.
+    # Impatience loses nothing: what is kept stays while the disk is full. A shard that was on its
+    # way to the disk may become whole now, in the room that half a shard behind it gave up.
     assert place.merge("disk/out").refusal
-    assert sorted(partial_of(disk / "out").glob("*.safetensors")) == kept
+    after = sorted(partial_of(disk / "out").glob("*.safetensors"))
+    assert after[: len(kept)] == kept
+    assert len(after) <= len(kept) + 1
     filler.unlink()
     place.check_resumes("disk/out")
     assert list(disk.iterdir()) == []
