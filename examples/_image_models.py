@@ -78,8 +78,7 @@ def get_base(name: str, how: Size) -> str:
     kind = ARCHITECTURES[name]
     config = kind.config(how.small)
     settings = (how.steps, how.batch, how.learning_rate, TURNS)
-    code = [Path(_images.__file__).read_text("utf-8"), inspect.getsource(steps)]
-    code.append(inspect.getsource(features))
+    code = [Path(_images.__file__).read_text("utf-8"), *map(inspect.getsource, (steps, features))]
     made_from = fingerprint(config.to_dict(), code, settings)
 
     def begin() -> Training:
